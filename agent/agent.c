@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "agent.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <string.h>
+
+/* Requests the kernel may hold at once: reads of all connections, repository writes, timers. */
+#define LOOP_DEPTH 256
+
+int agent_start(struct agent *a, struct error *err)
+{
+	int r = loop_new(LOOP_DEPTH, &a->loop, err);
+
+	if (!r)
+		r = pool_new(a->loop, 0, &a->pool, err);
+	if (!r && !(a->warnings = json_array()))
+		r = error_nomem(err);
+	return r;
+}
+
+void agent_stop(struct agent *a)
+{
+	repo_free(a->repo);
+	pool_free(a->pool);
+	loop_free(a->loop);
+	json_decref(a->warnings);
+	free(a->state_dir);
+	free(a->repo_url);
+}
+
+/* The directory named by -r: "DIR" or "file:DIR". */
+static int repo_path(const struct agent *a, const char **ret, struct error *err)
+{
+	const char *spec = a->opt.repo;
+
+	if (strncmp(spec, "file:", 5) == 0)
+		spec += 5;
+	else if (strncmp(spec, "s3:", 3) == 0)
+		return error_set(err, TM_E_UNSUPPORTED,
+				 "%s: this version keeps repositories in directories only", spec);
+	if (!*spec)
+		return error_set(err, TM_E_USAGE, "the repository's name is empty");
+	*ret = spec;
+	return 0;
+}
+
+int agent_open_store(struct agent *a, bool create, struct store **ret, struct error *err)
+{
+	const char *path = NULL;
+	auto_free char *real = NULL;
+	int r = repo_path(a, &path, err);
+
+	if (!r)
+		r = store_dir_open(a->loop, path, create, ret, err);
+	if (r)
+		return r;
+	real = realpath(path, NULL);
+	free(a->repo_url);
+	a->repo_url = NULL;
+	r = text_format(&a->repo_url, err, "file:%s", real ? real : path);
+	if (r) {
+		store_free(*ret);
+		*ret = NULL;
+	}
+	return r;
+}
+
+int agent_open_repo(struct agent *a, struct error *err)
+{
+	struct store *st = NULL;
+	int r = agent_open_store(a, false, &st, err);
+
+	if (r)
+		return r;
+	r = repo_open(st, &a->repo, err);
+	if (r)
+		error_prefix(err, "repository %s", a->opt.repo);
+	return r;
+}
+
+int agent_state_dir(struct agent *a, struct error *err)
+{
+	const char *dir = getenv("TIDEMARK_STATE_DIR"), *xdg = getenv("XDG_STATE_HOME"),
+		   *home = getenv("HOME");
+	int r;
+
+	if (a->state_dir)
+		return 0;
+	if (dir && *dir)
+		r = text_copy(dir, &a->state_dir, err);
+	else if (xdg && *xdg)
+		r = text_format(&a->state_dir, err, "%s/tidemark", xdg);
+	else if (geteuid() == 0)
+		r = text_copy("/var/lib/tidemark", &a->state_dir, err);
+	else if (home && *home)
+		r = text_format(&a->state_dir, err, "%s/.local/state/tidemark", home);
+	else
+		return error_set(err, TM_E_USAGE,
+				 "no place for the state of this host: set TIDEMARK_STATE_DIR");
+	if (!r)
+		r = io_mkdirs(a->state_dir, err);
+	if (r)
+		error_prefix(err, "state directory");
+	return r;
+}
+
+int agent_check_interrupt(struct error *err)
+{
+	if (!agent_interrupted)
+		return 0;
+	return error_set(err, TM_E_CANCELED, "interrupted");
+}

@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What the commands share: the context of one run, and the way the program
+ * speaks.  Results go to stdout, everything else to stderr; only this folder
+ * prints.
+ */
+#pragma once
+
+#include "common/common.h"
+#include "options.h"
+#include "repo/repo.h"
+
+#include <jansson.h>
+#include <signal.h>
+
+enum exit_status {
+	EXIT_DONE = 0,
+	EXIT_FAILED = 1,
+	EXIT_USAGE = 2,
+	EXIT_WARNED = 3,
+	EXIT_DAMAGE = 4,
+	EXIT_RECOVERY = 5,
+	EXIT_INTERRUPTED = 130,
+};
+
+struct agent {
+	struct options opt;
+	struct loop *loop;
+	struct pool *pool;
+	struct repo *repo; /* opened by agent_open_repo() */
+	char *state_dir;   /* made by agent_state_dir() */
+	char *repo_url;    /* absolute, as recorded in journals */
+	json_t *warnings;  /* array of strings; of the object being made */
+	bool warned;       /* anything, in the whole run */
+	struct {
+		uint64_t shown_ms; /* when progress was last printed, monotonic */
+		bool bar;          /* a bar stands on the terminal's line */
+	} progress;
+};
+
+/* Set by the first SIGINT or SIGTERM. */
+extern volatile sig_atomic_t agent_interrupted;
+
+/* ---- agent.c ---- */
+
+int agent_start(struct agent *a, struct error *err) TM_WUR;
+void agent_stop(struct agent *a);
+
+/* The store of -r REPO.  create: a missing directory is made. */
+int agent_open_store(struct agent *a, bool create, struct store **ret, struct error *err) TM_WUR;
+int agent_open_repo(struct agent *a, struct error *err) TM_WUR;
+
+/* Fills a->state_dir: TIDEMARK_STATE_DIR, XDG_STATE_HOME/tidemark, or the default; makes it. */
+int agent_state_dir(struct agent *a, struct error *err) TM_WUR;
+
+/* TM_E_CANCELED after a signal; for the tick functions. */
+int agent_check_interrupt(struct error *err) TM_WUR;
+
+/* ---- output.c ---- */
+
+/* "tidemark: <text>" to stderr. */
+void say_error(const struct agent *a, const struct error *err);
+/* "tidemark: warning: <text>", remembered for JSON and the exit status. */
+void say_warning(struct agent *a, const char *fmt, ...) TM_PRINTF(2, 3);
+/* A remark; not with --quiet or --json. */
+void say(struct agent *a, const char *fmt, ...) TM_PRINTF(2, 3);
+
+/* Prints a JSON value and a newline to stdout; takes the reference. */
+int print_json(json_t *value, struct error *err) TM_WUR;
+
+/* The warnings so far, for an object under "warnings" (new reference); the list starts anew. */
+json_t *take_warnings(struct agent *a);
+
+/*
+ * Progress of one disk: a bar on a terminal, a JSON event a line with --json.
+ * done >= total ends the bar.  Cheap when called often.
+ */
+void progress_show(struct agent *a, const char *phase, const char *disk, uint64_t done,
+		   uint64_t total);
+void progress_end(struct agent *a);
+
+/* A point as list and show print it (new reference, NULL without memory); all: as show does. */
+json_t *point_json(const struct point *p, bool all);
+
+/* ---- the commands: each returns 0 or a code, and may set *ret_status ---- */
+
+typedef int command_fn(struct agent *a, enum exit_status *ret_status, struct error *err);
+command_fn cmd_init, cmd_backup, cmd_list, cmd_show, cmd_restore, cmd_verify, cmd_status,
+	cmd_recover;

@@ -1,0 +1,254 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* init, list, show and verify: the commands that need a repository only. */
+#include "agent.h"
+
+#include <stdio.h>
+#include <string.h>
+
+int cmd_init(struct agent *a, enum exit_status *status, struct error *err)
+{
+	struct repo_init_options opt = {.block_size = 64 * 1024};
+	struct store *st = NULL;
+	int r = agent_open_store(a, true, &st, err);
+
+	(void)status;
+	if (!r)
+		r = repo_init(st, &opt, &a->repo, err);
+	if (r) {
+		error_prefix(err, "cannot make a repository in %s", a->opt.repo);
+		return r;
+	}
+	if (a->opt.json)
+		return print_json(json_pack("{s:s, s:i, s:b}", "repository",
+					    id_text(repo_id(a->repo)).s, "format",
+					    (int)repo_format(a->repo), "encrypted", 0),
+				  err);
+	(void)printf("made repository %s in %s\n", id_text(repo_id(a->repo)).s, a->opt.repo);
+	return 0;
+}
+
+static bool has_tags(const struct point *p, const struct string_list *tags)
+{
+	for (size_t i = 0; i < tags->n; i++) {
+		bool found = false;
+
+		for (size_t k = 0; k < p->ntags; k++)
+			found = found || strcmp(p->tags[k], tags->v[i]) == 0;
+		if (!found)
+			return false;
+	}
+	return true;
+}
+
+static void print_row(const struct point *p)
+{
+	char when[TIME_TEXT_MAX], stored[SIZE_TEXT_MAX], size[SIZE_TEXT_MAX];
+	uint64_t bytes = 0, all = 0;
+
+	for (size_t i = 0; i < p->ndisks; i++) {
+		bytes += p->disks[i].stored_bytes;
+		all += p->disks[i].size;
+	}
+	size_format(bytes, stored);
+	size_format(all, size);
+	time_format_local(p->created_ms, when);
+	(void)printf("%.12s  %s  %-16s %-24s %10s %10s  ", id_text(&p->id).s, when, p->guest,
+		     p->name, size, stored);
+	for (size_t i = 0; i < p->ndisks; i++)
+		(void)printf("%s%s:%s", i ? " " : "", p->disks[i].name,
+			     disk_rung_name(p->disks[i].rung));
+	(void)printf("\n");
+}
+
+static void warn_damaged(struct agent *a, size_t damaged)
+{
+	if (damaged)
+		say_warning(
+			a,
+			"%zu point%s cannot be read and %s left out; 'tidemark verify' tells more",
+			damaged, damaged == 1 ? "" : "s", damaged == 1 ? "is" : "are");
+}
+
+int cmd_list(struct agent *a, enum exit_status *status, struct error *err)
+{
+	auto_point_list struct point_list list = {0};
+	size_t damaged = 0;
+	json_t *out = NULL;
+	int r = agent_open_repo(a, err);
+
+	(void)status;
+	if (!r)
+		r = repo_points(a->repo, a->opt.guest, &list, &damaged, err);
+	if (r)
+		return r;
+	warn_damaged(a, damaged);
+	if (a->opt.json) {
+		out = json_array();
+	} else if (list.n) {
+		(void)printf("%-12s  %-19s  %-16s %-24s %10s %10s  %s\n", "POINT", "CREATED",
+			     "GUEST", "NAME", "SIZE", "STORED", "DISKS");
+	}
+	for (size_t i = 0; i < list.n; i++) {
+		if (!has_tags(list.v[i], &a->opt.tags))
+			continue;
+		if (!a->opt.json)
+			print_row(list.v[i]);
+		else if (json_array_append_new(out, point_json(list.v[i], false)))
+			r = error_nomem(err);
+	}
+	if (a->opt.json && !r)
+		return print_json(out, err);
+	json_decref(out);
+	return r;
+}
+
+static void print_disk(const struct point_disk *d)
+{
+	char size[SIZE_TEXT_MAX], dirty[SIZE_TEXT_MAX], readb[SIZE_TEXT_MAX], stored[SIZE_TEXT_MAX];
+
+	size_format(d->size, size);
+	size_format(d->dirty_bytes, dirty);
+	size_format(d->read_bytes, readb);
+	size_format(d->stored_bytes, stored);
+	(void)printf("disk %s\n", d->name);
+	(void)printf("  size          %s (%llu bytes)\n", size, (unsigned long long)d->size);
+	(void)printf("  file          %s (%s)\n", d->file ? d->file : "-",
+		     d->format ? d->format : "-");
+	(void)printf("  source        %s (%s)\n", disk_rung_name(d->rung),
+		     d->reason ? d->reason : "-");
+	if (!id_is_zero(&d->parent))
+		(void)printf("  changes since %s\n", id_text(&d->parent).s);
+	(void)printf("  changed       %s\n  read          %s\n  stored        %s\n", dirty, readb,
+		     stored);
+	if (d->bitmap)
+		(void)printf("  bitmap        %s\n", d->bitmap);
+}
+
+int cmd_show(struct agent *a, enum exit_status *status, struct error *err)
+{
+	auto_clean(point_free) struct point *p = NULL;
+	char when[TIME_TEXT_MAX];
+	int r = agent_open_repo(a, err);
+
+	(void)status;
+	if (!r)
+		r = repo_point_find(a->repo, a->opt.args.v[0], &p, err);
+	if (r)
+		return r;
+	if (a->opt.json)
+		return print_json(point_json(p, true), err);
+	time_format_local(p->created_ms, when);
+	(void)printf("point         %s\nguest         %s\nname          %s\n", id_text(&p->id).s,
+		     p->guest, p->name);
+	if (p->description)
+		(void)printf("description   %s\n", p->description);
+	for (size_t i = 0; i < p->ntags; i++)
+		(void)printf("tag           %s\n", p->tags[i]);
+	(void)printf("created       %s\nkind          %s\nstate         %s\nquiesced      "
+		     "%s\nfrozen        %llu ms\n",
+		     when, point_kind_name(p->kind), p->state, p->quiesced ? "yes" : "no",
+		     (unsigned long long)p->freeze_ms);
+	if (!id_is_zero(&p->parent))
+		(void)printf("parent        %s\n", id_text(&p->parent).s);
+	for (size_t i = 0; i < p->ndisks; i++)
+		print_disk(&p->disks[i]);
+	return 0;
+}
+
+static int verify_tick(void *data, uint64_t done, uint64_t total, struct error *err)
+{
+	progress_show(data, "verify", "-", done, total);
+	return agent_check_interrupt(err);
+}
+
+static json_t *damage_json(const struct repo_damage *d)
+{
+	json_t *points = json_array(), *disks = json_array(), *ranges = json_array();
+
+	for (size_t i = 0; points && i < d->points.n; i++)
+		(void)json_array_append_new(points, json_string(id_text(&d->points.v[i]->id).s));
+	for (size_t i = 0; disks && ranges && i < d->nranges; i++) {
+		(void)json_array_append_new(disks, json_string(d->ranges[i].disk));
+		(void)json_array_append_new(ranges,
+					    json_pack("[I,I]", (json_int_t)d->ranges[i].offset,
+						      (json_int_t)d->ranges[i].length));
+	}
+	return json_pack("{s:s, s:s, s:o, s:o, s:o}", "object", d->object, "reason", d->reason,
+			 "points", points, "disks", disks, "ranges", ranges);
+}
+
+static void print_damage(const struct repo_damage *d)
+{
+	(void)printf("damaged: %s: %s\n", d->object, d->reason);
+	for (size_t i = 0; i < d->points.n; i++)
+		(void)printf("  hits point %s (%s, %s)\n", id_text(&d->points.v[i]->id).s,
+			     d->points.v[i]->guest, d->points.v[i]->name);
+	for (size_t i = 0; i < d->nranges; i++)
+		(void)printf("  disk %s of %.12s: offset %llu, %llu bytes\n", d->ranges[i].disk,
+			     id_text(&d->ranges[i].point).s,
+			     (unsigned long long)d->ranges[i].offset,
+			     (unsigned long long)d->ranges[i].length);
+}
+
+static int print_report(struct agent *a, const struct repo_verify_report *rep, struct error *err)
+{
+	char bytes[SIZE_TEXT_MAX];
+	json_t *damaged;
+
+	if (a->opt.json) {
+		damaged = json_array();
+		for (size_t i = 0; damaged && i < rep->ndamaged; i++)
+			(void)json_array_append_new(damaged, damage_json(&rep->damaged[i]));
+		return print_json(json_pack("{s:I, s:I, s:I, s:o}", "points",
+					    (json_int_t)rep->points, "objects",
+					    (json_int_t)rep->objects, "bytes",
+					    (json_int_t)rep->bytes, "damaged", damaged),
+				  err);
+	}
+	for (size_t i = 0; i < rep->ndamaged; i++)
+		print_damage(&rep->damaged[i]);
+	size_format(rep->bytes, bytes);
+	(void)printf("%llu points, %llu objects, %s checked: %s\n", (unsigned long long)rep->points,
+		     (unsigned long long)rep->objects, bytes,
+		     rep->ndamaged ? "DAMAGED" : "no damage");
+	return 0;
+}
+
+/* The points named on the command line. */
+static int find_points(struct agent *a, struct point_list *ret, struct error *err)
+{
+	int r;
+
+	ret->v = calloc(a->opt.args.n, sizeof(struct point *));
+	if (!ret->v)
+		return error_nomem(err);
+	for (; ret->n < a->opt.args.n; ret->n++) {
+		r = repo_point_find(a->repo, a->opt.args.v[ret->n], &ret->v[ret->n], err);
+		if (r)
+			return r;
+	}
+	return 0;
+}
+
+int cmd_verify(struct agent *a, enum exit_status *status, struct error *err)
+{
+	struct repo_verify_options opt = {
+		.read_data = a->opt.read_data, .pool = a->pool, .tick = verify_tick, .data = a};
+	auto_point_list struct point_list chosen = {0};
+	struct repo_verify_report rep = {0};
+	int r = agent_open_repo(a, err);
+
+	if (!r && a->opt.args.n) {
+		r = find_points(a, &chosen, err);
+		opt.points = &chosen;
+	}
+	if (!r)
+		r = repo_verify(a->repo, &opt, &rep, err);
+	progress_end(a);
+	if (!r)
+		r = print_report(a, &rep, err);
+	if (rep.ndamaged)
+		*status = EXIT_DAMAGE;
+	repo_verify_report_done(&rep);
+	return r;
+}

@@ -1,0 +1,486 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "options.h"
+
+#include <assert.h>
+#include <ctype.h>
+#include <getopt.h>
+#include <stdio.h>
+#include <string.h>
+
+#define ON(c)  (1u << (c))
+#define ON_ALL (ON(CMD_COUNT) - 1)
+
+/* Keys of options without a short form begin above the characters. */
+enum option_key {
+	KEY_REPO = 'r',
+	KEY_VERBOSE = 'v',
+	KEY_QUIET = 'q',
+	KEY_HELP = 'h',
+	KEY_JSON = 256,
+	KEY_PROGRESS,
+	KEY_VERSION,
+	KEY_DISK,
+	KEY_EXCLUDE_DISK,
+	KEY_NAME,
+	KEY_DESCRIPTION,
+	KEY_TAG,
+	KEY_FULL,
+	KEY_QUIESCE,
+	KEY_COLLAPSE,
+	KEY_OVERLAY_DIR,
+	KEY_LIMIT_RATE,
+	KEY_COMPRESSION,
+	KEY_AUDIT,
+	KEY_DRY_RUN,
+	KEY_GUEST,
+	KEY_TO,
+	KEY_FORMAT,
+	KEY_FORCE,
+	KEY_READ_DATA,
+	KEY_CHECK,
+};
+
+struct option_spec {
+	int key;
+	const char *name;
+	const char *arg; /* how its argument is called, NULL: none */
+	unsigned commands;
+	const char *help;
+};
+
+static const struct option_spec specs[] = {
+	{KEY_DISK, "disk", "DISK", ON(CMD_BACKUP) | ON(CMD_RESTORE),
+	 "only this disk (may be repeated)"},
+	{KEY_EXCLUDE_DISK, "exclude-disk", "DISK", ON(CMD_BACKUP),
+	 "all but this disk (may be repeated)"},
+	{KEY_NAME, "name", "NAME", ON(CMD_BACKUP),
+	 "name of the point (default: made from the time)"},
+	{KEY_DESCRIPTION, "description", "TEXT", ON(CMD_BACKUP), "description of the point"},
+	{KEY_TAG, "tag", "TAG", ON(CMD_BACKUP) | ON(CMD_LIST),
+	 "tag of the point (may be repeated)"},
+	{KEY_FULL, "full", NULL, ON(CMD_BACKUP), "read every disk whole, whatever its bitmap says"},
+	{KEY_QUIESCE, "quiesce", "WHEN", ON(CMD_BACKUP),
+	 "freeze the guest's file systems: never, if-possible (default), require"},
+	{KEY_COLLAPSE, "collapse", "HOW", ON(CMD_BACKUP),
+	 "how the overlay is merged back: auto (default) or commit"},
+	{KEY_OVERLAY_DIR, "overlay-dir", "DIR", ON(CMD_BACKUP),
+	 "where overlays lie while the backup runs (default: beside each disk)"},
+	{KEY_LIMIT_RATE, "limit-rate", "BYTES", ON(CMD_BACKUP), "read at most this much a second"},
+	{KEY_COMPRESSION, "compression", "LEVEL", ON(CMD_BACKUP),
+	 "zstd level, 1 to 19 (default 1)"},
+	{KEY_AUDIT, "audit", "PERCENT", ON(CMD_BACKUP),
+	 "clean clusters to re-read; this version offers 0 only (default)"},
+	{KEY_DRY_RUN, "dry-run", NULL, ON(CMD_BACKUP), "say what would be read, change nothing"},
+	{KEY_GUEST, "guest", "GUEST", ON(CMD_LIST), "only points of this guest"},
+	{KEY_TO, "to", "WHERE", ON(CMD_RESTORE),
+	 "directory, file, block device or nbd:// or nbd+unix:// address"},
+	{KEY_FORMAT, "format", "FORMAT", ON(CMD_RESTORE), "raw (default) or qcow2"},
+	{KEY_FORCE, "force", NULL, ON(CMD_RESTORE), "overwrite what is there"},
+	{KEY_READ_DATA, "read-data", NULL, ON(CMD_VERIFY),
+	 "also read and check every stored cluster"},
+	{KEY_CHECK, "check", NULL, ON(CMD_RECOVER),
+	 "only say what is left (exit status 5 if anything)"},
+	{KEY_REPO, "repo", "REPO", ON_ALL,
+	 "repository: a directory or file:DIR (default: $TIDEMARK_REPO)"},
+	{KEY_JSON, "json", NULL, ON_ALL,
+	 "results as JSON on stdout, progress as JSON lines on stderr"},
+	{KEY_PROGRESS, "progress", "WHEN", ON_ALL, "auto (default), always or never"},
+	{KEY_VERBOSE, "verbose", NULL, ON_ALL, "say more; also debug messages"},
+	{KEY_QUIET, "quiet", NULL, ON_ALL, "no progress, no remarks"},
+	{KEY_HELP, "help", NULL, ON_ALL, "this text"},
+	{KEY_VERSION, "version", NULL, ON_ALL, "the version"},
+};
+
+struct command_spec {
+	const char *name;
+	const char *args; /* as in usage */
+	size_t min_args, max_args;
+	bool needs_repo;
+	const char *summary; /* for the list of commands */
+	const char *text;    /* for the command's own help */
+};
+
+static const struct command_spec commands[CMD_COUNT] = {
+	[CMD_INIT] =
+		{"init", "", 0, 0, true, "make a repository",
+		 "Makes an empty repository in a directory that is empty or does not exist yet.\n"},
+	[CMD_BACKUP] =
+		{"backup", "TARGET...", 1, 64, true, "back up a guest or an image",
+		 "Freezes the disks at one instant, reads what changed since the last point in "
+		 "this\n"
+		 "repository, stores it as a new point, and leaves the guest on its original "
+		 "files.\n"
+		 "\n"
+		 "TARGET is one of\n"
+		 "  qmp:/path/qmp.sock[,agent=/path/qga.sock][,name=NAME]   a running guest\n"
+		 "  image:/path/disk.qcow2[,/path/more.qcow2...][,name=NAME] disks of a guest that "
+		 "is off\n"},
+	[CMD_LIST] = {"list", "", 0, 0, true, "list the points",
+		      "Lists the points, oldest first.\n"},
+	[CMD_SHOW] =
+		{"show", "POINT", 1, 1, true, "show one point",
+		 "Shows everything about one point.\n"
+		 "\n"
+		 "POINT is an id or its beginning, a point's name, latest, GUEST, GUEST@latest,\n"
+		 "GUEST@NAME, or GUEST@2026-11-21T03:00 (the newest at or before).\n"},
+	[CMD_RESTORE] =
+		{"restore", "POINT", 1, 1, true, "write disks of a point",
+		 "Writes the disks of a point; every cluster is checked before it is written.\n"
+		 "Into a directory, the files are called GUEST-DISK.FORMAT.  Files appear under "
+		 "their\n"
+		 "names only when they are complete.\n"},
+	[CMD_VERIFY] = {"verify", "[POINT...]", 0, 64, true, "check the repository",
+			"Checks that every point (or the named ones) is complete and its structure "
+			"is sound.\n"
+			"Damage is listed with the points, disks and byte ranges it hits; exit "
+			"status 4.\n"},
+	[CMD_STATUS] = {"status", "TARGET", 1, 1, false,
+			"show disks, bitmaps and leftovers of a guest",
+			"Shows the disks of a guest, which would be backed up and why, the bitmaps "
+			"and what\n"
+			"they are based on, and what interrupted runs left.  With a repository it "
+			"also says\n"
+			"how much a backup would read now.\n"},
+	[CMD_RECOVER] = {"recover", "[TARGET...]", 0, 64, false,
+			 "put right what an interrupted run left",
+			 "Finishes or undoes interrupted runs: of TARGET, or all that this host's "
+			 "journals know.\n"},
+};
+
+const char *command_name(enum command command)
+{
+	return commands[command].name;
+}
+
+static int list_add(struct string_list *list, const char *value, struct error *err)
+{
+	const char **v = realloc(list->v, (list->n + 1) * sizeof(*v));
+
+	if (!v)
+		return error_nomem(err);
+	list->v = v;
+	list->v[list->n++] = value;
+	return 0;
+}
+
+void options_done(struct options *opt)
+{
+	free(opt->args.v);
+	free(opt->disks.v);
+	free(opt->exclude_disks.v);
+	free(opt->tags.v);
+	*opt = (struct options){0};
+}
+
+/* The index of value among the words. */
+static int parse_word(const char *option, const char *value, const char *const words[], size_t n,
+		      int *ret, struct error *err)
+{
+	int r;
+
+	for (size_t i = 0; i < n; i++) {
+		if (strcmp(value, words[i]) == 0) {
+			*ret = (int)i;
+			return 0;
+		}
+	}
+	r = error_set(err, TM_E_USAGE, "--%s does not know '%s'; it takes", option, value);
+	for (size_t i = 0; i < n; i++)
+		error_append(err, "%s %s", i ? "," : "", words[i]);
+	return r;
+}
+
+static int parse_level(const char *value, int *ret, struct error *err)
+{
+	char *end;
+	long v = strtol(value, &end, 10);
+
+	if (!*value || *end || v < 1 || v > 19)
+		return error_set(err, TM_E_USAGE, "--compression '%s' is not a level from 1 to 19",
+				 value);
+	*ret = (int)v;
+	return 0;
+}
+
+static int parse_audit(const char *value, struct error *err)
+{
+	if (strcmp(value, "0") == 0)
+		return 0;
+	return error_set(
+		err, TM_E_USAGE,
+		"--audit '%s': this version has no audit of clean clusters, only --audit 0", value);
+}
+
+/* Options with a word or a number as their value. */
+static int apply_value(struct options *o, int key, const char *value, struct error *err)
+{
+	static const char *const quiesce[] = {"never", "if-possible", "require"};
+	static const char *const progress[] = {"auto", "always", "never"};
+	static const char *const collapse[] = {"auto", "commit"};
+	static const char *const format[] = {"raw", "qcow2"};
+	int word = 0, r;
+
+	switch (key) {
+	case KEY_QUIESCE:
+		r = parse_word("quiesce", value, quiesce, ARRAY_SIZE(quiesce), &word, err);
+		o->quiesce = (enum quiesce_policy)word;
+		return r;
+	case KEY_PROGRESS:
+		r = parse_word("progress", value, progress, ARRAY_SIZE(progress), &word, err);
+		o->progress = (enum progress_mode)word;
+		return r;
+	case KEY_COLLAPSE: /* auto has one way to choose from */
+		return parse_word("collapse", value, collapse, ARRAY_SIZE(collapse), &word, err);
+	case KEY_FORMAT:
+		o->format = value;
+		return parse_word("format", value, format, ARRAY_SIZE(format), &word, err);
+	case KEY_LIMIT_RATE:
+		return size_parse(value, &o->limit_rate, err);
+	case KEY_COMPRESSION:
+		return parse_level(value, &o->compression, err);
+	case KEY_AUDIT:
+		return parse_audit(value, err);
+	default:
+		assert(!"option without a meaning");
+		return 0;
+	}
+}
+
+static int apply(struct options *o, int key, const char *value, struct error *err)
+{
+	switch (key) {
+	case KEY_REPO:
+		o->repo = value;
+		return 0;
+	case KEY_JSON:
+		o->json = true;
+		return 0;
+	case KEY_VERBOSE:
+		o->verbose = true;
+		return 0;
+	case KEY_QUIET:
+		o->quiet = true;
+		return 0;
+	case KEY_HELP:
+		o->help = true;
+		return 0;
+	case KEY_VERSION:
+		o->version = true;
+		return 0;
+	case KEY_DISK:
+		return list_add(&o->disks, value, err);
+	case KEY_EXCLUDE_DISK:
+		return list_add(&o->exclude_disks, value, err);
+	case KEY_TAG:
+		return list_add(&o->tags, value, err);
+	case KEY_NAME:
+		o->name = value;
+		return 0;
+	case KEY_DESCRIPTION:
+		o->description = value;
+		return 0;
+	case KEY_OVERLAY_DIR:
+		o->overlay_dir = value;
+		return 0;
+	case KEY_GUEST:
+		o->guest = value;
+		return 0;
+	case KEY_TO:
+		o->to = value;
+		return 0;
+	case KEY_FULL:
+		o->full = true;
+		return 0;
+	case KEY_DRY_RUN:
+		o->dry_run = true;
+		return 0;
+	case KEY_FORCE:
+		o->force = true;
+		return 0;
+	case KEY_READ_DATA:
+		o->read_data = true;
+		return 0;
+	case KEY_CHECK:
+		o->check = true;
+		return 0;
+	default:
+		return apply_value(o, key, value, err);
+	}
+}
+
+/* getopt's table of all options; a command's own check follows, so that the message can name it. */
+static void fill_getopt(struct option longs[ARRAY_SIZE(specs) + 1])
+{
+	for (size_t i = 0; i < ARRAY_SIZE(specs); i++)
+		longs[i] = (struct option){specs[i].name,
+					   specs[i].arg ? required_argument : no_argument, NULL,
+					   specs[i].key};
+	longs[ARRAY_SIZE(specs)] = (struct option){0};
+}
+
+static const struct option_spec *find_spec(int key)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(specs); i++) {
+		if (specs[i].key == key)
+			return &specs[i];
+	}
+	return NULL;
+}
+
+static int find_command(const char *word, enum command *ret, struct error *err)
+{
+	int r;
+
+	for (unsigned i = 0; i < CMD_COUNT; i++) {
+		if (strcmp(commands[i].name, word) == 0) {
+			*ret = (enum command)i;
+			return 0;
+		}
+	}
+	r = error_set(err, TM_E_USAGE, "there is no command '%s'; the commands are", word);
+	for (unsigned i = 0; i < CMD_COUNT; i++)
+		error_append(err, "%s %s", i ? "," : "", commands[i].name);
+	return r;
+}
+
+static int bad_option(int c, char **argv, struct error *err)
+{
+	const char *word = argv[optind - 1];
+
+	if (c == ':')
+		return error_set(err, TM_E_USAGE, "the option '%s' needs an argument", word);
+	if (optopt && isprint(optopt) && word[0] == '-' && word[1] != '-')
+		return error_set(err, TM_E_USAGE, "there is no option '-%c'", optopt);
+	return error_set(err, TM_E_USAGE, "there is no option '%s'%s", word,
+			 optopt ? ", or it takes no argument" : ", or it is ambiguous");
+}
+
+static int check(const struct options *o, struct error *err)
+{
+	const struct command_spec *c = &commands[o->command];
+
+	if (o->args.n < c->min_args)
+		return error_set(err, TM_E_USAGE, "%s needs %s", c->name, c->args);
+	if (o->args.n > c->max_args)
+		return error_set(err, TM_E_USAGE, "%s: '%s' is one argument too many", c->name,
+				 o->args.v[c->max_args]);
+	if (c->needs_repo && !o->repo)
+		return error_set(err, TM_E_USAGE, "%s needs a repository: -r REPO or TIDEMARK_REPO",
+				 c->name);
+	if (o->command == CMD_RESTORE && !o->to)
+		return error_set(err, TM_E_USAGE, "restore needs --to DIR, FILE or an nbd address");
+	return 0;
+}
+
+/* All words of the line; options may stand anywhere. */
+static int parse_words(int argc, char **argv, struct options *o, struct error *err)
+{
+	struct option longs[ARRAY_SIZE(specs) + 1];
+	unsigned used[ARRAY_SIZE(specs)] = {0};
+	bool have_command = false;
+	int c, r;
+
+	fill_getopt(longs);
+	opterr = 0;
+	optind = 0;
+	while ((c = getopt_long(argc, argv, "-:r:vqh", longs, NULL)) != -1) {
+		const struct option_spec *spec;
+
+		if (c == '?' || c == ':')
+			return bad_option(c, argv, err);
+		if (c == 1) {
+			r = have_command ? list_add(&o->args, optarg, err)
+					 : find_command(optarg, &o->command, err);
+			have_command = true;
+		} else {
+			spec = find_spec(c);
+			assert(spec);
+			used[spec - specs] = 1;
+			r = apply(o, c, optarg, err);
+		}
+		if (r)
+			return r;
+	}
+	for (; optind < argc; optind++) { /* behind "--" */
+		r = have_command ? list_add(&o->args, argv[optind], err)
+				 : find_command(argv[optind], &o->command, err);
+		have_command = true;
+		if (r)
+			return r;
+	}
+	if (!have_command) {
+		o->command = CMD_COUNT;
+		if (o->help || o->version)
+			return 0;
+		return error_set(err, TM_E_USAGE, "no command given");
+	}
+	for (size_t i = 0; i < ARRAY_SIZE(specs); i++) {
+		if (used[i] && !(specs[i].commands & ON(o->command)))
+			return error_set(err, TM_E_USAGE, "%s has no option --%s",
+					 command_name(o->command), specs[i].name);
+	}
+	return 0;
+}
+
+int options_parse(int argc, char **argv, struct options *ret, struct error *err)
+{
+	int r;
+
+	*ret = (struct options){
+		.command = CMD_COUNT, .quiesce = QUIESCE_IF_POSSIBLE, .format = "raw"};
+	r = parse_words(argc, argv, ret, err);
+	if (r || ret->help || ret->version)
+		return r;
+	if (!ret->repo) {
+		ret->repo = getenv("TIDEMARK_REPO");
+		if (ret->repo && !*ret->repo)
+			ret->repo = NULL;
+	}
+	return check(ret, err);
+}
+
+static void help_option(const struct option_spec *s)
+{
+	char left[64];
+	bool has_short = s->key < 256;
+
+	(void)snprintf(left, sizeof(left), "%s%c%s--%s%s%s", has_short ? "-" : " ",
+		       has_short ? s->key : ' ', has_short ? ", " : "  ", s->name,
+		       s->arg ? " " : "", s->arg ? s->arg : "");
+	(void)printf("  %-26s %s\n", left, s->help);
+}
+
+static void help_options(enum command command, bool of_all)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(specs); i++) {
+		bool all = specs[i].commands == ON_ALL;
+
+		if (all == of_all && (all || (specs[i].commands & ON(command))))
+			help_option(&specs[i]);
+	}
+}
+
+void options_help(enum command command)
+{
+	if (command == CMD_COUNT) {
+		(void)printf("usage: tidemark [-r REPO] [options] COMMAND ...\n\n"
+			     "Incremental backups of running QEMU/KVM guests.\n\ncommands:\n");
+		for (unsigned i = 0; i < CMD_COUNT; i++)
+			(void)printf("  %-10s %s\n", commands[i].name, commands[i].summary);
+		(void)printf("\noptions:\n");
+		help_options(command, true);
+		(void)printf("\n'tidemark COMMAND --help' tells more.\n"
+			     "exit status: 0 done, 1 failed, 2 usage, 3 done with a warning, 4 "
+			     "damage found,\n"
+			     "5 recovery needed, 130 interrupted\n");
+		return;
+	}
+	(void)printf("usage: tidemark [-r REPO] [options] %s%s%s%s\n\n%s", commands[command].name,
+		     command == CMD_RESTORE ? " --to WHERE" : "",
+		     *commands[command].args ? " " : "", commands[command].args,
+		     commands[command].text);
+	(void)printf("\noptions of %s:\n", commands[command].name);
+	help_options(command, false);
+	(void)printf("\noptions of every command:\n");
+	help_options(command, true);
+}

@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The command line.  One table describes every option of every command; parsing
+ * and --help are both made from it, so they cannot disagree.
+ */
+#pragma once
+
+#include "common/common.h"
+
+enum command {
+	CMD_INIT,
+	CMD_BACKUP,
+	CMD_LIST,
+	CMD_SHOW,
+	CMD_RESTORE,
+	CMD_VERIFY,
+	CMD_STATUS,
+	CMD_RECOVER,
+	CMD_COUNT,
+};
+
+enum quiesce_policy {
+	QUIESCE_NEVER,
+	QUIESCE_IF_POSSIBLE,
+	QUIESCE_REQUIRE,
+};
+
+enum progress_mode {
+	PROGRESS_AUTO,
+	PROGRESS_ALWAYS,
+	PROGRESS_NEVER,
+};
+
+struct string_list {
+	const char **v; /* the array is owned, the strings are argv's */
+	size_t n;
+};
+
+/* All strings are borrowed from argv or the environment. */
+struct options {
+	enum command command;
+	bool help;
+	bool version;
+	const char *repo; /* -r or TIDEMARK_REPO, else NULL */
+	bool json;
+	bool verbose;
+	bool quiet;
+	enum progress_mode progress;
+	struct string_list args; /* TARGET…, POINT… */
+
+	struct string_list disks;
+	struct string_list exclude_disks;
+	struct string_list tags;
+	const char *name;
+	const char *description;
+	const char *overlay_dir;
+	const char *guest;
+	const char *to;
+	const char *format;
+	bool full;
+	bool dry_run;
+	bool force;
+	bool read_data;
+	bool check;
+	enum quiesce_policy quiesce;
+	uint64_t limit_rate; /* bytes per second, 0: none */
+	int compression;     /* zstd level, 0: the default */
+};
+
+/* TM_E_USAGE names the wrong word.  *ret must be released with options_done(), also on failure. */
+int options_parse(int argc, char **argv, struct options *ret, struct error *err) TM_WUR;
+void options_done(struct options *opt);
+
+/* The help of one command, or of the whole program when command is CMD_COUNT, to stdout. */
+void options_help(enum command command);
+
+const char *command_name(enum command command);

@@ -1,0 +1,144 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "agent.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#define PROGRESS_EVERY_MS 200
+#define EVENT_EVERY_MS    1000
+
+/* Takes the bar off its line before something else is printed there. */
+static void clear_bar(struct agent *a)
+{
+	if (a->progress.bar)
+		(void)fputs("\r\033[K", stderr);
+	a->progress.bar = false;
+}
+
+void say_error(const struct agent *a, const struct error *err)
+{
+	(void)fprintf(stderr, "tidemark: %s\n", err->text);
+	if (a->opt.verbose && err->file)
+		(void)fprintf(stderr, "tidemark: (code %d, %s:%d)\n", (int)err->code, err->file,
+			      err->line);
+}
+
+void say_warning(struct agent *a, const char *fmt, ...)
+{
+	char text[1024];
+	va_list ap;
+
+	va_start(ap, fmt);
+	if (vsnprintf(text, sizeof(text), fmt, ap) < 0)
+		text[0] = '\0';
+	va_end(ap);
+	clear_bar(a);
+	(void)fprintf(stderr, "tidemark: warning: %s\n", text);
+	a->warned = true;
+	if (json_array_append_new(a->warnings, json_string(text)) < 0)
+		(void)fprintf(stderr,
+			      "tidemark: warning: no memory to repeat that in the JSON output\n");
+}
+
+void say(struct agent *a, const char *fmt, ...)
+{
+	va_list ap;
+
+	if (a->opt.quiet || a->opt.json)
+		return;
+	clear_bar(a);
+	va_start(ap, fmt);
+	(void)vfprintf(stderr, fmt, ap);
+	va_end(ap);
+	(void)fputc('\n', stderr);
+}
+
+int print_json(json_t *value, struct error *err)
+{
+	char *text;
+
+	if (!value)
+		return error_nomem(err);
+	text = json_dumps(value, JSON_COMPACT | JSON_PRESERVE_ORDER | JSON_REAL_PRECISION(6));
+	json_decref(value);
+	if (!text)
+		return error_nomem(err);
+	if (puts(text) == EOF) {
+		free(text);
+		return error_errno(err, errno, "cannot write to standard output");
+	}
+	free(text);
+	if (fflush(stdout) != 0)
+		return error_errno(err, errno, "cannot write to standard output");
+	return 0;
+}
+
+json_t *take_warnings(struct agent *a)
+{
+	json_t *taken = json_deep_copy(a->warnings);
+
+	(void)json_array_clear(a->warnings);
+	return taken;
+}
+
+static bool progress_wanted(const struct agent *a)
+{
+	if (a->opt.quiet || a->opt.progress == PROGRESS_NEVER)
+		return false;
+	return a->opt.progress == PROGRESS_ALWAYS || a->opt.json || isatty(STDERR_FILENO);
+}
+
+static void show_event(const char *phase, const char *disk, uint64_t done, uint64_t total)
+{
+	json_t *e = json_pack("{s:s, s:s, s:I, s:I, s:s}", "event", "progress", "disk", disk,
+			      "done_bytes", (json_int_t)done, "total_bytes", (json_int_t)total,
+			      "phase", phase);
+	char *text = e ? json_dumps(e, JSON_COMPACT) : NULL;
+
+	if (text)
+		(void)fprintf(stderr, "%s\n", text);
+	free(text);
+	json_decref(e);
+}
+
+static void show_bar(struct agent *a, const char *phase, const char *disk, uint64_t done,
+		     uint64_t total)
+{
+	static const char full[] = "##############################";
+	int width = (int)sizeof(full) - 1, n = total ? (int)(done * 30 / total) : width;
+	char d[SIZE_TEXT_MAX], t[SIZE_TEXT_MAX];
+
+	if (n > width)
+		n = width;
+	size_format(done, d);
+	size_format(total, t);
+	(void)fprintf(stderr, "\r%-8s %-10s [%.*s%*s] %3d %%  %s of %s \033[K", phase, disk, n,
+		      full, width - n, "", total ? (int)(done * 100 / total) : 100, d, t);
+	a->progress.bar = true;
+}
+
+void progress_show(struct agent *a, const char *phase, const char *disk, uint64_t done,
+		   uint64_t total)
+{
+	uint64_t now = clock_monotonic_ms(&clock_system);
+	uint64_t every = a->opt.json ? EVENT_EVERY_MS : PROGRESS_EVERY_MS;
+
+	if (!progress_wanted(a))
+		return;
+	if (done < total && a->progress.shown_ms && now - a->progress.shown_ms < every)
+		return;
+	a->progress.shown_ms = now;
+	if (done > UINT64_MAX / 100)
+		return;
+	if (a->opt.json)
+		show_event(phase, disk, done, total);
+	else
+		show_bar(a, phase, disk, done, total);
+}
+
+void progress_end(struct agent *a)
+{
+	clear_bar(a);
+	a->progress.shown_ms = 0;
+}

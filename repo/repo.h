@@ -1,0 +1,261 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The public header of repo/: a repository of points.  The format and its rules
+ * are in docs/format.md, which is normative.
+ */
+#pragma once
+
+#include "bitmap/bitmap.h"
+#include "common/common.h"
+
+/* ---- store: the seam to whatever keeps the objects (docs/format.md, "Store contract") ---- */
+
+struct store;
+struct store_req;
+
+typedef void store_done_fn(struct store_req *req, int code);
+
+/* Embedded in the caller's object; borrowed by the store until done(), which runs on the loop. */
+struct store_req {
+	store_done_fn *done; /* code 0 or TM_E_*, looked at first; err says more */
+	struct error err;
+	size_t got; /* of a get: bytes read */
+	struct store_req *next;
+};
+
+typedef int store_list_fn(void *data, const char *key, uint64_t size, struct error *err);
+
+struct store_ops {
+	/*
+	 * Makes object `key` of `len` bytes: whole and durable when done(0) is called, or not there.
+	 * TM_E_EXISTS when the key is taken.  key and bytes are borrowed until done().
+	 */
+	void (*put_new)(struct store *st, const char *key, const void *bytes, size_t len, struct store_req *req);
+	/*
+	 * Reads len bytes at offset; req->got is less only where the object ends.
+	 * TM_E_NOTFOUND.  key is borrowed until done(), too.
+	 */
+	void (*get)(struct store *st, const char *key, void *bytes, size_t len, uint64_t offset,
+	            struct store_req *req);
+	/* Calls fn for every object whose key begins with prefix, in byte order.  Blocking. */
+	int (*list)(struct store *st, const char *prefix, store_list_fn *fn, void *data, struct error *err);
+	/* Size in bytes.  TM_E_NOTFOUND.  Blocking. */
+	int (*head)(struct store *st, const char *key, uint64_t *ret_size, struct error *err);
+	/* No such object is success.  Blocking. */
+	int (*remove)(struct store *st, const char *key, struct error *err);
+	void (*free)(struct store *st);
+};
+
+struct store {
+	const struct store_ops *ops;
+	struct loop *loop; /* borrowed */
+};
+
+/* A local directory, which exists already (create: is made when missing; must then be empty). */
+int store_dir_open(struct loop *loop, const char *path, bool create, struct store **ret,
+                   struct error *err) TM_WUR;
+/* Objects in memory, for tests. */
+int store_memory_new(struct loop *loop, struct store **ret, struct error *err) TM_WUR;
+void store_free(struct store *st);
+TM_CLEANUP(struct store, store_free)
+
+/* ---- repository ---- */
+
+struct repo;
+
+struct repo_init_options {
+	uint32_t block_size; /* 64 KiB */
+};
+
+/* Makes a repository in an empty store.  Takes the store over, also on failure. */
+int repo_init(struct store *st, const struct repo_init_options *opt, struct repo **ret,
+              struct error *err) TM_WUR;
+/* TM_E_NOTFOUND: not a repository; TM_E_UNSUPPORTED: newer format. Takes the store over. */
+int repo_open(struct store *st, struct repo **ret, struct error *err) TM_WUR;
+void repo_free(struct repo *repo);
+TM_CLEANUP(struct repo, repo_free)
+
+const struct tm_id *repo_id(const struct repo *repo);
+uint32_t repo_block_size(const struct repo *repo);
+uint32_t repo_format(const struct repo *repo);
+
+/* ---- points ---- */
+
+enum point_kind {
+	POINT_REDIRECT_ON_WRITE = 1, /* overlay */
+	POINT_COPY_BEFORE_WRITE = 2, /* fleecing */
+	POINT_OFFLINE = 3,           /* the guest was off */
+};
+
+enum disk_rung {
+	RUNG_BITMAP = 1,
+	RUNG_HASH_DIFF = 2,
+	RUNG_FULL = 3,
+};
+
+const char *point_kind_name(enum point_kind kind); /* "redirect-on-write", … */
+const char *disk_rung_name(enum disk_rung rung);   /* "bitmap", "hash-diff", "full" */
+
+struct point_disk {
+	char *name; /* "vda" */
+	uint64_t size;
+	uint32_t block_size;
+	enum disk_rung rung;
+	char *reason;        /* why this rung, one phrase */
+	char *format;        /* of the source: "qcow2", "raw" */
+	char *file;          /* of the source */
+	char *bitmap;        /* the bitmap that records from this point on, or NULL */
+	struct tm_id parent; /* the point it was compared with; zero: none */
+	uint64_t dirty_bytes;
+	uint64_t read_bytes;
+	uint64_t new_bytes;    /* data stored by this point, before compression */
+	uint64_t stored_bytes; /* the same in the repository */
+	struct disk_map *map;  /* repo/'s own: session table and root */
+};
+
+struct point {
+	struct tm_id id;
+	char *guest;
+	char *guest_uuid;  /* or NULL */
+	char *name;        /* made up when absent */
+	char *description; /* or NULL */
+	uint64_t created_ms; /* Unix time of the freeze */
+	uint64_t seconds_ms; /* how long the run took */
+	struct tm_id parent; /* zero: none */
+	enum point_kind kind;
+	char *state;         /* of the guest at the freeze: "running", "paused", "shutoff" */
+	bool quiesced;
+	uint64_t freeze_ms;
+	char **tags;
+	size_t ntags;
+	struct point_disk *disks;
+	size_t ndisks;
+	uint32_t seq; /* counts the guest's points; orders them even if the clock was set back */
+	char *object; /* key of the manifest; set by repo/ */
+};
+
+void point_free(struct point *p);
+TM_CLEANUP(struct point, point_free)
+
+struct point_list {
+	struct point **v; /* owned, oldest first */
+	size_t n;
+};
+void point_list_done(struct point_list *list);
+#define auto_point_list __attribute__((cleanup(point_list_done)))
+
+/* All valid points, of one guest when guest is not NULL.  Unreadable manifests are counted in
+ * *ret_damaged (may be NULL) and left out. */
+int repo_points(struct repo *repo, const char *guest, struct point_list *ret, size_t *ret_damaged,
+                struct error *err) TM_WUR;
+
+/*
+ * The POINT of the command line: full or unique abbreviated id (4 digits or more), a point name,
+ * "latest", GUEST, GUEST@latest, GUEST@NAME, GUEST@TIME (newest at or before).
+ * TM_E_NOTFOUND, or TM_E_USAGE when it is ambiguous (the text lists the candidates).
+ */
+int repo_point_find(struct repo *repo, const char *spec, struct point **ret, struct error *err) TM_WUR;
+
+/* A point by id; TM_E_NOTFOUND when it is not committed here. */
+int repo_point_get(struct repo *repo, const char *guest, const struct tm_id *id, struct point **ret,
+                   struct error *err) TM_WUR;
+
+/* ---- writing: one session makes one point ---- */
+
+struct repo_session;
+
+/* What the session knows before it starts; strings are borrowed until the commit. */
+struct repo_session_options {
+	const char *guest;
+	int compression;    /* zstd level; 0: the default */
+	struct tm_id id;    /* of the point to be (id_new_timed) */
+	struct pool *pool;  /* borrowed */
+};
+
+int repo_session_begin(struct repo *repo, const struct repo_session_options *opt,
+                       struct repo_session **ret, struct error *err) TM_WUR;
+
+/*
+ * Begins a disk.  parent NULL: blocks that no piece mentions are holes.  Otherwise they are as in
+ * disk `parent_disk` of `parent` (which may have another size, but not another block size; TM_E_RANGE);
+ * TM_E_STALE when the parent is being deleted.  When the disk became smaller and its size is no
+ * multiple of the block size, the last block must be among the pieces.  Pieces come in ascending
+ * order of their blocks by seq.  One disk at a time.  Runs the loop.
+ */
+int repo_session_disk_begin(struct repo_session *s, const char *name, uint64_t size,
+                            const struct point *parent, const struct point_disk *parent_disk,
+                            struct piece_sink **ret, struct error *err) TM_WUR;
+
+struct repo_disk_counts {
+	uint64_t new_bytes;    /* clusters stored, before compression */
+	uint64_t stored_bytes; /* the same in the repository, tables and map included */
+};
+
+/* After the last piece: waits for this disk's work and closes its map.  Runs the loop. */
+int repo_session_disk_end(struct repo_session *s, struct repo_disk_counts *ret, struct error *err) TM_WUR;
+
+/*
+ * Commits: everything durable, then the manifest.  `meta` gives all fields of the point but id and
+ * maps; meta->disks are in the order of repo_session_disk_begin.  After success the point exists for
+ * good.  TM_E_STALE: a janitor has declared the session dead.  Runs the loop.
+ */
+int repo_session_commit(struct repo_session *s, const struct point *meta, struct error *err) TM_WUR;
+
+/* Also after failure or without commit: what was written is garbage for prune.  Runs the loop until
+ * all that is in flight has come back. */
+void repo_session_free(struct repo_session *s);
+TM_CLEANUP(struct repo_session, repo_session_free)
+
+/* ---- reading ---- */
+
+struct repo_read_options {
+	struct pool *pool;
+	bool zero_runs; /* report holes as zero runs, too (for targets that may hold old data) */
+	unsigned pieces; /* buffers; the bound on memory */
+	/* As in the reader of transport/: progress and cancellation, at least every 200 ms. */
+	int (*tick)(void *data, uint64_t done_bytes, uint64_t total_bytes, struct error *err);
+	void *data;
+};
+
+/*
+ * Reads a disk of a point as pieces into `sink`, every cluster checked.  Damage is TM_E_CORRUPT with
+ * object and byte range of the disk in the text.  Returns when every piece has been released.  Runs
+ * the loop.
+ */
+int repo_read_disk(struct repo *repo, const struct point *p, const struct point_disk *disk,
+                   struct piece_sink *sink, const struct repo_read_options *opt, struct error *err) TM_WUR;
+
+/* ---- verify ---- */
+
+/* Bytes of a disk of a point that cannot be read. */
+struct repo_damage_range {
+	struct tm_id point;
+	char *disk; /* owned */
+	uint64_t offset, length;
+};
+
+struct repo_damage {
+	char *object; /* key; owned */
+	char *reason; /* owned */
+	struct repo_damage_range *ranges; /* by point, disk, offset; none: an unreadable manifest */
+	size_t nranges;
+};
+
+struct repo_verify_report {
+	uint64_t points, objects, bytes;
+	struct repo_damage *damaged;
+	size_t ndamaged;
+};
+void repo_verify_report_done(struct repo_verify_report *r);
+
+struct repo_verify_options {
+	const struct point_list *points; /* NULL: all */
+	bool read_data;                  /* also decrypt, decompress and hash every cluster */
+	struct pool *pool;
+	int (*tick)(void *data, uint64_t done_bytes, uint64_t total_bytes, struct error *err);
+	void *data;
+};
+
+/* Damage is in the report and is no error here.  Runs the loop. */
+int repo_verify(struct repo *repo, const struct repo_verify_options *opt, struct repo_verify_report *ret,
+                struct error *err) TM_WUR;
