@@ -79,6 +79,9 @@ void progress_show(struct agent *a, const char *phase, const char *disk, uint64_
 		   uint64_t total);
 void progress_end(struct agent *a);
 
+/* A JSON string, or null for NULL (new reference). */
+json_t *json_text(const char *text);
+
 /* A point as list and show print it (new reference, NULL without memory); all: as show does. */
 json_t *point_json(const struct point *p, bool all);
 

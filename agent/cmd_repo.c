@@ -161,50 +161,76 @@ static int verify_tick(void *data, uint64_t done, uint64_t total, struct error *
 	return agent_check_interrupt(err);
 }
 
-static json_t *damage_json(const struct repo_damage *d)
+/* Ranges are sorted by point: a point's first range stands for it. */
+static bool new_point(const struct repo_damage *d, size_t i)
+{
+	return i == 0 || !id_equal(&d->ranges[i].point, &d->ranges[i - 1].point);
+}
+
+static int add_json(json_t *array, json_t *value, struct error *err)
+{
+	return json_array_append_new(array, value) ? error_nomem(err) : 0;
+}
+
+static int damage_json(const struct repo_damage *d, json_t *ret, struct error *err)
 {
 	json_t *points = json_array(), *disks = json_array(), *ranges = json_array();
+	json_t *o = json_pack("{s:s, s:s, s:o, s:o, s:o}", "object", d->object, "reason", d->reason,
+			      "points", points, "disks", disks, "ranges", ranges);
+	int r = add_json(ret, o, err);
 
-	for (size_t i = 0; points && i < d->points.n; i++)
-		(void)json_array_append_new(points, json_string(id_text(&d->points.v[i]->id).s));
-	for (size_t i = 0; disks && ranges && i < d->nranges; i++) {
-		(void)json_array_append_new(disks, json_string(d->ranges[i].disk));
-		(void)json_array_append_new(ranges,
-					    json_pack("[I,I]", (json_int_t)d->ranges[i].offset,
-						      (json_int_t)d->ranges[i].length));
+	for (size_t i = 0; !r && i < d->nranges; i++) {
+		const struct repo_damage_range *g = &d->ranges[i];
+
+		if (new_point(d, i))
+			r = add_json(points, json_string(id_text(&g->point).s), err);
+		if (!r)
+			r = add_json(disks, json_string(g->disk), err);
+		if (!r)
+			r = add_json(
+				ranges,
+				json_pack("[I,I]", (json_int_t)g->offset, (json_int_t)g->length),
+				err);
 	}
-	return json_pack("{s:s, s:s, s:o, s:o, s:o}", "object", d->object, "reason", d->reason,
-			 "points", points, "disks", disks, "ranges", ranges);
+	return r;
 }
 
 static void print_damage(const struct repo_damage *d)
 {
 	(void)printf("damaged: %s: %s\n", d->object, d->reason);
-	for (size_t i = 0; i < d->points.n; i++)
-		(void)printf("  hits point %s (%s, %s)\n", id_text(&d->points.v[i]->id).s,
-			     d->points.v[i]->guest, d->points.v[i]->name);
-	for (size_t i = 0; i < d->nranges; i++)
-		(void)printf("  disk %s of %.12s: offset %llu, %llu bytes\n", d->ranges[i].disk,
-			     id_text(&d->ranges[i].point).s,
-			     (unsigned long long)d->ranges[i].offset,
-			     (unsigned long long)d->ranges[i].length);
+	for (size_t i = 0; i < d->nranges; i++) {
+		const struct repo_damage_range *g = &d->ranges[i];
+
+		if (new_point(d, i))
+			(void)printf("  hits point %s\n", id_text(&g->point).s);
+		(void)printf("    disk %s: offset %llu, %llu bytes\n", g->disk,
+			     (unsigned long long)g->offset, (unsigned long long)g->length);
+	}
+}
+
+static int print_report_json(const struct repo_verify_report *rep, struct error *err)
+{
+	json_t *damaged = json_array();
+	int r = 0;
+
+	for (size_t i = 0; !r && i < rep->ndamaged; i++)
+		r = damage_json(&rep->damaged[i], damaged, err);
+	if (r) {
+		json_decref(damaged);
+		return r;
+	}
+	return print_json(json_pack("{s:I, s:I, s:I, s:o}", "points", (json_int_t)rep->points,
+				    "objects", (json_int_t)rep->objects, "bytes",
+				    (json_int_t)rep->bytes, "damaged", damaged),
+			  err);
 }
 
 static int print_report(struct agent *a, const struct repo_verify_report *rep, struct error *err)
 {
 	char bytes[SIZE_TEXT_MAX];
-	json_t *damaged;
 
-	if (a->opt.json) {
-		damaged = json_array();
-		for (size_t i = 0; damaged && i < rep->ndamaged; i++)
-			(void)json_array_append_new(damaged, damage_json(&rep->damaged[i]));
-		return print_json(json_pack("{s:I, s:I, s:I, s:o}", "points",
-					    (json_int_t)rep->points, "objects",
-					    (json_int_t)rep->objects, "bytes",
-					    (json_int_t)rep->bytes, "damaged", damaged),
-				  err);
-	}
+	if (a->opt.json)
+		return print_report_json(rep, err);
 	for (size_t i = 0; i < rep->ndamaged; i++)
 		print_damage(&rep->damaged[i]);
 	size_format(rep->bytes, bytes);

@@ -223,7 +223,7 @@ static int apply_value(struct options *o, int key, const char *value, struct err
 	switch (key) {
 	case KEY_QUIESCE:
 		r = parse_word("quiesce", value, quiesce, ARRAY_SIZE(quiesce), &word, err);
-		o->quiesce = (enum quiesce_policy)word;
+		o->quiesce = (enum quiesce)word;
 		return r;
 	case KEY_PROGRESS:
 		r = parse_word("progress", value, progress, ARRAY_SIZE(progress), &word, err);

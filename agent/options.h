@@ -5,7 +5,7 @@
  */
 #pragma once
 
-#include "common/common.h"
+#include "snapshot/snapshot.h"
 
 enum command {
 	CMD_INIT,
@@ -17,12 +17,6 @@ enum command {
 	CMD_STATUS,
 	CMD_RECOVER,
 	CMD_COUNT,
-};
-
-enum quiesce_policy {
-	QUIESCE_NEVER,
-	QUIESCE_IF_POSSIBLE,
-	QUIESCE_REQUIRE,
 };
 
 enum progress_mode {
@@ -62,7 +56,7 @@ struct options {
 	bool force;
 	bool read_data;
 	bool check;
-	enum quiesce_policy quiesce;
+	enum quiesce quiesce;
 	uint64_t limit_rate; /* bytes per second, 0: none */
 	int compression;     /* zstd level, 0: the default */
 };

@@ -7,7 +7,7 @@ static json_t *id_json(const struct tm_id *id)
 	return id_is_zero(id) ? json_null() : json_string(id_text(id).s);
 }
 
-static json_t *text_json(const char *text)
+json_t *json_text(const char *text)
 {
 	return text ? json_string(text) : json_null();
 }
@@ -19,15 +19,15 @@ static json_t *disk_json(const struct point_disk *d, bool all)
 
 	if (!o || !all)
 		return o;
-	if (json_object_set_new(o, "reason", text_json(d->reason)) ||
+	if (json_object_set_new(o, "reason", json_text(d->reason)) ||
 	    json_object_set_new(o, "epoch", id_json(&d->parent)) ||
-	    json_object_set_new(o, "bitmap", text_json(d->bitmap)) ||
+	    json_object_set_new(o, "bitmap", json_text(d->bitmap)) ||
 	    json_object_set_new(o, "dirty_bytes", json_integer((json_int_t)d->dirty_bytes)) ||
 	    json_object_set_new(o, "read_bytes", json_integer((json_int_t)d->read_bytes)) ||
 	    json_object_set_new(o, "new_bytes", json_integer((json_int_t)d->new_bytes)) ||
 	    json_object_set_new(o, "stored_bytes", json_integer((json_int_t)d->stored_bytes)) ||
-	    json_object_set_new(o, "format", text_json(d->format)) ||
-	    json_object_set_new(o, "file", text_json(d->file))) {
+	    json_object_set_new(o, "format", json_text(d->format)) ||
+	    json_object_set_new(o, "file", json_text(d->file))) {
 		json_decref(o);
 		return NULL;
 	}
@@ -68,12 +68,12 @@ json_t *point_json(const struct point *p, bool all)
 	time_format_utc(p->created_ms, created);
 	o = json_pack("{s:s, s:s, s:s, s:o, s:s, s:o, s:o, s:b, s:s, s:s, s:o}", "point",
 		      id_text(&p->id).s, "guest", p->guest, "name", p->name, "description",
-		      text_json(p->description), "created", created, "parent", id_json(&p->parent),
+		      json_text(p->description), "created", created, "parent", id_json(&p->parent),
 		      "tags", tags_json(p), "protected", 0, "kind", point_kind_name(p->kind),
 		      "state", p->state, "disks", disks_json(p, all));
 	if (!o || !all)
 		return o;
-	if (json_object_set_new(o, "guest_uuid", text_json(p->guest_uuid)) ||
+	if (json_object_set_new(o, "guest_uuid", json_text(p->guest_uuid)) ||
 	    json_object_set_new(o, "quiesced", json_boolean(p->quiesced)) ||
 	    json_object_set_new(o, "freeze_ms", json_integer((json_int_t)p->freeze_ms)) ||
 	    json_object_set_new(o, "seconds", json_real((double)p->seconds_ms / 1000))) {

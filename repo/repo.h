@@ -15,12 +15,16 @@ struct store_req;
 
 typedef void store_done_fn(struct store_req *req, int code);
 
-/* Embedded in the caller's object; borrowed by the store until done(), which runs on the loop. */
+/*
+ * Embedded in the caller's object; borrowed by the store until done(), which runs on the loop and
+ * never inside the call that made the request.
+ */
 struct store_req {
 	store_done_fn *done; /* code 0 or TM_E_*, looked at first; err says more */
 	struct error err;
 	size_t got; /* of a get: bytes read */
-	struct store_req *next;
+	struct loop_op op; /* the store's own, as is code */
+	int code;
 };
 
 typedef int store_list_fn(void *data, const char *key, uint64_t size, struct error *err);

@@ -1,0 +1,549 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * backup: the one place where guest, reader and repository meet.
+ *
+ *	recover → settle bitmaps → session marker → freeze → read each disk →
+ *	collapse → commit the point → settle bitmaps by whether that worked
+ *
+ * docs/epochs.md says why the order is what it is.  The guest comes first: once
+ * disks are frozen, every way out of here goes through snapshot_finish().
+ */
+#include "agent.h"
+#include "guest_repo.h"
+#include "target.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#define READ_PIECES     32 /* buffers of PIECE_CLUSTERS clusters: 32 MiB */
+#define NBD_CONNECTIONS 4
+#define NBD_CONNECT_MS  10000
+
+struct backup {
+	struct agent *agent;
+	struct guest *guest;
+	struct known_points known;
+	size_t *disks; /* chosen, indices of guest_disk() */
+	size_t ndisks;
+	struct repo_session *session;
+	struct snapshot *snapshot;
+	struct point *point; /* as it is going to be committed */
+	bool committed;
+	uint64_t started_ms; /* monotonic */
+	const char *reading; /* the disk being read, for progress */
+};
+
+/* ---- which disks ---- */
+
+static int find_all(struct backup *b, const struct string_list *names, bool *flags,
+		    struct error *err)
+{
+	for (size_t i = 0; i < names->n; i++) {
+		size_t index = 0;
+		int r = guest_find_disk(b->guest, names->v[i], &index, err);
+
+		if (r)
+			return r;
+		flags[index] = true;
+	}
+	return 0;
+}
+
+/* Drives that nobody expects in a backup are mentioned; anything else left out is a warning. */
+static void tell_left_out(struct agent *a, const struct guest_disk *d)
+{
+	if (d->read_only || d->removable || d->empty)
+		say(a, "disk %s left out: %s", d->name, d->left_out);
+	else
+		say_warning(a, "disk %s left out: %s", d->name, d->left_out);
+}
+
+static int choose_disks(struct backup *b, struct error *err)
+{
+	struct agent *a = b->agent;
+	size_t n = guest_ndisks(b->guest);
+	auto_free bool *wanted = calloc(n + 1, sizeof(bool)),
+		       *unwanted = calloc(n + 1, sizeof(bool));
+	int r;
+
+	b->disks = calloc(n + 1, sizeof(*b->disks));
+	if (!wanted || !unwanted || !b->disks)
+		return error_nomem(err);
+	r = find_all(b, &a->opt.disks, wanted, err);
+	if (!r)
+		r = find_all(b, &a->opt.exclude_disks, unwanted, err);
+	for (size_t i = 0; !r && i < n; i++) {
+		const struct guest_disk *d = guest_disk(b->guest, i);
+
+		if (unwanted[i] || (a->opt.disks.n && !wanted[i]))
+			continue;
+		if (!d->left_out)
+			b->disks[b->ndisks++] = i;
+		else if (wanted[i])
+			return error_set(err, TM_E_USAGE, "disk %s cannot be backed up: %s",
+					 d->name, d->left_out);
+		else
+			tell_left_out(a, d);
+	}
+	if (!r && !b->ndisks)
+		return error_set(err, TM_E_USAGE, "guest %s has no disk to back up",
+				 guest_name(b->guest));
+	return r;
+}
+
+/* ---- dry run ---- */
+
+static int dry_run(struct backup *b, struct error *err)
+{
+	struct agent *a = b->agent;
+	json_t *disks = json_array();
+	int r = 0;
+
+	for (size_t i = 0; !r && i < b->ndisks; i++) {
+		const struct guest_disk *d = guest_disk(b->guest, b->disks[i]);
+		bool bitmap = d->epoch.usable && !a->opt.full;
+		uint64_t dirty = bitmap ? d->epoch.dirty_bytes : d->size;
+		const char *reason = bitmap        ? ""
+				     : a->opt.full ? "asked for with --full"
+						   : d->epoch.reason;
+		char text[SIZE_TEXT_MAX] = "changes", size[SIZE_TEXT_MAX];
+
+		if (dirty != UINT64_MAX)
+			size_format(dirty, text);
+		size_format(d->size, size);
+		if (!a->opt.json)
+			(void)printf("%s: would read %s%s of %s%s%s\n", d->name,
+				     bitmap ? "" : "at most ", text, size, *reason ? ": " : "",
+				     reason);
+		if (json_array_append_new(
+			    disks,
+			    json_pack("{s:s, s:I, s:s, s:s, s:o}", "disk", d->name, "size",
+				      (json_int_t)d->size, "source", bitmap ? "bitmap" : "full",
+				      "reason", reason, "dirty_bytes",
+				      dirty == UINT64_MAX ? json_null()
+							  : json_integer((json_int_t)dirty))))
+			r = error_nomem(err);
+	}
+	if (r || !a->opt.json) {
+		json_decref(disks);
+		return r;
+	}
+	return print_json(json_pack("{s:b, s:s, s:o, s:o}", "dry_run", 1, "guest",
+				    guest_name(b->guest), "disks", disks, "warnings",
+				    take_warnings(a)),
+			  err);
+}
+
+/* ---- the point to be ---- */
+
+static int copy_tags(const struct string_list *tags, struct point *p, struct error *err)
+{
+	p->tags = calloc(tags->n + 1, sizeof(char *));
+	if (!p->tags)
+		return error_nomem(err);
+	for (; p->ntags < tags->n; p->ntags++) {
+		int r = text_copy(tags->v[p->ntags], &p->tags[p->ntags], err);
+
+		if (r)
+			return r;
+	}
+	return 0;
+}
+
+/* GUEST@NAME must go on naming one point. */
+static int check_name(struct backup *b, struct error *err)
+{
+	auto_clean(point_free) struct point *p = NULL;
+	auto_free char *spec = NULL;
+	struct error found = {0};
+	const char *name = b->agent->opt.name;
+	int r;
+
+	if (!name)
+		return 0;
+	if (!*name || strchr(name, '@') || strchr(name, '/'))
+		return error_set(
+			err, TM_E_USAGE,
+			"'%s' cannot be a point's name: it is empty or has '@' or '/' in it", name);
+	r = text_format(&spec, err, "%s@%s", guest_name(b->guest), name);
+	if (r)
+		return r;
+	r = repo_point_find(b->agent->repo, spec, &p, &found);
+	if (r == TM_E_NOTFOUND)
+		return 0;
+	if (r == 0 && strcmp(p->name, name) != 0)
+		return 0; /* it was understood as a time */
+	return error_set(err, TM_E_EXISTS, "guest %s has a point called '%s' already",
+			 guest_name(b->guest), name);
+}
+
+static int new_point(struct backup *b, struct error *err)
+{
+	const struct options *opt = &b->agent->opt;
+	struct point *p = calloc(1, sizeof(*p));
+	int r;
+
+	if (!p)
+		return error_nomem(err);
+	b->point = p;
+	p->disks = calloc(b->ndisks, sizeof(*p->disks));
+	if (!p->disks)
+		return error_nomem(err);
+	p->ndisks = b->ndisks;
+	p->kind = guest_kind(b->guest) == GUEST_IMAGE ? POINT_OFFLINE : POINT_REDIRECT_ON_WRITE;
+	r = id_new_timed(clock_unix_ms(&clock_system), &p->id, err);
+	if (!r)
+		r = text_copy(guest_name(b->guest), &p->guest, err);
+	if (!r && guest_uuid(b->guest))
+		r = text_copy(guest_uuid(b->guest), &p->guest_uuid, err);
+	if (!r && opt->description)
+		r = text_copy(opt->description, &p->description, err);
+	if (!r)
+		r = copy_tags(&opt->tags, p, err);
+	return r;
+}
+
+/* What is known from the freeze on. */
+static int describe_freeze(struct backup *b, struct error *err)
+{
+	const struct snapshot_info *info = snapshot_info(b->snapshot);
+	struct point *p = b->point;
+	char utc[TIME_TEXT_MAX];
+	int r;
+
+	p->created_ms = info->created_ms;
+	p->quiesced = info->quiesced;
+	p->freeze_ms = info->freeze_ms;
+	for (size_t i = 0; i < info->warnings.n; i++)
+		say_warning(b->agent, "%s", info->warnings.v[i]);
+	r = text_copy(info->state, &p->state, err);
+	if (r)
+		return r;
+	if (b->agent->opt.name)
+		return text_copy(b->agent->opt.name, &p->name, err);
+	/* The time to the second, and enough of the id to tell two points of one second apart. */
+	time_format_utc(p->created_ms, utc);
+	return text_format(&p->name, err, "%s-%.4s", utc, id_text(&p->id).s + TM_ID_HEX - 4);
+}
+
+/* ---- reading ---- */
+
+/* The point and disk that the bitmap is relative to.  False: there is none any more. */
+static const struct point_disk *find_parent(struct backup *b, const struct snapshot_disk *sd,
+					    const struct point **ret_point)
+{
+	uint64_t size;
+
+	if (!sd->has_epoch || b->agent->opt.full ||
+	    !known_points_ask(&b->known, &sd->parent, sd->name, &size))
+		return NULL;
+	*ret_point = b->known.last;
+	for (size_t i = 0; i < b->known.last->ndisks; i++) {
+		if (strcmp(b->known.last->disks[i].name, sd->name) == 0)
+			return &b->known.last->disks[i];
+	}
+	return NULL;
+}
+
+static int read_tick(void *data, const struct reader_counts *counts, struct error *err)
+{
+	struct backup *b = data;
+
+	progress_show(b->agent, "read", b->reading, counts->done_bytes, counts->dirty_bytes);
+	return agent_check_interrupt(err);
+}
+
+static int run_reader(struct backup *b, const struct snapshot_disk *sd, enum source_map map,
+		      struct piece_sink *sink, struct reader_counts *ret, struct error *err)
+{
+	struct agent *a = b->agent;
+	auto_clean(block_source_free) struct block_source *src = NULL;
+	struct reader_options opt = {
+		.map = map,
+		.block_size = repo_block_size(a->repo),
+		.pieces = READ_PIECES,
+		.rate = a->opt.limit_rate,
+		.tick = read_tick,
+		.data = b,
+	};
+	struct nbd_address addr = sd->nbd;
+	int r;
+
+	if (map == SOURCE_MAP_DATA)
+		addr.bitmap = NULL;
+	r = nbd_source_open(a->loop, &addr, NBD_CONNECTIONS, NBD_CONNECT_MS, &src, err);
+	if (r)
+		return r;
+	if (src->size != sd->size)
+		return error_set(err, TM_E_STALE,
+				 "its size is %llu bytes over NBD and was %llu at the freeze",
+				 (unsigned long long)src->size, (unsigned long long)sd->size);
+	return reader_run(a->loop, src, sink, &opt, ret, err);
+}
+
+/* Words for the point: which source and why. */
+static int describe_disk(struct point_disk *pd, const struct snapshot_disk *sd,
+			 const struct point *parent, bool forced, struct error *err)
+{
+	int r = text_copy(sd->name, &pd->name, err);
+
+	pd->size = sd->size;
+	pd->rung = parent ? RUNG_BITMAP : RUNG_FULL;
+	if (!r && sd->format)
+		r = text_copy(sd->format, &pd->format, err);
+	if (!r && sd->file)
+		r = text_copy(sd->file, &pd->file, err);
+	if (!r && sd->new_bitmap)
+		r = text_copy(sd->new_bitmap, &pd->bitmap, err);
+	if (r)
+		return r;
+	if (parent) {
+		pd->parent = parent->id;
+		return text_format(&pd->reason, err, "bitmap since point %.12s",
+				   id_text(&parent->id).s);
+	}
+	return text_copy(forced        ? "asked for with --full"
+			 : *sd->reason ? sd->reason
+				       : "the bitmap's point is gone",
+			 &pd->reason, err);
+}
+
+static bool disk_is_known(struct backup *b, const char *disk)
+{
+	auto_clean(point_free) struct point *p = NULL;
+
+	if (repo_point_find(b->agent->repo, guest_name(b->guest), &p, NULL))
+		return false;
+	for (size_t i = 0; i < p->ndisks; i++) {
+		if (strcmp(p->disks[i].name, disk) == 0)
+			return true;
+	}
+	return false;
+}
+
+static int backup_disk(struct backup *b, size_t i, struct error *err)
+{
+	const struct snapshot_disk *sd = &snapshot_info(b->snapshot)->disks[i];
+	struct point_disk *pd = &b->point->disks[i];
+	const struct point *parent = NULL;
+	const struct point_disk *parent_disk = find_parent(b, sd, &parent);
+	struct reader_counts counts = {0};
+	struct repo_disk_counts stored = {0};
+	struct piece_sink *sink = NULL;
+	int r;
+
+	if (!parent_disk)
+		parent = NULL;
+	b->reading = sd->name;
+	pd->block_size = repo_block_size(b->agent->repo);
+	r = describe_disk(pd, sd, parent, b->agent->opt.full, err);
+	if (!r && !parent && !b->agent->opt.full && disk_is_known(b, sd->name))
+		say_warning(b->agent, "disk %s is read whole: %s", sd->name, pd->reason);
+	if (!r)
+		r = repo_session_disk_begin(b->session, sd->name, sd->size, parent, parent_disk,
+					    &sink, err);
+	if (!r)
+		r = run_reader(b, sd, parent ? SOURCE_MAP_DIRTY : SOURCE_MAP_DATA, sink, &counts,
+			       err);
+	if (!r)
+		r = repo_session_disk_end(b->session, &stored, err);
+	progress_end(b->agent);
+	pd->dirty_bytes = counts.dirty_bytes;
+	pd->read_bytes = counts.read_bytes;
+	pd->new_bytes = stored.new_bytes;
+	pd->stored_bytes = stored.stored_bytes;
+	if (r)
+		error_prefix(err, "disk %s", sd->name);
+	return r;
+}
+
+/* The newest parent of the disks: ids begin with the time. */
+static void set_parent(struct point *p)
+{
+	for (size_t i = 0; i < p->ndisks; i++) {
+		if (memcmp(p->disks[i].parent.b, p->parent.b, sizeof(p->parent.b)) > 0)
+			p->parent = p->disks[i].parent;
+	}
+}
+
+/* ---- the run ---- */
+
+static int freeze(struct backup *b, struct error *err)
+{
+	struct agent *a = b->agent;
+	const struct snapshot_options opt = {
+		.repo = *repo_id(a->repo),
+		.point = b->point->id,
+		.repo_url = a->repo_url,
+		.disks = b->disks,
+		.ndisks = b->ndisks,
+		.quiesce = a->opt.quiesce,
+		.overlay_dir = a->opt.overlay_dir,
+		.granularity = repo_block_size(a->repo),
+	};
+	int r = snapshot_begin(b->guest, &opt, &b->snapshot, err);
+
+	return r ? r : describe_freeze(b, err);
+}
+
+/*
+ * From the freeze to the commit.  A collapse that found no room is told and left to recovery: what
+ * was read is a good point all the same.
+ */
+static int make_point(struct backup *b, enum exit_status *status, struct error *err)
+{
+	const struct repo_session_options opt = {
+		.guest = guest_name(b->guest),
+		.compression = b->agent->opt.compression,
+		.id = b->point->id,
+		.pool = b->agent->pool,
+	};
+	struct error collapse_err = {0};
+	int r = repo_session_begin(b->agent->repo, &opt, &b->session, err);
+
+	if (!r)
+		r = freeze(b, err);
+	for (size_t i = 0; !r && i < b->ndisks; i++)
+		r = backup_disk(b, i, err);
+	if (r)
+		return r;
+	set_parent(b->point);
+	if (snapshot_collapse(b->snapshot, &collapse_err)) {
+		say_warning(b->agent, "the overlays are not merged back yet: %s",
+			    collapse_err.text);
+		*status = EXIT_RECOVERY;
+	}
+	progress_end(b->agent);
+	b->point->seconds_ms = clock_monotonic_ms(&clock_system) - b->started_ms;
+	r = repo_session_commit(b->session, b->point, err);
+	b->committed = r == 0;
+	return r;
+}
+
+static int print_point(struct backup *b, struct error *err)
+{
+	const struct point *p = b->point;
+	json_t *o;
+
+	if (b->agent->opt.json) {
+		o = point_json(p, true);
+		if (!o || json_object_set_new(o, "warnings", take_warnings(b->agent)))
+			return error_nomem(err);
+		return print_json(o, err);
+	}
+	(void)printf("point %s of %s: %s%llu ms frozen, %.1f s\n", id_text(&p->id).s, p->guest,
+		     p->quiesced ? "quiesced, " : "", (unsigned long long)p->freeze_ms,
+		     (double)p->seconds_ms / 1000);
+	for (size_t i = 0; i < p->ndisks; i++) {
+		const struct point_disk *d = &p->disks[i];
+		char changed[SIZE_TEXT_MAX], readb[SIZE_TEXT_MAX], stored[SIZE_TEXT_MAX];
+
+		size_format(d->dirty_bytes, changed);
+		size_format(d->read_bytes, readb);
+		size_format(d->stored_bytes, stored);
+		(void)printf("  %-10s %-9s %s, read %s, stored %s (%s)\n", d->name,
+			     disk_rung_name(d->rung), changed, readb, stored, d->reason);
+	}
+	return 0;
+}
+
+/* The way out, whatever happened: sessions, overlays and bitmaps in order. */
+static int wind_up(struct backup *b, int r, enum exit_status *status, struct error *err)
+{
+	struct error finish_err = {0};
+	int rf;
+
+	repo_session_free(b->session);
+	rf = snapshot_finish(b->snapshot, b->committed, &finish_err);
+	progress_end(b->agent);
+	if (rf && b->committed) {
+		say_warning(b->agent,
+			    "the point is stored, but the guest could not be put in order: %s",
+			    finish_err.text);
+		*status = EXIT_RECOVERY;
+	} else if (rf) {
+		say_warning(b->agent, "%s; 'tidemark recover' or the next backup puts it right",
+			    finish_err.text);
+	}
+	if (!r && b->committed)
+		r = print_point(b, err);
+	return r;
+}
+
+static int backup_opened(struct backup *b, enum exit_status *status, struct error *err)
+{
+	struct agent *a = b->agent;
+	int r;
+
+	b->known = (struct known_points){.agent = a, .guest = guest_name(b->guest)};
+	r = check_name(b, err);
+	if (!r && a->opt.dry_run)
+		r = guest_epochs(b->guest, repo_id(a->repo), known_points_ask, &b->known, err);
+	else if (!r)
+		r = guest_settle(b->guest, repo_id(a->repo), known_points_ask, &b->known, err);
+	if (!r)
+		r = choose_disks(b, err);
+	if (!r && a->opt.dry_run)
+		return dry_run(b, err);
+	if (!r)
+		r = new_point(b, err);
+	if (!r) {
+		r = make_point(b, status, err);
+		r = wind_up(b, r, status, err);
+	}
+	return r;
+}
+
+static int backup_target(struct agent *a, const char *word, enum exit_status *status,
+			 struct error *err)
+{
+	struct backup b = {.agent = a, .started_ms = clock_monotonic_ms(&clock_system)};
+	auto_target struct target t = {0};
+	struct guest_options opt;
+	int r = target_parse(word, &t, err);
+
+	if (r)
+		return r;
+	if (!a->opt.dry_run)
+		r = recover_before(a, &t.guest, err);
+	opt = (struct guest_options){.state_dir = a->state_dir,
+				     .exclusive = !a->opt.dry_run,
+				     .hooks = {snapshot_tick, a}};
+	if (!r)
+		r = guest_open(&t.guest, &opt, &b.guest, err);
+	if (!r)
+		r = backup_opened(&b, status, err);
+	known_points_done(&b.known);
+	point_free(b.point);
+	free(b.disks);
+	guest_free(b.guest);
+	return r;
+}
+
+int cmd_backup(struct agent *a, enum exit_status *status, struct error *err)
+{
+	int r = agent_state_dir(a, err), first = 0;
+
+	if (!r)
+		r = agent_open_repo(a, err);
+	if (r)
+		return r;
+	/* One guest's failure does not cost the others their backup. */
+	for (size_t i = 0; i < a->opt.args.n; i++) {
+		struct error one = {0};
+
+		r = backup_target(a, a->opt.args.v[i], status, &one);
+		if (!r)
+			continue;
+		if (!first) {
+			first = r;
+			if (err)
+				*err = one;
+		} else {
+			say_error(a, &one);
+		}
+		if (r == TM_E_CANCELED)
+			break;
+	}
+	return first;
+}

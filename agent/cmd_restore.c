@@ -1,0 +1,205 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "agent.h"
+#include "target_file.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#define READ_PIECES 32 /* buffers of PIECE_CLUSTERS clusters: 32 MiB */
+
+struct restore {
+	struct agent *agent;
+	struct point *point;
+	bool into_dir;
+	json_t *disks;    /* results */
+	const char *disk; /* being written, for progress */
+};
+
+static bool chosen(const struct options *opt, const char *disk)
+{
+	if (!opt->disks.n)
+		return true;
+	for (size_t i = 0; i < opt->disks.n; i++) {
+		if (strcmp(opt->disks.v[i], disk) == 0)
+			return true;
+	}
+	return false;
+}
+
+/* Every --disk must name a disk of the point. */
+static int check_names(const struct restore *rs, size_t *ret_chosen, struct error *err)
+{
+	const struct options *opt = &rs->agent->opt;
+	const struct point *p = rs->point;
+	int r;
+
+	*ret_chosen = 0;
+	for (size_t k = 0; k < p->ndisks; k++)
+		*ret_chosen += chosen(opt, p->disks[k].name);
+	for (size_t i = 0; i < opt->disks.n; i++) {
+		size_t k = 0;
+
+		while (k < p->ndisks && strcmp(p->disks[k].name, opt->disks.v[i]) != 0)
+			k++;
+		if (k < p->ndisks)
+			continue;
+		r = error_set(err, TM_E_USAGE, "the point has no disk '%s'; it has",
+			      opt->disks.v[i]);
+		for (k = 0; k < p->ndisks; k++)
+			error_append(err, "%s %s", k ? "," : "", p->disks[k].name);
+		return r;
+	}
+	return 0;
+}
+
+/* A directory when it is one, ends like one, or has to hold several disks. */
+static int choose_place(struct restore *rs, size_t ndisks, struct error *err)
+{
+	const char *to = rs->agent->opt.to;
+	size_t len = strlen(to);
+	struct stat st;
+
+	if (strncmp(to, "nbd", 3) == 0 && strstr(to, "://")) {
+		if (ndisks > 1)
+			return error_set(err, TM_E_USAGE,
+					 "%s takes one disk, the point has %zu; choose with --disk",
+					 to, ndisks);
+		return 0;
+	}
+	if (stat(to, &st) == 0) {
+		rs->into_dir = S_ISDIR(st.st_mode);
+		if (!rs->into_dir && ndisks > 1)
+			return error_set(err, TM_E_USAGE,
+					 "%s is one file, the point has %zu disks; choose with "
+					 "--disk or name a directory",
+					 to, ndisks);
+		return 0;
+	}
+	if (errno != ENOENT)
+		return error_errno(err, errno, "cannot look at %s", to);
+	rs->into_dir = ndisks > 1 || (len && to[len - 1] == '/');
+	return rs->into_dir ? io_mkdirs(to, err) : 0;
+}
+
+/* File names are made of the guest's and the disk's name; neither may lead elsewhere. */
+static void defuse(char *name)
+{
+	for (char *p = name; *p; p++) {
+		if (*p == '/' || (unsigned char)*p < ' ')
+			*p = '_';
+	}
+	if (*name == '.')
+		*name = '_';
+}
+
+static int target_path(const struct restore *rs, const struct point_disk *d, char **ret,
+		       struct error *err)
+{
+	auto_free char *name = NULL;
+	int r;
+
+	if (!rs->into_dir)
+		return text_copy(rs->agent->opt.to, ret, err);
+	r = text_format(&name, err, "%s-%s.%s", rs->point->guest, d->name, rs->agent->opt.format);
+	if (r)
+		return r;
+	defuse(name);
+	return io_join(rs->agent->opt.to, name, ret, err);
+}
+
+static int tick(void *data, uint64_t done, uint64_t total, struct error *err)
+{
+	struct restore *rs = data;
+
+	progress_show(rs->agent, "restore", rs->disk, done, total);
+	return agent_check_interrupt(err);
+}
+
+static int report(struct restore *rs, const struct point_disk *d, const char *to, uint64_t written,
+		  struct error *err)
+{
+	char size[SIZE_TEXT_MAX], bytes[SIZE_TEXT_MAX];
+	json_t *o;
+
+	progress_end(rs->agent);
+	if (!rs->agent->opt.json) {
+		size_format(d->size, size);
+		size_format(written, bytes);
+		(void)printf("restored %s to %s: %s, %s written\n", d->name, to, size, bytes);
+	}
+	o = json_pack("{s:s, s:s, s:I, s:I, s:I}", "disk", d->name, "to", to, "size",
+		      (json_int_t)d->size, "written_bytes", (json_int_t)written, "unchanged_bytes",
+		      (json_int_t)0);
+	return json_array_append_new(rs->disks, o) ? error_nomem(err) : 0;
+}
+
+static int restore_disk(struct restore *rs, const struct point_disk *d, struct error *err)
+{
+	struct agent *a = rs->agent;
+	struct repo_read_options read = {
+		.pool = a->pool, .pieces = READ_PIECES, .tick = tick, .data = rs};
+	auto_clean(target_file_free) struct target_file *t = NULL;
+	auto_free char *to = NULL;
+	uint64_t written = 0;
+	int r = target_path(rs, d, &to, err);
+
+	if (r)
+		return r;
+	rs->disk = d->name;
+	const struct target_file_options opt = {.loop = a->loop,
+						.to = to,
+						.format = a->opt.format,
+						.size = d->size,
+						.block_size = d->block_size,
+						.force = a->opt.force};
+	r = target_file_open(&opt, &t, err);
+	if (r)
+		return r;
+	read.zero_runs = target_file_needs_zeroes(t);
+	r = repo_read_disk(a->repo, rs->point, d, target_file_sink(t), &read, err);
+	if (!r)
+		r = target_file_finish(t, &written, err);
+	return r ? r : report(rs, d, to, written, err);
+}
+
+static int restore_disks(struct restore *rs, struct error *err)
+{
+	struct agent *a = rs->agent;
+	size_t n = 0;
+	int r = check_names(rs, &n, err);
+
+	if (!r)
+		r = choose_place(rs, n, err);
+	for (size_t i = 0; !r && i < rs->point->ndisks; i++) {
+		const struct point_disk *d = &rs->point->disks[i];
+
+		if (!chosen(&a->opt, d->name))
+			continue;
+		r = restore_disk(rs, d, err);
+		if (r)
+			error_prefix(err, "disk %s", d->name);
+	}
+	return r;
+}
+
+int cmd_restore(struct agent *a, enum exit_status *status, struct error *err)
+{
+	auto_clean(point_free) struct point *p = NULL;
+	struct restore rs = {.agent = a, .disks = json_array()};
+	int r = rs.disks ? agent_open_repo(a, err) : error_nomem(err);
+
+	(void)status;
+	if (!r)
+		r = repo_point_find(a->repo, a->opt.args.v[0], &p, err);
+	rs.point = p;
+	if (!r)
+		r = restore_disks(&rs, err);
+	if (r || !a->opt.json) {
+		json_decref(rs.disks);
+		return r;
+	}
+	return print_json(json_pack("{s:s, s:o}", "point", id_text(&p->id).s, "disks", rs.disks),
+			  err);
+}

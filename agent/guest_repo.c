@@ -1,0 +1,95 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "guest_repo.h"
+
+#include <string.h>
+
+void known_points_done(struct known_points *k)
+{
+	point_free(k->last);
+	k->last = NULL;
+}
+
+bool known_points_ask(void *data, const struct tm_id *point, const char *disk, uint64_t *ret_size)
+{
+	struct known_points *k = data;
+	struct error err = {0};
+
+	if (!k->last || !id_equal(&k->last->id, point)) {
+		known_points_done(k);
+		if (repo_point_get(k->agent->repo, k->guest, point, &k->last, &err)) {
+			log_debug("point %s of a bitmap: %s", id_text(point).s, err.text);
+			return false;
+		}
+	}
+	for (size_t i = 0; i < k->last->ndisks; i++) {
+		if (strcmp(k->last->disks[i].name, disk) == 0) {
+			*ret_size = k->last->disks[i].size;
+			return true;
+		}
+	}
+	return false;
+}
+
+int snapshot_tick(void *data, const struct snapshot_progress *p, struct error *err)
+{
+	struct agent *a = data;
+
+	if (p->total)
+		progress_show(a, p->phase, p->disk ? p->disk : "-", p->done, p->total);
+	return agent_check_interrupt(err);
+}
+
+/* Is the point in the repository that the journal names?  It may be another one than -r's. */
+static int ask_committed(void *data, const char *repo_url, const struct tm_id *repo,
+			 const struct tm_id *point, bool *ret, struct error *err)
+{
+	struct agent *a = data;
+	struct agent other = {.opt = {.repo = repo_url}, .loop = a->loop};
+	struct repo *r = a->repo;
+	struct point *p = NULL;
+	int code = 0;
+
+	if (!r || !id_equal(repo_id(r), repo)) {
+		code = agent_open_repo(&other, err);
+		r = other.repo;
+		if (!code && !id_equal(repo_id(r), repo))
+			code = error_set(err, TM_E_STALE, "%s holds another repository now",
+					 repo_url);
+	}
+	if (!code) {
+		code = repo_point_get(r, NULL, point, &p, err);
+		*ret = code == 0;
+		if (code == TM_E_NOTFOUND) {
+			error_clear(err);
+			code = 0;
+		}
+	}
+	point_free(p);
+	repo_free(other.repo);
+	free(other.repo_url);
+	return code;
+}
+
+struct recover_options recover_options_of(struct agent *a, bool check_only)
+{
+	return (struct recover_options){
+		.state_dir = a->state_dir,
+		.hooks = {snapshot_tick, a},
+		.check_only = check_only,
+		.committed = ask_committed,
+		.data = a,
+	};
+}
+
+int recover_before(struct agent *a, const struct guest_target *target, struct error *err)
+{
+	struct recover_options opt = recover_options_of(a, false);
+	auto_recover_report struct recover_report report = {0};
+	int r = recover_guest(target, &opt, &report, err);
+
+	for (size_t i = 0; i < report.lines.n; i++)
+		say(a, "recover: %s", report.lines.v[i]);
+	if (r)
+		error_prefix(err, "an interrupted run could not be put right");
+	return r;
+}

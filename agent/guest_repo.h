@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Where guest and repository meet: which points a bitmap may be based on, and
+ * what interrupted runs left.
+ */
+#pragma once
+
+#include "agent.h"
+
+/* Answers guest_settle(); data is a struct known_points. */
+struct known_points {
+	struct agent *agent;
+	const char *guest;
+	struct point *last; /* the point looked up last; owned */
+};
+
+point_known_fn known_points_ask;
+void known_points_done(struct known_points *k);
+
+/* Finishes what interrupted runs of this guest left, and says what was done. */
+int recover_before(struct agent *a, const struct guest_target *target, struct error *err) TM_WUR;
+
+/* Options for recover_guest() and recover_all(). */
+struct recover_options recover_options_of(struct agent *a, bool check_only);
+
+/* Progress and interruption for everything in snapshot/; data is the agent. */
+int snapshot_tick(void *data, const struct snapshot_progress *p, struct error *err);

@@ -1,0 +1,248 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "target_file.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#define CONNECT_MS  10000 /* for a server to answer */
+#define QEMU_IMG_MS 60000 /* to create an empty image */
+#define QEMU_NBD_MS 60000 /* to write out its caches and end */
+
+struct target_file {
+	struct target_file_options opt;
+	struct disk_sink *sink;
+	char *partial; /* the temporary name, NULL: written in place */
+	bool made;     /* partial exists */
+	bool in_place; /* a device or a server: old data may show through */
+	char *dir;     /* private folder of qemu-nbd's socket */
+	char *socket;
+	pid_t qemu_nbd; /* 0: none */
+};
+
+static bool is_nbd_address(const char *to)
+{
+	return strncmp(to, "nbd://", 6) == 0 || strncmp(to, "nbd+unix://", 11) == 0 ||
+	       strncmp(to, "nbds://", 7) == 0 || strncmp(to, "nbds+unix://", 12) == 0;
+}
+
+static int make_partial_name(struct target_file *t, struct error *err)
+{
+	uint8_t random[4];
+	char hex[2 * sizeof(random) + 1];
+	int r = random_bytes(random, sizeof(random), err);
+
+	if (r)
+		return r;
+	hex_encode(random, sizeof(random), hex);
+	return text_format(&t->partial, err, "%s.%s.partial", t->opt.to, hex);
+}
+
+/* What lies under the final name already, if anything. */
+static int look_at_target(struct target_file *t, struct error *err)
+{
+	struct stat st;
+
+	if (stat(t->opt.to, &st) < 0) {
+		if (errno == ENOENT)
+			return 0;
+		return error_errno(err, errno, "cannot look at %s", t->opt.to);
+	}
+	if (S_ISBLK(st.st_mode)) {
+		if (strcmp(t->opt.format, "raw") != 0)
+			return error_set(err, TM_E_USAGE,
+					 "%s is a block device: restore to it as raw", t->opt.to);
+		t->in_place = true;
+		return 0;
+	}
+	if (!S_ISREG(st.st_mode))
+		return error_set(err, TM_E_USAGE, "%s is neither a regular file nor a block device",
+				 t->opt.to);
+	if (!t->opt.force)
+		return error_set(err, TM_E_EXISTS, "%s exists already; --force replaces it",
+				 t->opt.to);
+	return 0;
+}
+
+static int start_server(struct target_file *t, struct error *err)
+{
+	char dir[] = "/tmp/tidemark-XXXXXX";
+	int r;
+
+	if (!mkdtemp(dir))
+		return error_errno(err, errno, "cannot make a private directory in /tmp");
+	r = text_copy(dir, &t->dir, err);
+	if (!r)
+		r = text_format(&t->socket, err, "%s/nbd.sock", dir);
+	if (r)
+		return r;
+	const char *const argv[] = {
+		"qemu-nbd", "--format=qcow2", "--persistent", "--shared=8", "--discard=unmap",
+		"--socket", t->socket,        "--",           t->partial,   NULL};
+	return spawn_start(argv, &t->qemu_nbd, err);
+}
+
+/* The server makes its socket when it is ready. */
+static int wait_for_server(struct target_file *t, struct error *err)
+{
+	uint64_t deadline = clock_monotonic_ms(&clock_system) + CONNECT_MS;
+
+	while (access(t->socket, F_OK) < 0) {
+		if (spawn_ended(t->qemu_nbd)) {
+			t->qemu_nbd = 0;
+			return error_set(err, TM_E_PEER,
+					 "qemu-nbd ended at once; it cannot serve %s", t->partial);
+		}
+		if (clock_monotonic_ms(&clock_system) >= deadline)
+			return error_set(err, TM_E_TIMEOUT, "qemu-nbd did not start within %d s",
+					 CONNECT_MS / 1000);
+		clock_sleep_ms(&clock_system, 5);
+	}
+	return 0;
+}
+
+/* qcow2 is left to those who know it: qemu-img makes the file, qemu-nbd writes it. */
+static int open_qcow2(struct target_file *t, struct error *err)
+{
+	struct nbd_address addr = {0};
+	char size[24];
+	int r;
+
+	(void)snprintf(size, sizeof(size), "%llu", (unsigned long long)t->opt.size);
+	const char *const argv[] = {"qemu-img", "create",   "-q", "-f",
+				    "qcow2",    t->partial, size, NULL};
+	auto_close int fd = open(t->partial, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+
+	if (fd < 0)
+		return error_errno(err, errno, "cannot create %s", t->partial);
+	t->made = true;
+	r = spawn_run(argv, QEMU_IMG_MS, NULL, err);
+	if (!r)
+		r = start_server(t, err);
+	if (!r)
+		r = wait_for_server(t, err);
+	if (r)
+		return r;
+	addr.socket = t->socket;
+	return nbd_sink_open(t->opt.loop, &addr, t->opt.size, t->opt.block_size, true, CONNECT_MS,
+			     &t->sink, err);
+}
+
+static int open_any(struct target_file *t, struct error *err)
+{
+	struct nbd_address addr = {.uri = t->opt.to};
+	int r;
+
+	if (is_nbd_address(t->opt.to)) {
+		t->in_place = true;
+		return nbd_sink_open(t->opt.loop, &addr, t->opt.size, t->opt.block_size, false,
+				     CONNECT_MS, &t->sink, err);
+	}
+	r = look_at_target(t, err);
+	if (r)
+		return r;
+	if (t->in_place)
+		return file_sink_open(t->opt.loop, t->opt.to, t->opt.size, t->opt.block_size, true,
+				      &t->sink, err);
+	r = make_partial_name(t, err);
+	if (r)
+		return r;
+	if (strcmp(t->opt.format, "qcow2") == 0)
+		return open_qcow2(t, err);
+	r = file_sink_open(t->opt.loop, t->partial, t->opt.size, t->opt.block_size, false, &t->sink,
+			   err);
+	t->made = r == 0;
+	return r;
+}
+
+int target_file_open(const struct target_file_options *opt, struct target_file **ret,
+		     struct error *err)
+{
+	auto_clean(target_file_free) struct target_file *t = calloc(1, sizeof(*t));
+	int r;
+
+	if (!t)
+		return error_nomem(err);
+	t->opt = *opt;
+	r = open_any(t, err);
+	if (r)
+		return r;
+	*ret = tm_steal(t);
+	return 0;
+}
+
+struct piece_sink *target_file_sink(struct target_file *t)
+{
+	return disk_sink_pieces(t->sink);
+}
+
+bool target_file_needs_zeroes(const struct target_file *t)
+{
+	return t->in_place;
+}
+
+static void stop_server(struct target_file *t)
+{
+	if (t->qemu_nbd)
+		spawn_stop(t->qemu_nbd, QEMU_NBD_MS);
+	t->qemu_nbd = 0;
+	if (t->socket)
+		(void)unlink(t->socket);
+	if (t->dir)
+		(void)rmdir(t->dir);
+}
+
+static int sync_file(const char *path, struct error *err)
+{
+	auto_close int fd = open(path, O_RDONLY | O_CLOEXEC);
+
+	if (fd < 0 || fsync(fd) < 0)
+		return error_errno(err, errno, "cannot sync %s", path);
+	return 0;
+}
+
+/* Without --force nobody's file may vanish, even one that came while we were writing. */
+static int publish(struct target_file *t, struct error *err)
+{
+	unsigned flags = t->opt.force ? 0 : RENAME_NOREPLACE;
+	int r = sync_file(t->partial, err);
+
+	if (r)
+		return r;
+	if (renameat2(AT_FDCWD, t->partial, AT_FDCWD, t->opt.to, flags) < 0)
+		return error_errno(err, errno, "cannot rename %s to %s", t->partial, t->opt.to);
+	t->made = false;
+	return io_sync_parent(t->opt.to, err);
+}
+
+int target_file_finish(struct target_file *t, uint64_t *ret_written_bytes, struct error *err)
+{
+	struct disk_sink_counts counts = {0};
+	int r = disk_sink_finish(t->sink, &counts, err);
+
+	disk_sink_free(t->sink);
+	t->sink = NULL;
+	stop_server(t);
+	if (!r && t->partial)
+		r = publish(t, err);
+	if (!r)
+		*ret_written_bytes = counts.written_bytes;
+	return r;
+}
+
+void target_file_free(struct target_file *t)
+{
+	if (!t)
+		return;
+	if (t->sink)
+		disk_sink_free(t->sink);
+	stop_server(t);
+	if (t->made)
+		(void)unlink(t->partial);
+	free(t->partial);
+	free(t->socket);
+	free(t->dir);
+	free(t);
+}

@@ -1,0 +1,254 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The objects as they lie in the store: fixed structures, constants and limits.
+ * docs/format.md is normative; tests compare its tables with this file.
+ */
+#pragma once
+
+#include "common/common.h"
+
+#include <assert.h>
+#include <stddef.h>
+
+#define FORMAT_VERSION 1
+
+/* First eight bytes of each kind of object. */
+#define MAGIC_REPO    "TMRKREPO"
+#define MAGIC_KEY     "TMRKKEYS"
+#define MAGIC_DOMAIN  "TMRKDOMN"
+#define MAGIC_SESSION "TMRKSESS"
+#define MAGIC_SEGMENT "TMRKSEGM"
+#define MAGIC_POINT   "TMRKPOIN"
+
+#define CIPHER_AES256_GCM  1
+#define ID_ALG_HMAC_SHA256 1
+
+#define KEY_BYTES     32
+#define TAG_BYTES     16
+#define CONTENT_BYTES 16
+#define WRAP_BYTES    80 /* ephemeral public key, sealed session data key, tag */
+
+/* Feature bits that this version knows: none. */
+#define KNOWN_INCOMPAT  UINT64_C(0)
+#define KNOWN_RO_COMPAT UINT64_C(0)
+
+/* What all objects begin with. */
+struct format_head {
+	char magic[8];
+	struct le16 version;
+	struct le16 head_len; /* of the whole fixed header */
+	struct le32 reserved;
+	struct le64 incompat;  /* unknown bit: refuse the object */
+	struct le64 ro_compat; /* unknown bit: read only */
+	struct le64 compat;    /* unknown bit: ignore */
+	struct tm_id repo;
+};
+static_assert(sizeof(struct format_head) == 56, "docs/format.md");
+
+/* Object "repo". */
+struct format_repo {
+	struct format_head head;
+	struct tm_id domain; /* the default domain */
+	uint8_t data_slots_log2;
+	uint8_t map_slots_log2;
+	uint8_t block_bits;
+	uint8_t cipher;
+	uint8_t id_alg;
+	uint8_t encrypted; /* 1: no key slot is stored unwrapped */
+	uint8_t reserved[18];
+	uint8_t mac[KEY_BYTES]; /* HMAC-SHA256 of all before it */
+	struct le32 crc;        /* of all before it */
+};
+static_assert(sizeof(struct format_repo) == 132, "docs/format.md");
+
+/* Object "keys/<kid>": header, then the body (struct format_key_record, …), then a tag if wrapped. */
+#define KDF_NONE   0
+#define KDF_SCRYPT 1
+#define ROLE_FULL  1
+
+struct format_key {
+	struct format_head head;
+	struct tm_id kid;
+	uint8_t kdf;
+	uint8_t cipher;
+	uint8_t role;
+	uint8_t log2_n; /* scrypt */
+	struct le32 r;
+	struct le32 p;
+	struct le32 body_len; /* tag included */
+	uint8_t salt[32];
+	struct le64 created_ms;
+	uint8_t label[64]; /* UTF-8, filled up with zeroes */
+	uint8_t reserved[40];
+	struct le32 body_crc;
+	struct le32 crc;
+};
+static_assert(sizeof(struct format_key) == 240, "docs/format.md");
+
+#define KEY_HAS_META 1
+#define KEY_HAS_ID   2
+#define KEY_HAS_DATA 4
+
+struct format_key_record {
+	struct tm_id scope; /* zero: all domains */
+	struct le32 has;
+	struct le32 reserved;
+	uint8_t meta[KEY_BYTES];
+	uint8_t id[KEY_BYTES];
+	uint8_t data[KEY_BYTES];
+};
+static_assert(sizeof(struct format_key_record) == 120, "docs/format.md");
+
+/* Object "d/<dom>/dom". */
+struct format_domain {
+	struct format_head head;
+	struct tm_id domain;
+	uint8_t data_public[KEY_BYTES]; /* X25519 */
+	uint8_t reserved[24];
+	uint8_t mac[KEY_BYTES];
+	struct le32 crc;
+};
+static_assert(sizeof(struct format_domain) == 164, "docs/format.md");
+
+/* Objects "d/<dom>/k/<sid>" and "d/<dom>/k/<sid>.p<nnnn>": header, then the sealed body. */
+struct format_session {
+	struct format_head head;
+	struct tm_id domain;
+	struct tm_id session;
+	struct le32 pin;      /* 0: the marker; n: pin n */
+	struct le32 body_len; /* tag included */
+	uint8_t wrap[WRAP_BYTES];
+	struct le32 body_crc;
+	struct le32 crc;
+};
+static_assert(sizeof(struct format_session) == 184, "docs/format.md");
+
+#define SEGMENT_DATA 1
+#define SEGMENT_MAP  2
+
+/* Segments: header, frame table, descriptor table, payload. */
+struct format_segment {
+	struct format_head head;
+	struct tm_id domain;
+	struct tm_id session;
+	struct le32 index;
+	struct le32 generation;
+	struct le32 run;
+	uint8_t type;
+	uint8_t block_bits;
+	uint8_t cipher;
+	uint8_t reserved;
+	struct le32 nslots;
+	struct le32 nframes;
+	struct le32 nextras;
+	struct le32 desc_len;    /* tag included; 0: no table */
+	struct le64 payload_len;
+	uint8_t wrap[WRAP_BYTES];
+	struct le32 frames_crc; /* of the frame table */
+	struct le32 desc_crc;   /* of the descriptor table as stored */
+	uint8_t reserved2[36];
+	struct le32 crc; /* of the header before it */
+};
+static_assert(sizeof(struct format_segment) == 256, "docs/format.md");
+
+struct format_frame {
+	struct le16 first_slot;
+	struct le16 nslots;
+	struct le32 stored_len; /* tag included; 0: removed by compaction */
+	struct le32 crc;        /* of the stored bytes */
+};
+static_assert(sizeof(struct format_frame) == 12, "docs/format.md");
+
+/* First byte of an opened frame. */
+#define FRAME_RAW  0
+#define FRAME_ZSTD 1
+
+#define DESC_SLOT  0
+#define DESC_HOLE  1
+#define DESC_ALIAS 2
+
+/* One per slot, in slot order, then the extra records. */
+struct format_desc {
+	struct le64 place; /* block (48 bits), disk (8), kind (8) */
+	uint8_t b[16];     /* slot: content id; hole: count (le32), zeroes;
+	                    * alias: count (le32), session index (le32), ordinal (le64) */
+};
+static_assert(sizeof(struct format_desc) == 24, "docs/format.md");
+
+/* Object "d/<dom>/p/<src>/<seq>-<sid>": header, then the sealed, compressed body of TLVs. */
+struct format_point {
+	struct format_head head;
+	struct tm_id domain;
+	struct tm_id source;
+	struct tm_id session;
+	struct le32 seq;
+	struct le32 body_len;  /* as stored, tag included */
+	struct le32 plain_len; /* decompressed */
+	uint8_t reserved[20];
+	struct le32 body_crc;
+	struct le32 crc;
+};
+static_assert(sizeof(struct format_point) == 144, "docs/format.md");
+
+/* A field of a manifest: tag, length, then the bytes. */
+struct format_tlv {
+	struct le16 tag;
+	struct le16 flags; /* bit 0: refuse the point when the tag is unknown */
+	struct le32 len;
+};
+static_assert(sizeof(struct format_tlv) == 8, "docs/format.md");
+#define TLV_CRITICAL 1
+
+/* An entry of a disk's session table. */
+struct format_table_entry {
+	struct tm_id session;
+	struct le32 ndata; /* data segments of that session */
+	struct le32 nmap;
+};
+static_assert(sizeof(struct format_table_entry) == 24, "docs/format.md");
+
+/* The session's own segments, in the manifest. */
+struct format_own_segment {
+	struct le32 nslots;
+	struct le32 head_crc; /* the header's crc field */
+	struct le64 size;     /* of the object */
+};
+static_assert(sizeof(struct format_own_segment) == 16, "docs/format.md");
+
+/* ---- limits ---- */
+
+#define DATA_SLOTS_LOG2 10
+#define DATA_SLOTS      (1U << DATA_SLOTS_LOG2)
+#define MAP_SLOTS_LOG2  14
+#define MAP_SLOTS       (1U << MAP_SLOTS_LOG2)
+#define MIN_BLOCK_BITS  12
+#define MAX_BLOCK_BITS  20
+
+#define FRAME_MAX_SLOTS   16         /* of a data frame: what a piece carries */
+#define PAGE_MAX_NODES    1024       /* of a map frame */
+#define PAGE_MAX_BYTES    (40u << 10) /* decompressed: the writer's target plus one node */
+#define PAGE_TARGET_BYTES (32u << 10)
+
+/* Writers close a segment at this payload, so that a few of them in memory stay small. */
+#define SEGMENT_TARGET_PAYLOAD (16u << 20)
+#define SEGMENT_MAX_EXTRAS     1024
+/* What a reader accepts: 1024 incompressible slots of the largest block. */
+#define SEGMENT_MAX_PAYLOAD ((UINT64_C(1) << (DATA_SLOTS_LOG2 + MAX_BLOCK_BITS)) + (UINT64_C(1) << 20))
+
+#define NODE_LEAF_BLOCKS 128
+#define NODE_CHILDREN    256
+#define NODE_MAX_LEVEL   4
+#define NODE_MAX_BYTES   3072 /* 256 runs of at most 11 bytes, and the head */
+#define MAX_BLOCKS       (UINT64_C(1) << 39)
+#define MAX_SESSIONS     (1U << 20) /* of a disk's session table: 20-bit index */
+#define MAX_ORDINAL      ((UINT64_C(1) << 40) - 1)
+#define MAX_SEGMENT_INDEX ((1U << 24) - 1) /* three and five hex digits in names */
+#define MAX_DISKS        256
+#define MAX_MANIFEST     (64u << 20)
+#define MAX_KEY_OBJECT   (64u << 10)
+#define MAX_MARKER       (64u << 10)
+
+/* Fills and checks the common head.  `what` names the object in messages. */
+void format_head_init(struct format_head *h, const char *magic, size_t head_len, const struct tm_id *repo);
+int format_head_check(const struct format_head *h, const char *magic, size_t head_len,
+                      const struct tm_id *repo, const char *what, struct error *err) TM_WUR;

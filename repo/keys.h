@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The key hierarchy (docs/format.md, "Keys"):
+ *
+ *	key slot ──▸ master keys {meta, id, data}
+ *	               └─ per domain {meta, id, data pair}
+ *	                    └─ per session {meta (derived), data (random, sealed to the pair)}
+ *	                         └─ per segment
+ */
+#pragma once
+
+#include "crypt.h"
+#include "store.h"
+
+struct master_keys {
+	struct secret meta, id, data;
+	uint32_t has; /* KEY_HAS_… */
+};
+
+struct domain_keys {
+	struct secret meta, id, data;
+	uint32_t has;
+	uint8_t data_public[KEY_BYTES];
+};
+
+struct session_keys {
+	struct secret meta, data;
+	bool has_data;
+	uint8_t wrap[WRAP_BYTES];
+};
+
+void master_wipe(struct master_keys *k);
+#define auto_master __attribute__((cleanup(master_wipe)))
+void domain_wipe(struct domain_keys *k);
+void session_keys_wipe(struct session_keys *k);
+
+int master_new(struct master_keys *ret, struct error *err) TM_WUR;
+
+/* All but data_public, which is computed when the data key is there. */
+int domain_derive(const struct master_keys *master, const struct tm_id *domain, struct domain_keys *ret,
+                  struct error *err) TM_WUR;
+
+/* Fresh keys for a session that begins, and keys of one that is read, from its wrap. */
+int session_keys_new(const struct domain_keys *domain, const struct tm_id *repo, const struct tm_id *sid,
+                     struct session_keys *ret, struct error *err) TM_WUR;
+int session_keys_open(const struct domain_keys *domain, const struct tm_id *repo, const struct tm_id *sid,
+                      const uint8_t wrap[WRAP_BYTES], struct session_keys *ret, struct error *err) TM_WUR;
+
+/* The key of a segment's frames (data: true for data segments) or of its descriptor table. */
+int segment_key(const struct secret *session, uint8_t type, uint32_t index, struct secret *ret,
+                struct error *err) TM_WUR;
+
+/* 16 bytes that stand for a guest's name in object names. */
+int source_id(const struct domain_keys *domain, const char *guest, struct tm_id *ret, struct error *err) TM_WUR;
+
+/* A key slot that stores the master keys unwrapped. */
+int slot_encode_plain(const struct tm_id *repo, const struct tm_id *kid, const struct master_keys *keys,
+                      struct buf *ret, struct error *err) TM_WUR;
+/* TM_E_DENIED when the slot needs a password. */
+int slot_decode(const struct tm_id *repo, const char *name, const void *bytes, size_t len,
+                struct master_keys *ret, struct error *err) TM_WUR;

@@ -1,0 +1,106 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Object names (docs/format.md, "Names"). */
+#include "internal.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+/* The longest name is far below KEY_MAX. */
+static void name_print(char key[KEY_MAX], const char *fmt, ...) TM_PRINTF(2, 3);
+
+static void name_print(char key[KEY_MAX], const char *fmt, ...)
+{
+	va_list ap;
+	int n;
+
+	va_start(ap, fmt);
+	n = vsnprintf(key, KEY_MAX, fmt, ap);
+	va_end(ap);
+	assert(n > 0 && n < KEY_MAX);
+}
+
+void name_domain(const struct repo *repo, char key[KEY_MAX])
+{
+	name_print(key, "d/%s/dom", id_text(&repo->domain).s);
+}
+
+void name_flag(const struct repo *repo, enum session_flag flag, const struct tm_id *sid, char key[KEY_MAX])
+{
+	name_print(key, "d/%s/%c/%s", id_text(&repo->domain).s, (char)flag, id_text(sid).s);
+}
+
+void name_pin(const struct repo *repo, const struct tm_id *sid, uint32_t pin, char key[KEY_MAX])
+{
+	name_print(key, "d/%s/k/%s.p%04" PRIx32, id_text(&repo->domain).s, id_text(sid).s, pin);
+}
+
+void name_segment(const struct repo *repo, const struct tm_id *sid, uint8_t type, uint32_t index,
+                  uint32_t generation, uint32_t run, char key[KEY_MAX])
+{
+	name_print(key, "d/%s/s/%s/%03" PRIx32 "/%c%03" PRIx32 ".%04" PRIx32 "-%08" PRIx32,
+	           id_text(&repo->domain).s, id_text(sid).s, index >> 12, type == SEGMENT_DATA ? 'd' : 'm',
+	           index & 0xfff, generation, run);
+}
+
+void name_source_prefix(const struct repo *repo, const struct tm_id *src, char key[KEY_MAX])
+{
+	if (src)
+		name_print(key, "d/%s/p/%s/", id_text(&repo->domain).s, id_text(src).s);
+	else
+		name_print(key, "d/%s/p/", id_text(&repo->domain).s);
+}
+
+void name_point(const struct repo *repo, const struct tm_id *src, uint32_t seq, const struct tm_id *sid,
+                char key[KEY_MAX])
+{
+	name_print(key, "d/%s/p/%s/%08" PRIx32 "-%s", id_text(&repo->domain).s, id_text(src).s, seq,
+	           id_text(sid).s);
+}
+
+static bool skip(const char **p, const char *text)
+{
+	size_t len = strlen(text);
+
+	if (strncmp(*p, text, len) != 0)
+		return false;
+	*p += len;
+	return true;
+}
+
+static bool skip_id(const char **p, struct tm_id *ret)
+{
+	if (!hex_decode(*p, ret->b, sizeof(ret->b)))
+		return false;
+	*p += TM_ID_HEX;
+	return true;
+}
+
+bool name_parse_point(const struct repo *repo, const char *key, struct point_name *ret)
+{
+	uint8_t seq[4];
+	char prefix[KEY_MAX];
+	const char *p = key;
+
+	name_source_prefix(repo, NULL, prefix);
+	if (strlen(key) != strlen(prefix) + TM_ID_HEX + 1 + 8 + 1 + TM_ID_HEX)
+		return false;
+	if (!skip(&p, prefix) || !skip_id(&p, &ret->source) || !skip(&p, "/"))
+		return false;
+	if (!hex_decode(p, seq, sizeof(seq)))
+		return false;
+	p += 8;
+	ret->seq = (uint32_t)seq[0] << 24 | (uint32_t)seq[1] << 16 | (uint32_t)seq[2] << 8 | seq[3];
+	return skip(&p, "-") && skip_id(&p, &ret->session) && *p == 0;
+}
+
+bool name_parse_flag(const struct repo *repo, enum session_flag flag, const char *key, struct tm_id *ret)
+{
+	char prefix[KEY_MAX];
+	const char *p = key;
+
+	name_print(prefix, "d/%s/%c/", id_text(&repo->domain).s, (char)flag);
+	if (strlen(key) < strlen(prefix) + TM_ID_HEX)
+		return false;
+	return skip(&p, prefix) && skip_id(&p, ret) && (*p == 0 || *p == '.');
+}

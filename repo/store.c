@@ -1,0 +1,112 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "store.h"
+
+#include "container.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+struct waiting {
+	struct store_req req;
+	int code;
+	bool done;
+};
+
+static void wait_done(struct store_req *req, int code)
+{
+	struct waiting *w = (struct waiting *)req; /* first member */
+
+	w->code = code;
+	w->done = true;
+}
+
+/*
+ * Runs the loop until the request has come back.  A request cannot be taken back, so an error
+ * of the loop itself is remembered while waiting goes on.
+ */
+static int wait_for(struct store *st, struct waiting *w, struct error *err)
+{
+	while (!w->done) {
+		struct error loop_err = {0};
+
+		if (loop_run_once(st->loop, -1, &loop_err) < 0)
+			log_debug("loop: %s", loop_err.text);
+	}
+	if (w->code < 0 && err && !err->code)
+		*err = w->req.err;
+	return w->code;
+}
+
+int store_put_wait(struct store *st, const char *key, const void *bytes, size_t len, struct error *err)
+{
+	struct waiting w = {.req.done = wait_done};
+
+	st->ops->put_new(st, key, bytes, len, &w.req);
+	return wait_for(st, &w, err);
+}
+
+int store_read(struct store *st, const char *key, size_t max, struct buf *ret, struct error *err)
+{
+	auto_buf struct buf b = {0};
+	struct waiting w = {.req.done = wait_done};
+	uint64_t size;
+	int r;
+
+	r = st->ops->head(st, key, &size, err);
+	if (r < 0)
+		return r;
+	if (size > max)
+		return error_set(err, TM_E_CORRUPT, "%s is %" PRIu64 " bytes, more than the %zu allowed", key,
+		                 size, max);
+	r = buf_reserve(&b, (size_t)size + 1, err);
+	if (r < 0)
+		return r;
+	st->ops->get(st, key, b.data, (size_t)size, 0, &w.req);
+	r = wait_for(st, &w, err);
+	if (r < 0)
+		return r;
+	if (w.req.got != size)
+		return error_set(err, TM_E_CORRUPT, "%s ends at %zu of %" PRIu64 " bytes", key, w.req.got, size);
+	b.len = (size_t)size;
+	buf_done(ret);
+	*ret = b;
+	b = (struct buf){0};
+	return 0;
+}
+
+static void answer_now(struct loop_op *op, int res)
+{
+	struct store_req *req = container_of(op, struct store_req, op);
+
+	(void)res; /* of a deferred call, always 0 */
+	req->done(req, req->code);
+}
+
+void store_answer(struct store *st, struct store_req *req, int code)
+{
+	req->code = code;
+	req->op.done = answer_now;
+	loop_defer(st->loop, &req->op);
+}
+
+bool store_key_ok(const char *key)
+{
+	size_t len = strlen(key);
+
+	if (len == 0 || len >= KEY_MAX || key[0] == '/' || key[0] == '.' || key[len - 1] == '/')
+		return false;
+	for (const char *p = key; *p; p++) {
+		if (!((*p >= 'a' && *p <= 'z') || (*p >= '0' && *p <= '9') || *p == '/' || *p == '.' ||
+		      *p == '-'))
+			return false;
+		if (*p == '/' && (p[1] == '/' || p[1] == '.'))
+			return false;
+	}
+	return true;
+}
+
+void store_free(struct store *st)
+{
+	if (st)
+		st->ops->free(st);
+}

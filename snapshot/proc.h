@@ -1,0 +1,20 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What /proc tells about other processes.  Best effort: without rights there is no answer. */
+#pragma once
+
+#include "snapshot.h"
+
+#include <sys/types.h>
+
+#define PROC_NAME_MAX 64
+
+/* A process other than ours that has the file open. */
+bool proc_find_holder(const char *path, pid_t *ret_pid, char name[PROC_NAME_MAX]);
+bool proc_has_open(pid_t pid, const char *path);
+/* The process whose command line holds `program` as its program's name and an argument that ends
+ * with `argument_end`. */
+bool proc_find_command(const char *program, const char *argument_end, pid_t *ret_pid);
+/* The process that listens on a unix socket. */
+bool proc_socket_owner(const char *path, pid_t *ret_pid);
+/* " (process 12, qemu-system-x86)" for messages, "" when nobody is found. */
+void proc_holder_text(const char *path, char text[PROC_NAME_MAX + 32]);

@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Which bitmaps of one repository on one disk to keep, merge and remove: a pure decision. */
+#pragma once
+
+#include "snapshot.h"
+
+enum settle_action {
+	SETTLE_LEAVE,  /* not ours to touch, or not now */
+	SETTLE_KEEP,   /* the epoch */
+	SETTLE_MERGE,  /* merged into the epoch's bitmap, then removed */
+	SETTLE_REMOVE,
+};
+
+struct settle_bitmap {
+	struct bitmap_id id;
+	bool recording;
+	bool inconsistent;
+	bool busy;
+	bool committed; /* its point is in the repository, with this disk */
+	bool fits;      /* the disk is not smaller than it was in that point */
+	enum settle_action action; /* the answer */
+};
+
+struct settle_plan {
+	size_t keep;        /* index, or SIZE_MAX: no usable epoch */
+	bool enable;        /* the kept bitmap has to be enabled again */
+	const char *reason; /* why there is no epoch; NULL when there is one */
+};
+
+/* All n bitmaps are of one repository and one disk.  Fills action of each. */
+struct settle_plan settle_decide(struct settle_bitmap *v, size_t n);

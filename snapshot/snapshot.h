@@ -1,0 +1,306 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The public header of snapshot/: a guest and its disks, the cycle of freeze, read,
+ * collapse and record, the life of its dirty bitmaps, and what to do after a death.
+ * The protocol is in docs/epochs.md, which is normative.
+ *
+ * The life of a backup, as the caller sees it:
+ *
+ *   recover_guest()        finish what an interrupted run left (cheap when nothing is)
+ *   guest_open()           connect, list the disks; with `exclusive` take the guest's lock
+ *   guest_settle()         bitmaps of this repository: which epoch can be used, per disk
+ *   snapshot_begin()       all chosen disks frozen at one instant and readable over NBD
+ *     … read snapshot_disk.nbd of each disk …
+ *   snapshot_collapse()    exports gone, overlays merged back, guest on its own files
+ *     … write the point into the repository …
+ *   snapshot_finish()      settle the bitmaps by whether the point was committed
+ *
+ * snapshot_finish(committed = false) is also the way out of every failure: it collapses first when
+ * that has not been done.  All calls block, each wait inside is bounded, and all of one guest
+ * belong on one thread.
+ */
+#pragma once
+
+#include "common/common.h"
+#include "transport/transport.h"
+
+/* ---- what the caller hears while a call waits ---- */
+
+struct snapshot_progress {
+	const char *phase; /* "freeze", "export", "collapse", "settle", "recover", "wait" */
+	const char *disk;  /* or NULL */
+	uint64_t done;     /* bytes of the collapse; 0 of 0 where nothing is counted */
+	uint64_t total;
+};
+
+struct snapshot_hooks {
+	/*
+	 * Called at least every 200 ms while a call waits.  A negative code asks to stop: before the
+	 * freeze everything is undone and the code is returned; once disks are frozen the call goes on
+	 * until the guest is in order again, and the code is ignored.  May be NULL.
+	 */
+	int (*tick)(void *data, const struct snapshot_progress *p, struct error *err);
+	void *data;
+};
+
+/* Lines for the person, owned. */
+struct text_list {
+	char **v;
+	size_t n;
+};
+void text_list_done(struct text_list *list);
+int text_list_add(struct text_list *list, struct error *err, const char *fmt, ...) TM_WUR
+	TM_PRINTF(3, 4);
+#define auto_text_list __attribute__((cleanup(text_list_done)))
+
+/* ---- target ---- */
+
+enum guest_kind {
+	GUEST_QMP = 1,   /* a running QEMU, by its QMP socket */
+	GUEST_IMAGE = 2, /* image files of a guest that is off */
+};
+
+/* All borrowed during the call. */
+struct guest_target {
+	enum guest_kind kind;
+	const char *name;         /* or NULL: QEMU's -name, else made from the socket's or file's name */
+	const char *qmp_socket;   /* GUEST_QMP */
+	const char *agent_socket; /* GUEST_QMP; or NULL: no guest agent */
+	const char *const *images; /* GUEST_IMAGE */
+	size_t nimages;
+};
+
+struct guest_options {
+	const char *state_dir; /* journals and locks live in here; made when missing */
+	bool exclusive;        /* take the guest's lock: needed for all that changes anything */
+	struct snapshot_hooks hooks;
+};
+
+/* ---- bitmaps and epochs ---- */
+
+#define SNAPSHOT_GRANULARITY 65536u /* bytes of a bit */
+
+/* tidemark-1-<repository>-<point>-<parent>: 32 hex digits each, and a NUL */
+#define BITMAP_NAME_MAX (11 + 3 * TM_ID_HEX + 2 + 1)
+
+struct bitmap_id {
+	struct tm_id repo;
+	struct tm_id point;  /* the bitmap records what changed since this point */
+	struct tm_id parent; /* whose bitmap was disabled in the very same transaction; zero: none */
+};
+
+/* False when it is not a name of ours. */
+bool bitmap_name_parse(const char *name, struct bitmap_id *ret);
+void bitmap_name_format(const struct bitmap_id *id, char text[BITMAP_NAME_MAX]);
+
+/* A bitmap as QEMU shows it; ours and others'. */
+struct disk_bitmap {
+	char *name;
+	bool ours;           /* the name is one of ours, of whatever repository */
+	struct bitmap_id id; /* valid when ours */
+	bool recording;
+	bool inconsistent;
+	bool busy;
+	bool persistent;
+	uint32_t granularity;
+	uint64_t dirty_bytes; /* UINT64_MAX: not known (images at rest) */
+};
+
+/* The answer of guest_settle() for one disk. */
+struct disk_epoch {
+	bool usable;
+	struct tm_id point;           /* valid when usable: the bitmap names all that changed since */
+	char bitmap[BITMAP_NAME_MAX]; /* its name; "" when not usable */
+	uint64_t dirty_bytes;         /* UINT64_MAX: not known */
+	char reason[256];             /* why it is not usable; "" when it is */
+};
+
+/*
+ * Is `point` committed in the repository in question, with this disk in it?  *ret_size: the disk's
+ * size in that point.
+ */
+typedef bool point_known_fn(void *data, const struct tm_id *point, const char *disk,
+			    uint64_t *ret_size);
+
+/* ---- guest and disks ---- */
+
+struct disk_layer {
+	char *file;
+	char *format;
+	uint64_t size;
+};
+
+struct guest_disk {
+	char *name;     /* for people and points: device id, drive name, or file name; unique */
+	char *qdev;     /* QOM path of the device, or NULL */
+	char *drive;    /* name of -drive, or NULL */
+	char *file;     /* absolute path of the active image, or what QEMU calls it */
+	char *format;   /* "qcow2", "raw", … of the active image */
+	uint64_t size;  /* exact virtual size, bytes */
+	bool read_only;
+	bool removable;
+	bool empty;          /* no medium */
+	bool can_persist;    /* bitmaps survive a stop of QEMU */
+	char *left_out;      /* why it cannot or should not be backed up; NULL: it is chosen */
+	char *overlay_of;    /* the active image is an overlay left by an interrupted run of ours; its base */
+	char *top_node;      /* the node the device uses (perhaps a filter), as of now; or NULL */
+	char *node;          /* the format node, as of now; or NULL */
+	struct disk_layer *chain; /* backing files below the active image, nearest first */
+	size_t nchain;
+	struct disk_bitmap *bitmaps;
+	size_t nbitmaps;
+	struct disk_epoch epoch; /* filled by guest_settle() and guest_epochs() */
+};
+
+struct guest;
+
+/*
+ * TM_E_NOTFOUND: no such socket or file, nobody listens.  TM_E_BUSY: another program holds the QMP
+ * socket, an image, or (exclusive) the guest's lock; the text says who where that can be known.
+ */
+int guest_open(const struct guest_target *target, const struct guest_options *opt,
+	       struct guest **ret, struct error *err) TM_WUR;
+void guest_free(struct guest *g);
+TM_CLEANUP(struct guest, guest_free)
+
+/* Borrowed until guest_free(). */
+const char *guest_name(const struct guest *g);
+const char *guest_uuid(const struct guest *g);  /* or NULL */
+const char *guest_state(const struct guest *g); /* "running", "paused", "shutoff", … */
+enum guest_kind guest_kind(const struct guest *g);
+bool guest_has_agent(const struct guest *g); /* an agent socket was given */
+size_t guest_ndisks(const struct guest *g);
+const struct guest_disk *guest_disk(const struct guest *g, size_t i);
+
+/* Looks again at state, disks and bitmaps.  guest_disk() pointers of before are invalid. */
+int guest_refresh(struct guest *g, struct error *err) TM_WUR;
+
+/*
+ * By name, qdev path, drive name, node name or file.  TM_E_NOTFOUND lists the known ones.
+ */
+int guest_find_disk(const struct guest *g, const char *text, size_t *ret, struct error *err) TM_WUR;
+
+/*
+ * Which epoch each disk has in this repository; fills guest_disk.epoch, changes nothing in QEMU.
+ */
+int guest_epochs(struct guest *g, const struct tm_id *repo, point_known_fn *known, void *data,
+		 struct error *err) TM_WUR;
+
+/*
+ * The same, and puts the bitmaps of this repository in order: keeps the newest provable epoch,
+ * merges uncommitted children back into it, removes inconsistent and superseded ones; never
+ * touches bitmaps of other repositories or of other programs.  Needs `exclusive`, and no overlay
+ * of ours on the guest.  A disk whose bitmaps cannot be settled has no usable epoch and a reason,
+ * which is not an error.
+ */
+int guest_settle(struct guest *g, const struct tm_id *repo, point_known_fn *known, void *data,
+		 struct error *err) TM_WUR;
+
+/* ---- one backup ---- */
+
+enum quiesce {
+	QUIESCE_NEVER,
+	QUIESCE_IF_POSSIBLE,
+	QUIESCE_REQUIRE,
+};
+
+struct snapshot_options {
+	struct tm_id repo;
+	struct tm_id point;
+	const char *repo_url;    /* for the journal */
+	const size_t *disks;     /* indices of guest_disk(), none left_out */
+	size_t ndisks;
+	enum quiesce quiesce;
+	const char *overlay_dir; /* or NULL: beside each base */
+	uint32_t granularity;    /* 0: SNAPSHOT_GRANULARITY */
+	unsigned freeze_ms;      /* bound on the guest's freeze; 0: 5000 */
+};
+
+struct snapshot_disk {
+	size_t disk;             /* index of guest_disk() */
+	const char *name;
+	const char *file;        /* the base */
+	const char *format;
+	uint64_t size;
+	struct nbd_address nbd;  /* nbd.bitmap is NULL when there is no epoch to read from */
+	bool has_epoch;
+	struct tm_id parent;     /* the point of the old bitmap, valid with has_epoch */
+	const char *old_bitmap;  /* or NULL */
+	const char *new_bitmap;  /* records from this point on; NULL: none could be made */
+	bool persistent;         /* of the new bitmap */
+	const char *reason;      /* why there is no epoch, or why no new bitmap; "" when both are there */
+};
+
+/* Everything is owned by the snapshot and valid until snapshot_finish(). */
+struct snapshot_info {
+	struct snapshot_disk *disks;
+	size_t ndisks;
+	uint64_t created_ms;  /* Unix time of the freeze */
+	bool quiesced;        /* file systems were frozen by the guest agent */
+	uint64_t freeze_ms;   /* how long the guest was held: quiesce + transaction */
+	const char *state;    /* of the guest at that instant */
+	struct text_list warnings;
+};
+
+struct snapshot;
+
+/*
+ * Freezes the chosen disks at one instant and opens them for reading.  The guest must have been
+ * opened exclusive, and guest_settle() called (else every disk is without an epoch).  On failure
+ * the guest is as before; when it could not be brought back (QEMU gone), the journal stays for
+ * recovery and the error says so.
+ */
+int snapshot_begin(struct guest *g, const struct snapshot_options *opt, struct snapshot **ret,
+		   struct error *err) TM_WUR;
+
+const struct snapshot_info *snapshot_info(const struct snapshot *s);
+
+/*
+ * Readers have stopped and closed their connections: ends the exports, merges the overlays back
+ * and moves the guest onto its own files.  TM_E_NOSPACE: no room for it in the base's file system;
+ * the guest runs on in the overlay, the call can be repeated, or recovery does it later.
+ */
+int snapshot_collapse(struct snapshot *s, struct error *err) TM_WUR;
+
+/*
+ * Collapses when that has not been done, settles the bitmaps of the disks by whether the point
+ * was committed, removes the journal.  Frees s in every case; what could not be finished is left
+ * to recovery, and the error says so.  s may be NULL.
+ */
+int snapshot_finish(struct snapshot *s, bool committed, struct error *err);
+
+/* ---- recovery ---- */
+
+struct recover_options {
+	const char *state_dir;
+	struct snapshot_hooks hooks;
+	bool check_only; /* look, say, change nothing */
+	/*
+	 * When known: is the journal's point committed?  May be NULL, then the bitmaps are left to the
+	 * next guest_settle().  TM_E_* when it cannot be told now.
+	 */
+	int (*committed)(void *data, const char *repo_url, const struct tm_id *repo,
+			 const struct tm_id *point, bool *ret, struct error *err);
+	void *data;
+};
+
+struct recover_report {
+	bool found;             /* something was left by an interrupted run */
+	bool left;              /* something still is (check_only, or it could not be done) */
+	struct text_list lines; /* what was left and what was done, in order */
+};
+void recover_report_done(struct recover_report *r);
+#define auto_recover_report __attribute__((cleanup(recover_report_done)))
+
+/*
+ * Finishes or undoes what an interrupted run left on one guest.  Without a journal in state_dir
+ * the copies beside overlays are looked for.  TM_E_BUSY: another agent is at work on this guest.
+ * TM_E_STALE: the evidence cannot decide, nothing was touched, the text says what to do.
+ * *report is filled on failure too; it may hold lines of before (they are kept).
+ */
+int recover_guest(const struct guest_target *target, const struct recover_options *opt,
+		  struct recover_report *report, struct error *err) TM_WUR;
+
+/* The same for every journal in state_dir; goes on after a failure, reports the first. */
+int recover_all(const struct recover_options *opt, struct recover_report *report,
+		struct error *err) TM_WUR;

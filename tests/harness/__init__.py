@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests share: QEMU processes, a test guest, images, Tidemark's runs.
+Only the standard library, and python3-libnbd where a test asks for it."""
+
+from . import image
+from .base import ROOT, HarnessError, Scratch, make_rng, reap, run, spawn, wait_for
+from .checks import assert_clean, note_baseline
+from .console import Console
+from .journal import GuestLog, judge_tree
+from .qmp import Agent, Qmp, QmpError
+from .tidemark import Result, Tidemark
+from .vm import Disk, Vm, guest_image
+
+__all__ = ["Agent", "Console", "Disk", "GuestLog", "HarnessError", "Qmp", "QmpError", "ROOT",
+           "Result", "Scratch", "Tidemark", "Vm", "assert_clean", "guest_image", "image",
+           "judge_tree", "make_rng", "note_baseline", "reap", "run", "spawn", "wait_for"]

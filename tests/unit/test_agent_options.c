@@ -1,0 +1,126 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "test.h"
+
+#include "agent/options.h"
+
+#define MAX_WORDS 16
+
+/* Parses a line cut at spaces. */
+static int parse(const char *line, struct options *o, struct error *err)
+{
+	static char copy[512];
+	char *argv[MAX_WORDS + 1] = {0}, *rest = copy;
+	int argc = 0;
+
+	*err = (struct error){0};
+	(void)snprintf(copy, sizeof(copy), "%s", line);
+	while (argc < MAX_WORDS && (argv[argc] = strsep(&rest, " ")))
+		argc++;
+	return options_parse(argc, argv, o, err);
+}
+
+static void options_may_stand_anywhere(void **state)
+{
+	struct options o;
+	struct error err;
+
+	(void)state;
+	(void)unsetenv("TIDEMARK_REPO");
+	assert_int_equal(parse("tidemark -r /repo --json backup qmp:/s --disk a -q --disk b --limit-rate 2M", &o,
+	                       &err),
+	                 0);
+	assert_int_equal(o.command, CMD_BACKUP);
+	assert_string_equal(o.repo, "/repo");
+	assert_true(o.json && o.quiet);
+	assert_int_equal(o.args.n, 1);
+	assert_string_equal(o.args.v[0], "qmp:/s");
+	assert_int_equal(o.disks.n, 2);
+	assert_string_equal(o.disks.v[1], "b");
+	assert_int_equal(o.limit_rate, 2 << 20);
+	assert_int_equal(o.quiesce, QUIESCE_IF_POSSIBLE);
+	options_done(&o);
+	assert_int_equal(parse("tidemark list -r /repo --repo=/other", &o, &err), 0);
+	assert_string_equal(o.repo, "/other");
+	options_done(&o);
+	assert_int_equal(parse("tidemark -r /r show -- -strange-", &o, &err), 0);
+	assert_string_equal(o.args.v[0], "-strange-");
+	options_done(&o);
+}
+
+static void the_environment_names_the_repository(void **state)
+{
+	struct options o;
+	struct error err;
+
+	(void)state;
+	(void)setenv("TIDEMARK_REPO", "/from/env", 1);
+	assert_int_equal(parse("tidemark list", &o, &err), 0);
+	assert_string_equal(o.repo, "/from/env");
+	options_done(&o);
+	assert_int_equal(parse("tidemark -r /from/line list", &o, &err), 0);
+	assert_string_equal(o.repo, "/from/line");
+	options_done(&o);
+	(void)unsetenv("TIDEMARK_REPO");
+}
+
+static void wrong_lines_name_the_wrong_word(void **state)
+{
+	static const struct {
+		const char *line, *word;
+	} bad[] = {
+		{"tidemark", "no command"},
+		{"tidemark frob", "'frob'"},
+		{"tidemark list", "TIDEMARK_REPO"},
+		{"tidemark -r /r list --frob", "'--frob'"},
+		{"tidemark -r /r list -Z", "'-Z'"},
+		{"tidemark -r", "'-r'"},
+		{"tidemark -r /r backup", "TARGET"},
+		{"tidemark -r /r show a b", "'b'"},
+		{"tidemark -r /r list --force", "--force"},
+		{"tidemark -r /r restore p", "--to"},
+		{"tidemark -r /r restore p --to x --format vdi", "'vdi'"},
+		{"tidemark -r /r backup t --quiesce maybe", "'maybe'"},
+		{"tidemark -r /r backup t --limit-rate fast", "'fast'"},
+		{"tidemark -r /r backup t --compression 99", "'99'"},
+		{"tidemark -r /r backup t --audit 5", "'5'"},
+		{"tidemark -r /r backup t --collapse pull", "'pull'"},
+	};
+	struct options o;
+	struct error err;
+
+	(void)state;
+	(void)unsetenv("TIDEMARK_REPO");
+	for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
+		assert_int_equal(parse(bad[i].line, &o, &err), TM_E_USAGE);
+		if (!strstr(err.text, bad[i].word))
+			fail_msg("'%s' says '%s' without %s", bad[i].line, err.text, bad[i].word);
+		options_done(&o);
+	}
+}
+
+static void help_needs_nothing_else(void **state)
+{
+	struct options o;
+	struct error err;
+
+	(void)state;
+	assert_int_equal(parse("tidemark --help", &o, &err), 0);
+	assert_int_equal(o.command, CMD_COUNT);
+	options_done(&o);
+	assert_int_equal(parse("tidemark restore --help", &o, &err), 0);
+	assert_true(o.help);
+	assert_int_equal(o.command, CMD_RESTORE);
+	options_done(&o);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(options_may_stand_anywhere),
+		cmocka_unit_test(the_environment_names_the_repository),
+		cmocka_unit_test(wrong_lines_name_the_wrong_word),
+		cmocka_unit_test(help_needs_nothing_else),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

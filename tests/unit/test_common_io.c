@@ -1,0 +1,149 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "test.h"
+
+#include "common/common.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+
+static char dir[] = "/tmp/tidemark-test-XXXXXX";
+
+static int make_dir(void **state)
+{
+	(void)state;
+	return mkdtemp(dir) ? 0 : -1;
+}
+
+static int remove_dir(void **state)
+{
+	const char *const argv[] = {"rm", "-rf", "--", dir, NULL};
+
+	(void)state;
+	return spawn_run(argv, 10000, NULL, NULL);
+}
+
+static char *path_of(const char *name)
+{
+	char *path = NULL;
+
+	assert_int_equal(io_join(dir, name, &path, NULL), 0);
+	return path;
+}
+
+static unsigned entries(void)
+{
+	DIR *d = opendir(dir);
+	unsigned n = 0;
+
+	assert_non_null(d);
+	while (readdir(d))
+		n++;
+	(void)closedir(d);
+	return n - 2;
+}
+
+static void publish_replaces_whole_files(void **state)
+{
+	auto_free char *path = path_of("file");
+	auto_buf struct buf b = {0};
+	unsigned before = entries();
+	struct stat st;
+
+	(void)state;
+	assert_int_equal(io_publish(path, "first", 5, 0600, NULL), 0);
+	assert_int_equal(io_publish(path, "second!", 7, 0600, NULL), 0);
+	assert_int_equal(io_read_file(path, 100, &b, NULL), 0);
+	assert_int_equal(b.len, 7);
+	assert_memory_equal(b.data, "second!", 7);
+	assert_int_equal(stat(path, &st), 0);
+	assert_int_equal(st.st_mode & 0777, 0600);
+	assert_int_equal(entries(), before + 1);
+}
+
+static void publish_into_nowhere_says_where(void **state)
+{
+	auto_free char *path = path_of("no/such/file");
+	struct error err = {0};
+
+	(void)state;
+	assert_int_equal(io_publish(path, "x", 1, 0600, &err), TM_E_NOTFOUND);
+	assert_non_null(strstr(err.text, "no/such/file"));
+}
+
+static void read_file_is_bounded(void **state)
+{
+	auto_free char *path = path_of("long");
+	auto_buf struct buf b = {0};
+
+	(void)state;
+	assert_int_equal(io_publish(path, "123456", 6, 0600, NULL), 0);
+	assert_int_equal(io_read_file(path, 5, &b, NULL), TM_E_RANGE);
+	assert_int_equal(io_read_file(path, 6, &b, NULL), 0);
+	buf_done(&b);
+	assert_int_equal(io_read_file("/nowhere/at/all", 6, &b, NULL), TM_E_NOTFOUND);
+	assert_int_equal(io_read_file(dir, 6, &b, NULL), TM_E_IO);
+}
+
+static void short_files_are_corrupt(void **state)
+{
+	auto_free char *path = path_of("short");
+	auto_close int fd = -1;
+	char bytes[8];
+
+	(void)state;
+	assert_int_equal(io_publish(path, "1234", 4, 0600, NULL), 0);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	assert_int_equal(io_pread(fd, path, bytes, 4, 0, NULL), 0);
+	assert_int_equal(io_pread(fd, path, bytes, 5, 0, NULL), TM_E_CORRUPT);
+	assert_int_equal(io_pread(fd, path, bytes, 5, UINT64_MAX, NULL), TM_E_RANGE);
+}
+
+static void mkdirs_makes_parents(void **state)
+{
+	auto_free char *path = path_of("a/b/c"), *file = path_of("file2"), *below = path_of("file2/x");
+
+	(void)state;
+	assert_int_equal(io_mkdirs(path, NULL), 0);
+	assert_int_equal(io_mkdirs(path, NULL), 0);
+	assert_int_equal(io_publish(file, "x", 1, 0600, NULL), 0);
+	assert_int_equal(io_mkdirs(file, NULL), TM_E_IO);
+	assert_int_equal(io_mkdirs(below, NULL), TM_E_IO);
+}
+
+static void spawn_takes_output_and_status(void **state)
+{
+	const char *const echo[] = {"echo", "two words", NULL};
+	const char *const fails[] = {"ls", "/no/such/place", NULL};
+	const char *const nothing[] = {"/no/such/program", NULL};
+	const char *const sleeps[] = {"sleep", "60", NULL};
+	auto_buf struct buf out = {0};
+	struct error err = {0};
+	pid_t pid;
+
+	(void)state;
+	assert_int_equal(spawn_run(echo, 10000, &out, NULL), 0);
+	assert_string_equal((char *)out.data, "two words\n");
+	assert_int_equal(spawn_run(fails, 10000, NULL, &err), TM_E_PEER);
+	assert_non_null(strstr(err.text, "/no/such/place"));
+	assert_int_equal(spawn_run(nothing, 10000, NULL, NULL), TM_E_NOTFOUND);
+	assert_int_equal(spawn_run(sleeps, 50, NULL, NULL), TM_E_TIMEOUT);
+	assert_int_equal(spawn_start(sleeps, &pid, NULL), 0);
+	assert_false(spawn_ended(pid));
+	spawn_stop(pid, 1000);
+	assert_true(spawn_ended(pid));
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(publish_replaces_whole_files),
+		cmocka_unit_test(publish_into_nowhere_says_where),
+		cmocka_unit_test(read_file_is_bounded),
+		cmocka_unit_test(short_files_are_corrupt),
+		cmocka_unit_test(mkdirs_makes_parents),
+		cmocka_unit_test(spawn_takes_output_and_status),
+	};
+
+	return cmocka_run_group_tests(tests, make_dir, remove_dir);
+}
