@@ -25,7 +25,10 @@ struct extents {
 void extents_done(struct extents *set);
 void extents_clear(struct extents *set); /* keeps the memory */
 
-/* Adds [offset, offset + length): anywhere, overlapping or not; cheapest in ascending order. */
+/*
+ * Adds [offset, offset + length): anywhere, overlapping or not; cheapest in ascending order.
+ * TM_E_RANGE when offset + length wraps; on any failure the set is as it was.
+ */
 int extents_add(struct extents *set, uint64_t offset, uint64_t length, struct error *err) TM_WUR;
 
 uint64_t extents_bytes(const struct extents *set);
@@ -33,9 +36,12 @@ bool extents_contain(const struct extents *set, uint64_t offset);
 
 /* *ret = a ∩ b, a ∖ b; ret is overwritten and may not be a or b. */
 int extents_intersect(const struct extents *a, const struct extents *b, struct extents *ret,
-                      struct error *err) TM_WUR;
+		      struct error *err) TM_WUR;
 int extents_subtract(const struct extents *a, const struct extents *b, struct extents *ret,
-                     struct error *err) TM_WUR;
+		     struct error *err) TM_WUR;
 
 /* Grows every extent outward to multiples of unit (a power of two), merges, cuts at size. */
-int extents_align(struct extents *set, uint64_t unit, uint64_t size, struct error *err) TM_WUR;
+void extents_align(struct extents *set, uint64_t unit, uint64_t size);
+
+/* The allocator, behind a seam so that tests can let it fail. */
+extern void *(*extents_realloc)(void *p, size_t bytes);

@@ -15,8 +15,6 @@
 #include <string.h>
 #include <sys/wait.h>
 
-extern char **environ;
-
 #define OUT_MAX ((size_t)64 << 20) /* of a child's stdout */
 #define ERR_MAX ((size_t)8 << 10)  /* of a child's stderr */
 

@@ -19,6 +19,25 @@ struct repo {
 	struct cache *cache;
 };
 
+struct table_entry {
+	struct tm_id session;
+	uint32_t ndata, nmap; /* segments of that session */
+};
+
+/* How to read a disk of a point: struct point_disk.map. */
+struct disk_map {
+	uint64_t root; /* reference, REF_HOLE: all hole */
+	struct table_entry *table;
+	uint32_t nsessions;
+};
+
+void disk_map_free(struct disk_map *m);
+
+static inline uint64_t disk_blocks(uint64_t size, unsigned block_bits)
+{
+	return (size >> block_bits) + ((size & ((UINT64_C(1) << block_bits) - 1)) != 0);
+}
+
 /* ---- names ---- */
 
 enum session_flag {
@@ -30,6 +49,7 @@ enum session_flag {
 
 void name_domain(const struct repo *repo, char key[KEY_MAX]);
 void name_flag(const struct repo *repo, enum session_flag flag, const struct tm_id *sid, char key[KEY_MAX]);
+void name_flag_prefix(const struct repo *repo, enum session_flag flag, char key[KEY_MAX]);
 void name_pin(const struct repo *repo, const struct tm_id *sid, uint32_t pin, char key[KEY_MAX]);
 void name_segment(const struct repo *repo, const struct tm_id *sid, uint8_t type, uint32_t index,
                   uint32_t generation, uint32_t run, char key[KEY_MAX]);

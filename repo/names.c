@@ -30,6 +30,11 @@ void name_flag(const struct repo *repo, enum session_flag flag, const struct tm_
 	name_print(key, "d/%s/%c/%s", id_text(&repo->domain).s, (char)flag, id_text(sid).s);
 }
 
+void name_flag_prefix(const struct repo *repo, enum session_flag flag, char key[KEY_MAX])
+{
+	name_print(key, "d/%s/%c/", id_text(&repo->domain).s, (char)flag);
+}
+
 void name_pin(const struct repo *repo, const struct tm_id *sid, uint32_t pin, char key[KEY_MAX])
 {
 	name_print(key, "d/%s/k/%s.p%04" PRIx32, id_text(&repo->domain).s, id_text(sid).s, pin);
@@ -99,7 +104,7 @@ bool name_parse_flag(const struct repo *repo, enum session_flag flag, const char
 	char prefix[KEY_MAX];
 	const char *p = key;
 
-	name_print(prefix, "d/%s/%c/", id_text(&repo->domain).s, (char)flag);
+	name_flag_prefix(repo, flag, prefix);
 	if (strlen(key) < strlen(prefix) + TM_ID_HEX)
 		return false;
 	return skip(&p, prefix) && skip_id(&p, ret) && (*p == 0 || *p == '.');

@@ -241,7 +241,7 @@ struct repo_damage_range {
 struct repo_damage {
 	char *object; /* key; owned */
 	char *reason; /* owned */
-	struct repo_damage_range *ranges; /* by point, disk, offset; none: an unreadable manifest */
+	struct repo_damage_range *ranges; /* by point, disk, offset; none: a manifest, or what no point uses */
 	size_t nranges;
 };
 

@@ -6,7 +6,11 @@
  */
 #include "graph.h"
 
+#include "proc.h"
+
+#include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #define NODES_MAX 65536 /* more is no guest but nonsense */
 
@@ -45,8 +49,9 @@ static int parse_node(const json_t *info, struct block_node *n, struct error *er
 	n->ro = jsonx_flag(info, "ro");
 	n->encrypted = jsonx_flag(info, "encrypted") || jsonx_flag(image, "encrypted");
 	if (!n->name || !n->drv || !n->file || !jsonx_u64(image, "virtual-size", &n->size))
-		return error_set(err, TM_E_PEER, "QEMU described a block node without its name, driver, "
-						 "file or size");
+		return error_set(err, TM_E_PEER,
+				 "QEMU described a block node without its name, driver, "
+				 "file or size");
 	return 0;
 }
 
@@ -89,8 +94,8 @@ static int parse_devices(struct block_graph *g, struct error *err)
 		d->removable = jsonx_flag(info, "removable");
 		d->top = find_node(g, top);
 		if (top && !d->top)
-			return error_set(err, TM_E_STALE, "block node '%s' vanished while it was looked at",
-					 top);
+			return error_set(err, TM_E_STALE,
+					 "block node '%s' vanished while it was looked at", top);
 	}
 	return 0;
 }
@@ -100,7 +105,8 @@ static struct block_node *node_by_id(const struct block_graph *g, uint64_t id)
 	const json_t *list = json_object_get(g->edges, "nodes"), *v;
 	size_t i;
 
-	json_array_foreach((json_t *)(uintptr_t)list, i, v) {
+	json_array_foreach((json_t *)(uintptr_t)list, i, v)
+	{
 		uint64_t vid;
 
 		if (jsonx_u64(v, "id", &vid) && vid == id)
@@ -114,7 +120,8 @@ static void parse_edges(struct block_graph *g)
 	const json_t *list = json_object_get(g->edges, "edges"), *v;
 	size_t i;
 
-	json_array_foreach((json_t *)(uintptr_t)list, i, v) {
+	json_array_foreach((json_t *)(uintptr_t)list, i, v)
+	{
 		const char *name = jsonx_text(v, "name");
 		struct block_node *parent, *child;
 		uint64_t from, to;
@@ -137,8 +144,8 @@ static void parse_edges(struct block_graph *g)
 int block_graph_parse(json_t *query_block, json_t *named, json_t *edges, struct block_graph *ret,
 		      struct error *err)
 {
-	struct block_graph g = {json_incref(query_block), json_incref(named), json_incref(edges),
-				NULL, 0, NULL, 0};
+	struct block_graph g = {
+		json_incref(query_block), json_incref(named), json_incref(edges), NULL, 0, NULL, 0};
 	int r = parse_nodes(&g, err);
 
 	if (!r)
@@ -150,6 +157,46 @@ int block_graph_parse(json_t *query_block, json_t *named, json_t *edges, struct 
 	parse_edges(&g);
 	*ret = g;
 	return 0;
+}
+
+/*
+ * Names are as QEMU was given them, perhaps relative to its own directory.  Made absolute where
+ * QEMU really has that file open; left as they are otherwise.
+ */
+static int make_absolute(struct block_node *n, pid_t qemu, struct error *err)
+{
+	auto_free char *path = NULL;
+	char cwd[4096], link[64];
+	ssize_t len;
+	int r;
+
+	if (snprintf(link, sizeof(link), "/proc/%d/cwd", (int)qemu) < 0)
+		return 0;
+	len = readlink(link, cwd, sizeof(cwd) - 1);
+	if (len <= 0)
+		return 0;
+	cwd[len] = '\0';
+	r = io_join(cwd, n->file, &path, err);
+	if (r || !proc_has_open(qemu, path))
+		return r;
+	r = jsonx_set((json_t *)(uintptr_t)n->info, "file", json_string(path), err);
+	if (!r)
+		n->file = jsonx_text(n->info, "file");
+	return r;
+}
+
+static int resolve_names(struct block_graph *g, struct qmp *q, struct error *err)
+{
+	int r = 0;
+
+	for (size_t i = 0; !r && i < g->nnodes; i++) {
+		struct block_node *n = &g->nodes[i];
+
+		if (n->file[0] == '/' || strncmp(n->file, "json:", 5) == 0 || !qmp_peer(q))
+			continue;
+		r = make_absolute(n, qmp_peer(q), err);
+	}
+	return r;
 }
 
 int block_graph_load(struct qmp *q, struct block_graph *ret, struct error *err)
@@ -164,13 +211,18 @@ int block_graph_load(struct qmp *q, struct block_graph *ret, struct error *err)
 			return r;
 		r = qmp_call(q, "query-block", NULL, QMP_TIMEOUT_MS, &query_block, &e);
 		if (!r)
-			r = qmp_call(q, "query-named-block-nodes", tm_steal(flat), QMP_TIMEOUT_MS, &named, &e);
+			r = qmp_call(q, "query-named-block-nodes", tm_steal(flat), QMP_TIMEOUT_MS,
+				     &named, &e);
 		if (!r)
-			r = qmp_call(q, "x-debug-query-block-graph", NULL, QMP_TIMEOUT_MS, &edges, &e);
+			r = qmp_call(q, "x-debug-query-block-graph", NULL, QMP_TIMEOUT_MS, &edges,
+				     &e);
 		if (!r)
 			r = block_graph_parse(query_block, named, edges, ret, &e);
 		if (!r)
+			r = resolve_names(ret, q, &e);
+		if (!r)
 			return 0;
+		block_graph_done(ret);
 		if (r == TM_E_STALE && !qmp_lost(q) && attempt < 5)
 			continue;
 		if (err && !err->code)
@@ -181,8 +233,8 @@ int block_graph_load(struct qmp *q, struct block_graph *ret, struct error *err)
 
 static bool is_filter(const char *drv)
 {
-	static const char *const filters[] = {"throttle",   "copy-on-read", "compress",
-					      "mirror_top", "commit_top",   "copy-before-write",
+	static const char *const filters[] = {"throttle",    "copy-on-read", "compress",
+					      "mirror_top",  "commit_top",   "copy-before-write",
 					      "preallocate", "backup-top"};
 
 	for (size_t i = 0; i < ARRAY_SIZE(filters); i++) {

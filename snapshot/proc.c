@@ -71,6 +71,25 @@ static bool read_proc(pid_t pid, const char *name, char *text, size_t max, size_
 	return true;
 }
 
+uint64_t proc_start(pid_t pid)
+{
+	unsigned long long start;
+	char text[1024];
+	const char *p;
+	size_t len;
+
+	if (!read_proc(pid, "stat", text, sizeof(text), &len))
+		return 0;
+	p = strrchr(text, ')'); /* the name may hold anything */
+	if (!p ||
+	    sscanf(p,
+		   ") %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d "
+		   "%*d %llu",
+		   &start) != 1)
+		return 0;
+	return start;
+}
+
 bool proc_find_holder(const char *path, pid_t *ret_pid, char name[PROC_NAME_MAX])
 {
 	auto_clean(closedir) DIR *proc = opendir("/proc");
@@ -134,7 +153,7 @@ bool proc_find_command(const char *program, const char *argument_end, pid_t *ret
 	return false;
 }
 
-bool proc_socket_owner(const char *path, pid_t *ret_pid)
+bool proc_listener(const char *path, pid_t *ret_pid)
 {
 	auto_close int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	struct sockaddr_un addr = {.sun_family = AF_UNIX};
@@ -148,6 +167,7 @@ bool proc_socket_owner(const char *path, pid_t *ret_pid)
 	if (connect(fd, (const struct sockaddr *)&addr, sizeof(addr)) < 0 ||
 	    getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) < 0)
 		return false;
-	*ret_pid = peer.pid;
+	if (ret_pid)
+		*ret_pid = peer.pid;
 	return true;
 }

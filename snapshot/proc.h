@@ -14,7 +14,12 @@ bool proc_has_open(pid_t pid, const char *path);
 /* The process whose command line holds `program` as its program's name and an argument that ends
  * with `argument_end`. */
 bool proc_find_command(const char *program, const char *argument_end, pid_t *ret_pid);
-/* The process that listens on a unix socket. */
-bool proc_socket_owner(const char *path, pid_t *ret_pid);
+/*
+ * The process that listens on a unix socket.  *ret_pid may be NULL.  Takes a place in the queue of
+ * connections for a moment, of which QEMU's monitor has one.
+ */
+bool proc_listener(const char *path, pid_t *ret_pid);
+/* When a process started, in clock ticks since boot; 0: there is no such process. */
+uint64_t proc_start(pid_t pid);
 /* " (process 12, qemu-system-x86)" for messages, "" when nobody is found. */
 void proc_holder_text(const char *path, char text[PROC_NAME_MAX + 32]);

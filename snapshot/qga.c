@@ -42,7 +42,8 @@ static int transfer_failed(struct qga *a, int code, const struct error *e, struc
 {
 	a->synced = false;
 	if (code == TM_E_TIMEOUT)
-		return error_set(err, TM_E_TIMEOUT, "the guest agent at %s does not answer", a->path);
+		return error_set(err, TM_E_TIMEOUT, "the guest agent at %s does not answer",
+				 a->path);
 	if (a->ch)
 		channel_free(a->ch);
 	a->ch = NULL;
@@ -125,6 +126,9 @@ static int sync_line(struct qga *a, uint64_t deadline, struct error *err)
 		uint64_t id;
 
 		r = recv_text(a, deadline, &marked, &reply, err);
+		if (!r && now_ms() > deadline)
+			r = error_set(err, TM_E_TIMEOUT, "the guest agent at %s does not answer",
+				      a->path);
 		if (!r && marked && jsonx_u64(reply, "return", &id) && id == a->sync_id) {
 			a->synced = true;
 			return 0;
@@ -163,7 +167,8 @@ static int call(struct qga *a, const char *command, unsigned timeout_ms, json_t 
 	}
 	if (!value) {
 		a->synced = false;
-		return error_set(err, TM_E_PEER, "the guest agent answered %s with something else", command);
+		return error_set(err, TM_E_PEER, "the guest agent answered %s with something else",
+				 command);
 	}
 	if (ret)
 		*ret = json_incref(value);
@@ -229,7 +234,8 @@ int qga_frozen(struct qga *a, unsigned timeout_ms, bool *ret, struct error *err)
 	if (r)
 		return r;
 	if (!json_is_string(state))
-		return error_set(err, TM_E_PEER, "the guest agent does not tell whether it is frozen");
+		return error_set(err, TM_E_PEER,
+				 "the guest agent does not tell whether it is frozen");
 	*ret = strcmp(json_string_value(state), "thawed") != 0;
 	return 0;
 }

@@ -6,6 +6,8 @@
  */
 #include "qmp.h"
 
+#include "proc.h"
+
 #include <stdio.h>
 #include <string.h>
 
@@ -17,6 +19,7 @@ struct qmp {
 	const struct snapshot_hooks *hooks;
 	uint64_t last_id;
 	bool quiet;
+	pid_t peer; /* 0: not asked yet; -1: cannot be told */
 	struct buf line;
 	struct qmp_fault fault;
 	char events[QMP_EVENTS_MAX][QMP_EVENT_NAME_MAX];
@@ -56,6 +59,13 @@ const struct qmp_fault *qmp_fault(const struct qmp *q)
 	return &q->fault;
 }
 
+pid_t qmp_peer(struct qmp *q)
+{
+	if (!q->peer && !proc_listener(q->path, &q->peer))
+		q->peer = -1;
+	return q->peer > 0 ? q->peer : 0;
+}
+
 void qmp_set_quiet(struct qmp *q, bool quiet)
 {
 	q->quiet = quiet;
@@ -79,17 +89,21 @@ static int recv_line(struct qmp *q, uint64_t deadline, struct error *err)
 		int r;
 
 		if (!q->ch)
-			return error_set(err, TM_E_STALE, "the connection to QEMU at %s is lost", q->path);
-		r = channel_recv_line(q->ch, QMP_LINE_MAX, min_u64(deadline, now + SLICE_MS), &q->line, &e);
+			return error_set(err, TM_E_STALE, "the connection to QEMU at %s is lost",
+					 q->path);
+		r = channel_recv_line(q->ch, QMP_LINE_MAX, min_u64(deadline, now + SLICE_MS),
+				      &q->line, &e);
 		if (!r)
 			return 0;
 		if (r != TM_E_TIMEOUT) {
 			lose(q);
-			return error_set(err, TM_E_STALE, "the connection to QEMU at %s is lost: %s", q->path,
+			return error_set(err, TM_E_STALE,
+					 "the connection to QEMU at %s is lost: %s", q->path,
 					 e.text);
 		}
 		if (now_ms() >= deadline)
-			return error_set(err, TM_E_TIMEOUT, "no answer from QEMU at %s in time", q->path);
+			return error_set(err, TM_E_TIMEOUT, "no answer from QEMU at %s in time",
+					 q->path);
 		tick(q);
 	}
 }
@@ -125,8 +139,12 @@ static int recv_message(struct qmp *q, uint64_t deadline, bool events_too, json_
 		json_error_t je;
 		json_t *msg;
 		const char *event;
+		bool late = now_ms() >= deadline; /* a flood of events is no answer */
 		int r = recv_line(q, deadline, err);
 
+		if (!r && late)
+			r = error_set(err, TM_E_TIMEOUT, "no answer from QEMU at %s in time",
+				      q->path);
 		if (r)
 			return r;
 		msg = json_loadb((const char *)q->line.data, q->line.len, JSON_ALLOW_NUL, &je);
@@ -134,8 +152,10 @@ static int recv_message(struct qmp *q, uint64_t deadline, bool events_too, json_
 			json_decref(msg);
 			lose(q);
 			return error_set(err, TM_E_STALE,
-					 "QEMU at %s sent something that is no JSON object, the connection was "
-					 "given up", q->path);
+					 "QEMU at %s sent something that is no JSON object, the "
+					 "connection was "
+					 "given up",
+					 q->path);
 		}
 		event = jsonx_text(msg, "event");
 		if (!event) {
@@ -160,7 +180,8 @@ static int read_greeting(struct qmp *q, uint64_t deadline, struct error *err)
 
 	if (r == TM_E_TIMEOUT)
 		return error_set(err, TM_E_BUSY,
-				 "another program holds the QMP socket %s (QEMU greets one client at a time)",
+				 "another program holds the QMP socket %s (QEMU greets one client "
+				 "at a time)",
 				 q->path);
 	if (r || !json_is_object(json_object_get(msg, "QMP")))
 		return error_set(err, TM_E_PEER, "%s is not a QMP socket: %s", q->path,
@@ -239,7 +260,8 @@ static int take_fault(struct qmp *q, const char *command, const json_t *fault, s
 	const char *class = jsonx_text(fault, "class"), *desc = jsonx_text(fault, "desc");
 
 	if (snprintf(q->fault.class, sizeof(q->fault.class), "%s", class ? class : "") < 0 ||
-	    snprintf(q->fault.desc, sizeof(q->fault.desc), "%s", desc ? desc : "no reason given") < 0)
+	    snprintf(q->fault.desc, sizeof(q->fault.desc), "%s", desc ? desc : "no reason given") <
+		    0)
 		q->fault = (struct qmp_fault){0};
 	log_debug("qmp < refused: %s", q->fault.desc);
 	return error_set(err, TM_E_PEER, "QEMU refused %s: %s", command, q->fault.desc);
@@ -272,8 +294,8 @@ int qmp_call(struct qmp *q, const char *command, json_t *args, unsigned timeout_
 			return take_fault(q, command, fault, err);
 		value = json_object_get(msg, "return");
 		if (!value)
-			return error_set(err, TM_E_PEER, "QEMU answered %s with neither result nor error",
-					 command);
+			return error_set(err, TM_E_PEER,
+					 "QEMU answered %s with neither result nor error", command);
 		if (ret)
 			*ret = json_incref(value);
 		return 0;

@@ -8,7 +8,7 @@
 /* One line may be this long: a guest with hundreds of nodes stays far below. */
 #define QMP_LINE_MAX ((size_t)32 << 20)
 /* Events kept for qmp_next_event(); older ones are dropped: nothing depends on events. */
-#define QMP_EVENTS_MAX 64
+#define QMP_EVENTS_MAX     64
 #define QMP_EVENT_NAME_MAX 48
 /* How long a command may take that does no work on images. */
 #define QMP_TIMEOUT_MS 30000
@@ -31,7 +31,8 @@ int qmp_open(const char *path, unsigned timeout_ms, const struct snapshot_hooks 
 
 /* The same over a channel that is there already (taken over, also on failure). */
 int qmp_open_channel(struct channel *ch, const char *path, unsigned timeout_ms,
-		     const struct snapshot_hooks *hooks, struct qmp **ret, struct error *err) TM_WUR;
+		     const struct snapshot_hooks *hooks, struct qmp **ret,
+		     struct error *err) TM_WUR;
 void qmp_free(struct qmp *q);
 TM_CLEANUP(struct qmp, qmp_free)
 
@@ -45,6 +46,9 @@ int qmp_call(struct qmp *q, const char *command, json_t *args, unsigned timeout_
 
 const struct qmp_fault *qmp_fault(const struct qmp *q); /* of the last refused command */
 bool qmp_lost(const struct qmp *q);
+
+/* QEMU's process; 0 when it cannot be told.  Asked once per connection. */
+pid_t qmp_peer(struct qmp *q);
 
 /* Waits until an event comes, at most ms; shortens a poll, never replaces it. */
 void qmp_pause(struct qmp *q, unsigned ms);

@@ -72,7 +72,8 @@ static const char *no_epoch_reason(const struct settle_bitmap *v, size_t n)
 	if (inconsistent)
 		return "its bitmap was inconsistent after an unclean stop of QEMU";
 	if (shrunk)
-		return "the disk was resized: it is smaller than in the point its bitmap belongs to";
+		return "the disk was resized: it is smaller than in the point its bitmap belongs "
+		       "to";
 	if (unproven)
 		return "its bitmap did not record all the time since its point";
 	return "its bitmap belongs to a point that this repository does not hold";
@@ -98,7 +99,8 @@ struct settle_plan settle_decide(struct settle_bitmap *v, size_t n)
 	for (size_t i = 0; i < n; i++) {
 		if (i == plan.keep)
 			v[i].action = SETTLE_KEEP;
-		else if (plan.keep != SIZE_MAX && descends(v, n, i, plan.keep, 0) && !v[i].inconsistent)
+		else if (plan.keep != SIZE_MAX && descends(v, n, i, plan.keep, 0) &&
+			 !v[i].inconsistent)
 			v[i].action = SETTLE_MERGE;
 		else
 			v[i].action = SETTLE_REMOVE;

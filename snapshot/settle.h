@@ -5,9 +5,9 @@
 #include "snapshot.h"
 
 enum settle_action {
-	SETTLE_LEAVE,  /* not ours to touch, or not now */
-	SETTLE_KEEP,   /* the epoch */
-	SETTLE_MERGE,  /* merged into the epoch's bitmap, then removed */
+	SETTLE_LEAVE, /* not ours to touch, or not now */
+	SETTLE_KEEP,  /* the epoch */
+	SETTLE_MERGE, /* merged into the epoch's bitmap, then removed */
 	SETTLE_REMOVE,
 };
 
@@ -16,8 +16,8 @@ struct settle_bitmap {
 	bool recording;
 	bool inconsistent;
 	bool busy;
-	bool committed; /* its point is in the repository, with this disk */
-	bool fits;      /* the disk is not smaller than it was in that point */
+	bool committed;            /* its point is in the repository, with this disk */
+	bool fits;                 /* the disk is not smaller than it was in that point */
 	enum settle_action action; /* the answer */
 };
 

@@ -35,9 +35,9 @@ struct snapshot_progress {
 
 struct snapshot_hooks {
 	/*
-	 * Called at least every 200 ms while a call waits.  A negative code asks to stop: before the
-	 * freeze everything is undone and the code is returned; once disks are frozen the call goes on
-	 * until the guest is in order again, and the code is ignored.  May be NULL.
+	 * Called at least every 200 ms while a call waits.  A negative code asks to stop: before
+	 * the freeze everything is undone and the code is returned; once disks are frozen the call
+	 * goes on until the guest is in order again, and the code is ignored.  May be NULL.
 	 */
 	int (*tick)(void *data, const struct snapshot_progress *p, struct error *err);
 	void *data;
@@ -63,9 +63,9 @@ enum guest_kind {
 /* All borrowed during the call. */
 struct guest_target {
 	enum guest_kind kind;
-	const char *name;         /* or NULL: QEMU's -name, else made from the socket's or file's name */
-	const char *qmp_socket;   /* GUEST_QMP */
-	const char *agent_socket; /* GUEST_QMP; or NULL: no guest agent */
+	const char *name; /* or NULL: QEMU's -name, else made from the socket's or file's name */
+	const char *qmp_socket;    /* GUEST_QMP */
+	const char *agent_socket;  /* GUEST_QMP; or NULL: no guest agent */
 	const char *const *images; /* GUEST_IMAGE */
 	size_t nimages;
 };
@@ -85,8 +85,9 @@ struct guest_options {
 
 struct bitmap_id {
 	struct tm_id repo;
-	struct tm_id point;  /* the bitmap records what changed since this point */
-	struct tm_id parent; /* whose bitmap was disabled in the very same transaction; zero: none */
+	struct tm_id point; /* the bitmap records what changed since this point */
+	struct tm_id
+		parent; /* whose bitmap was disabled in the very same transaction; zero: none */
 };
 
 /* False when it is not a name of ours. */
@@ -109,7 +110,7 @@ struct disk_bitmap {
 /* The answer of guest_settle() for one disk. */
 struct disk_epoch {
 	bool usable;
-	struct tm_id point;           /* valid when usable: the bitmap names all that changed since */
+	struct tm_id point; /* valid when usable: the bitmap names all that changed since */
 	char bitmap[BITMAP_NAME_MAX]; /* its name; "" when not usable */
 	uint64_t dirty_bytes;         /* UINT64_MAX: not known */
 	char reason[256];             /* why it is not usable; "" when it is */
@@ -131,20 +132,21 @@ struct disk_layer {
 };
 
 struct guest_disk {
-	char *name;     /* for people and points: device id, drive name, or file name; unique */
-	char *qdev;     /* QOM path of the device, or NULL */
-	char *drive;    /* name of -drive, or NULL */
-	char *file;     /* absolute path of the active image, or what QEMU calls it */
-	char *format;   /* "qcow2", "raw", … of the active image */
-	uint64_t size;  /* exact virtual size, bytes */
+	char *name;    /* for people and points: device id, drive name, or file name; unique */
+	char *qdev;    /* QOM path of the device, or NULL */
+	char *drive;   /* name of -drive, or NULL */
+	char *file;    /* absolute path of the active image, or what QEMU calls it */
+	char *format;  /* "qcow2", "raw", … of the active image */
+	uint64_t size; /* exact virtual size, bytes */
 	bool read_only;
 	bool removable;
-	bool empty;          /* no medium */
-	bool can_persist;    /* bitmaps survive a stop of QEMU */
-	char *left_out;      /* why it cannot or should not be backed up; NULL: it is chosen */
-	char *overlay_of;    /* the active image is an overlay left by an interrupted run of ours; its base */
-	char *top_node;      /* the node the device uses (perhaps a filter), as of now; or NULL */
-	char *node;          /* the format node, as of now; or NULL */
+	bool empty;       /* no medium */
+	bool can_persist; /* bitmaps survive a stop of QEMU */
+	char *left_out;   /* why it cannot or should not be backed up; NULL: it is chosen */
+	char *overlay_of; /* the active image is an overlay left by an interrupted run of ours; its
+			     base */
+	char *top_node;   /* the node the device uses (perhaps a filter), as of now; or NULL */
+	char *node;       /* the format node, as of now; or NULL */
 	struct disk_layer *chain; /* backing files below the active image, nearest first */
 	size_t nchain;
 	struct disk_bitmap *bitmaps;
@@ -207,8 +209,8 @@ enum quiesce {
 struct snapshot_options {
 	struct tm_id repo;
 	struct tm_id point;
-	const char *repo_url;    /* for the journal */
-	const size_t *disks;     /* indices of guest_disk(), none left_out */
+	const char *repo_url; /* for the journal */
+	const size_t *disks;  /* indices of guest_disk(), none left_out */
 	size_t ndisks;
 	enum quiesce quiesce;
 	const char *overlay_dir; /* or NULL: beside each base */
@@ -217,28 +219,29 @@ struct snapshot_options {
 };
 
 struct snapshot_disk {
-	size_t disk;             /* index of guest_disk() */
+	size_t disk; /* index of guest_disk() */
 	const char *name;
-	const char *file;        /* the base */
+	const char *file; /* the base */
 	const char *format;
 	uint64_t size;
-	struct nbd_address nbd;  /* nbd.bitmap is NULL when there is no epoch to read from */
+	struct nbd_address nbd; /* nbd.bitmap is NULL when there is no epoch to read from */
 	bool has_epoch;
-	struct tm_id parent;     /* the point of the old bitmap, valid with has_epoch */
-	const char *old_bitmap;  /* or NULL */
-	const char *new_bitmap;  /* records from this point on; NULL: none could be made */
-	bool persistent;         /* of the new bitmap */
-	const char *reason;      /* why there is no epoch, or why no new bitmap; "" when both are there */
+	struct tm_id parent;    /* the point of the old bitmap, valid with has_epoch */
+	const char *old_bitmap; /* or NULL */
+	const char *new_bitmap; /* records from this point on; NULL: none could be made */
+	bool persistent;        /* of the new bitmap */
+	const char
+		*reason; /* why there is no epoch, or why no new bitmap; "" when both are there */
 };
 
 /* Everything is owned by the snapshot and valid until snapshot_finish(). */
 struct snapshot_info {
 	struct snapshot_disk *disks;
 	size_t ndisks;
-	uint64_t created_ms;  /* Unix time of the freeze */
-	bool quiesced;        /* file systems were frozen by the guest agent */
-	uint64_t freeze_ms;   /* how long the guest was held: quiesce + transaction */
-	const char *state;    /* of the guest at that instant */
+	uint64_t created_ms; /* Unix time of the freeze */
+	bool quiesced;       /* file systems were frozen by the guest agent */
+	uint64_t freeze_ms;  /* how long the guest was held: quiesce + transaction */
+	const char *state;   /* of the guest at that instant */
 	struct text_list warnings;
 };
 
@@ -276,8 +279,8 @@ struct recover_options {
 	struct snapshot_hooks hooks;
 	bool check_only; /* look, say, change nothing */
 	/*
-	 * When known: is the journal's point committed?  May be NULL, then the bitmaps are left to the
-	 * next guest_settle().  TM_E_* when it cannot be told now.
+	 * When known: is the journal's point committed?  May be NULL, then the bitmaps are left to
+	 * the next guest_settle().  TM_E_* when it cannot be told now.
 	 */
 	int (*committed)(void *data, const char *repo_url, const struct tm_id *repo,
 			 const struct tm_id *point, bool *ret, struct error *err);

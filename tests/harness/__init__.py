@@ -2,7 +2,7 @@
 """What the tests share: QEMU processes, a test guest, images, Tidemark's runs.
 Only the standard library, and python3-libnbd where a test asks for it."""
 
-from . import image
+from . import image, journal
 from .base import ROOT, HarnessError, Scratch, make_rng, reap, run, spawn, wait_for
 from .checks import assert_clean, note_baseline
 from .console import Console
@@ -13,4 +13,4 @@ from .vm import Disk, Vm, guest_image
 
 __all__ = ["Agent", "Console", "Disk", "GuestLog", "HarnessError", "Qmp", "QmpError", "ROOT",
            "Result", "Scratch", "Tidemark", "Vm", "assert_clean", "guest_image", "image",
-           "judge_tree", "make_rng", "note_baseline", "reap", "run", "spawn", "wait_for"]
+           "journal", "judge_tree", "make_rng", "note_baseline", "reap", "run", "spawn", "wait_for"]

@@ -17,6 +17,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
+# e2fsck and its like are not in the PATH of those who are not root.
+os.environ["PATH"] = os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/sbin:/sbin"
+
 
 class HarnessError(AssertionError):
     """A check that failed or a peer that did not do what was asked."""
@@ -41,9 +44,12 @@ def make_rng(label="test"):
     return random.Random(seed)
 
 
-def connect_unix(path, timeout):
-    """Connects to a unix socket, waiting for the one who is to create it."""
+def connect_unix(path, timeout, alive=lambda: True):
+    """Connects to a unix socket, waiting for the one who is to create it, for as
+    long as that one is `alive`."""
     def attempt():
+        if not alive():
+            raise HarnessError(f"nobody listens on {path} any more")
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.connect(os.fspath(path))

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from .base import HarnessError, wait_for
+from .vm import plain_filename
 
 OURS = "tidemark"   # what the names of Tidemark's bitmaps begin with
 
@@ -18,8 +19,7 @@ def _files(vm, extra_dirs=()):
 
 def _nodes(vm):
     # Not by name: QEMU makes some up, and they differ after a restart.
-    return Counter((node["drv"], node["file"]) for node in vm.nodes()
-                   if not node["file"].startswith("json:"))
+    return Counter((node["drv"], plain_filename(node["file"])) for node in vm.nodes())
 
 
 def _listeners(pid):

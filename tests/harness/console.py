@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shell of the test guest, on its second serial port (see guest/init)."""
+"""The shell of the test guest, on a virtio-serial port (see guest/init)."""
 
 import base64
 import shlex
@@ -37,7 +37,7 @@ class Console:
                 continue
             if not data:
                 raise HarnessError(f"the guest's console hung up during {what}")
-            self._buffer += data.replace(b"\r", b"")
+            self._buffer += data
         before, self._buffer = self._buffer.split(mark, 1)
         return before
 

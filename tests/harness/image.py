@@ -6,10 +6,10 @@ import errno
 import hashlib
 import json
 import os
-import shutil
+import sys
 from pathlib import Path
 
-from .base import HarnessError, connect_unix, reap, run, spawn
+from .base import HarnessError, reap, run, spawn, wait_for
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
@@ -53,19 +53,22 @@ def to_raw(path, out, fmt="qcow2"):
     return Path(out)
 
 
-def same(a, b, fmt_a="qcow2", fmt_b="raw"):
-    """Whether two images have the same size and content."""
-    done = run(["qemu-img", "compare", "-s", "-f", fmt_a, "-F", fmt_b, a, b],
-               timeout=300, check=False)
+def difference(a, b, fmt_a="qcow2", fmt_b="raw"):
+    """How two images differ in size or content, as a phrase; "" when they do not.
+    (compare -s would also want the same holes.)"""
+    sizes = [json.loads(run(["qemu-img", "info", "--output=json", "-f", fmt, path]).stdout)
+             ["virtual-size"] for path, fmt in ((a, fmt_a), (b, fmt_b))]
+    if sizes[0] != sizes[1]:
+        return f"{sizes[0]} bytes and {sizes[1]} bytes"
+    done = run(["qemu-img", "compare", "-f", fmt_a, "-F", fmt_b, a, b], timeout=300, check=False)
     if done.returncode not in (0, 1):
         raise HarnessError(f"qemu-img compare {a} {b}: {done.stdout}{done.stderr}")
-    return done.returncode == 0
+    return done.stdout.strip() if done.returncode else ""
 
 
 def assert_same(a, b, fmt_a="qcow2", fmt_b="raw"):
-    if not same(a, b, fmt_a, fmt_b):
-        done = run(["qemu-img", "compare", "-s", "-f", fmt_a, "-F", fmt_b, a, b], check=False)
-        raise HarnessError(f"{a} and {b} differ: {done.stdout.strip()}")
+    if found := difference(a, b, fmt_a, fmt_b):
+        raise HarnessError(f"{a} and {b} differ: {found}")
 
 
 def data_ranges(path):
@@ -103,18 +106,22 @@ def sha256(path, fmt="qcow2", scratch=None):
 @contextlib.contextmanager
 def nbd(path, socket, fmt="qcow2", writable=False):
     """Serves an image; gives a connected libnbd handle (python3-libnbd)."""
-    import nbd as libnbd  # only a few tests need it
-    process = spawn(["qemu-nbd", "-t", "-f", fmt, "-k", socket, "-e", "8"]
-                    + [] * writable + ["-r"] * (not writable) + [path])
     try:
-        connect_unix(socket, 10).close()
+        import nbd as libnbd  # only a few tests need it
+    except ImportError:
+        raise HarnessError(f"{sys.executable} has no libnbd; run with /usr/bin/python3, "
+                           "for which Debian's python3-libnbd is") from None
+    process = spawn(["qemu-nbd", "-t", "-f", fmt, "-k", socket, "-e", "8"]
+                    + ["-r"] * (not writable) + [path])
+    try:
+        wait_for("qemu-nbd", lambda: os.path.exists(socket) or process.poll() is not None)
         handle = libnbd.NBD()
         handle.connect_unix(os.fspath(socket))
         try:
             yield handle
         finally:
             with contextlib.suppress(libnbd.Error):
-                handle.shutdown()
+                handle.shutdown(libnbd.SHUTDOWN_ABANDON_PENDING)
     finally:
         reap(process)
 
@@ -160,7 +167,3 @@ def copy(path, to):
     """A copy of an image file as it is, holes kept."""
     run(["cp", "--sparse=always", "--", path, to])
     return Path(to)
-
-
-def space_left(path):
-    return shutil.disk_usage(path).free

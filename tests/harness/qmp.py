@@ -19,9 +19,9 @@ class QmpError(HarnessError):
 class _JsonLines:
     """One JSON object a line, both ways, over a unix socket."""
 
-    def __init__(self, path, timeout):
+    def __init__(self, path, timeout, alive=lambda: True):
         self.path = path
-        self._sock = connect_unix(path, timeout)
+        self._sock = connect_unix(path, timeout, alive)
         self._buffer = b""
 
     def send(self, message):
@@ -42,6 +42,8 @@ class _JsonLines:
                 data = self._sock.recv(65536)
             except TimeoutError:
                 return None
+            except ConnectionError:
+                data = b""
             if not data:
                 raise HarnessError(f"{self.path}: the other side hung up")
             self._buffer += data
@@ -55,8 +57,8 @@ class _JsonLines:
 class Qmp(_JsonLines):
     """`execute` returns what "return" held; events pile up in `events`."""
 
-    def __init__(self, path, timeout=10.0):
-        super().__init__(path, timeout)
+    def __init__(self, path, timeout=10.0, alive=lambda: True):
+        super().__init__(path, timeout, alive)
         self.events = []
         if not self.receive(timeout):
             raise HarnessError(f"{path}: no greeting; is another client connected?")

@@ -1,0 +1,540 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "cache.h"
+
+#include "node.h"
+
+#include <inttypes.h>
+#include <string.h>
+#include <zstd.h>
+
+#define MAX_TABLES_BYTES (24u << 20)
+#define MAX_PAGES_BYTES  (16u << 20)
+/* What is asked for first: holds the tables of most segments. */
+#define FIRST_GET (64u << 10)
+
+struct page {
+	struct page *next;
+	struct tm_id sid;
+	uint32_t index;
+	unsigned first_slot, nslots;
+	size_t len;
+	uint8_t bytes[];
+};
+
+/* Loading the tables of a segment. */
+struct tables_load {
+	struct store_req req;
+	struct cache *c;
+	struct seg_address addr;
+	struct cache_wait *waiting;
+	struct tables_load *next;
+	uint8_t *buf;
+	size_t len, got;
+	bool relisted; /* looked for a later generation */
+	char key[KEY_MAX];
+};
+
+/* Loading a page: its segment's tables first. */
+struct page_load {
+	struct store_req req;
+	struct cache_wait tables_wait;
+	struct cache *c;
+	struct tm_id sid;
+	uint32_t index, slot;
+	struct cache_wait *waiting;
+	struct page_load *next;
+	struct tables *tables;
+	const struct seg_frame *frame;
+	uint8_t *buf;
+};
+
+struct cache {
+	struct repo *repo;
+	struct aead *aead;
+	ZSTD_DCtx *dctx;
+	struct tables *tables; /* most recently used first */
+	struct page *pages;    /* the same */
+	struct tables_load *tables_loads;
+	struct page_load *page_loads;
+};
+
+int cache_new(struct repo *repo, struct cache **ret, struct error *err)
+{
+	struct cache *c = calloc(1, sizeof(*c));
+	int r;
+
+	if (!c)
+		return error_nomem(err);
+	c->repo = repo;
+	r = aead_new(&c->aead, err);
+	c->dctx = ZSTD_createDCtx();
+	if (r == 0 && !c->dctx)
+		r = error_nomem(err);
+	if (r < 0) {
+		cache_free(c);
+		return r;
+	}
+	*ret = c;
+	return 0;
+}
+
+/* ---- entries ---- */
+
+static size_t tables_bytes(const struct tables *t)
+{
+	return sizeof(*t) + sizeof(*t->t) + t->t->nframes * sizeof(struct seg_frame) +
+	       ((size_t)t->t->nslots + t->t->nextras) * sizeof(struct format_desc);
+}
+
+void tables_ref(struct tables *t)
+{
+	t->refs++;
+}
+
+static void tables_release(struct tables *t)
+{
+	if (t->refs > 0 || t->cached)
+		return;
+	seg_tables_free(t->t);
+	free(t);
+}
+
+void tables_unref(struct tables *t)
+{
+	if (!t)
+		return;
+	assert(t->refs > 0);
+	t->refs--;
+	tables_release(t);
+}
+
+/* Drops entries from the list's end beyond `max` bytes. */
+static void trim_tables(struct cache *c, size_t max)
+{
+	size_t sum = 0;
+	struct tables **p = &c->tables;
+
+	while (*p) {
+		struct tables *t = *p;
+
+		sum += tables_bytes(t);
+		if (sum <= max) {
+			p = &t->next;
+			continue;
+		}
+		*p = t->next;
+		t->cached = false;
+		tables_release(t);
+	}
+}
+
+static void trim_pages(struct cache *c, size_t max)
+{
+	size_t sum = 0;
+	struct page **p = &c->pages;
+
+	while (*p) {
+		struct page *g = *p;
+
+		sum += sizeof(*g) + g->len;
+		if (sum <= max) {
+			p = &g->next;
+			continue;
+		}
+		*p = g->next;
+		free(g);
+	}
+}
+
+void cache_drop(struct cache *c)
+{
+	trim_tables(c, 0);
+	trim_pages(c, 0);
+}
+
+void cache_free(struct cache *c)
+{
+	if (!c)
+		return;
+	assert(!c->tables_loads && !c->page_loads);
+	cache_drop(c);
+	aead_free(c->aead);
+	ZSTD_freeDCtx(c->dctx);
+	free(c);
+}
+
+struct tables *cache_tables(struct cache *c, const struct tm_id *sid, uint8_t type, uint32_t index)
+{
+	for (struct tables **p = &c->tables; *p; p = &(*p)->next) {
+		struct tables *t = *p;
+		const struct seg_address *a = &t->t->addr;
+
+		if (a->index != index || a->type != type || !id_equal(&a->session, sid))
+			continue;
+		*p = t->next;
+		t->next = c->tables;
+		c->tables = t;
+		t->refs++;
+		return t;
+	}
+	return NULL;
+}
+
+static struct page *find_page(struct cache *c, const struct tm_id *sid, uint32_t index, uint32_t slot)
+{
+	for (struct page **p = &c->pages; *p; p = &(*p)->next) {
+		struct page *g = *p;
+
+		if (g->index != index || slot < g->first_slot || slot - g->first_slot >= g->nslots ||
+		    !id_equal(&g->sid, sid))
+			continue;
+		*p = g->next;
+		g->next = c->pages;
+		c->pages = g;
+		return g;
+	}
+	return NULL;
+}
+
+const uint8_t *cache_node(struct cache *c, const struct tm_id *sid, uint64_t ordinal, size_t *ret_len)
+{
+	uint32_t slot = (uint32_t)(ordinal & (MAP_SLOTS - 1));
+	struct page *g = find_page(c, sid, (uint32_t)(ordinal >> MAP_SLOTS_LOG2), slot);
+
+	return g ? page_node(g->bytes, slot - g->first_slot, ret_len) : NULL;
+}
+
+static void wake(struct cache_wait *list, int code, const struct error *err)
+{
+	while (list) {
+		struct cache_wait *w = list;
+
+		list = w->next;
+		if (code < 0)
+			w->err = *err;
+		w->done(w, code);
+	}
+}
+
+/* Error text names the object once. */
+static void name_object(struct error *err, const char *key)
+{
+	if (!strstr(err->text, key))
+		error_prefix(err, "object %s", key);
+}
+
+/* ---- loading tables ---- */
+
+static void tables_loaded(struct tables_load *l, int code)
+{
+	struct cache_wait *waiting = l->waiting;
+	struct error err = l->req.err;
+
+	for (struct tables_load **p = &l->c->tables_loads; *p; p = &(*p)->next) {
+		if (*p == l) {
+			*p = l->next;
+			break;
+		}
+	}
+	if (code == TM_E_NOTFOUND) { /* something refers to it */
+		error_clear(&err);
+		code = error_set(&err, TM_E_CORRUPT, "object %s is missing", l->key);
+	} else if (code < 0) {
+		name_object(&err, l->key);
+	}
+	free(l->buf);
+	free(l);
+	wake(waiting, code, &err);
+}
+
+static void tables_get(struct tables_load *l)
+{
+	struct store *st = l->c->repo->st;
+
+	st->ops->get(st, l->key, l->buf + l->got, l->len - l->got, l->got, &l->req);
+}
+
+static int tables_insert(struct tables_load *l)
+{
+	struct cache *c = l->c;
+	struct tables *t = calloc(1, sizeof(*t));
+	int r;
+
+	if (!t)
+		return error_nomem(&l->req.err);
+	r = seg_tables_parse(&l->addr, &c->repo->keys, l->buf, l->got, c->aead, &t->t, &l->req.err);
+	if (r < 0) {
+		free(t);
+		return r;
+	}
+	memcpy(t->key, l->key, sizeof(t->key));
+	t->cached = true;
+	t->next = c->tables;
+	c->tables = t;
+	t->refs = 1; /* survives its own trim */
+	trim_tables(c, MAX_TABLES_BYTES);
+	t->refs--;
+	return 0;
+}
+
+struct newest {
+	char key[KEY_MAX];
+};
+
+static int take_last(void *data, const char *key, uint64_t size, struct error *err)
+{
+	struct newest *n = data;
+
+	(void)size;
+	(void)err;
+	memcpy(n->key, key, strlen(key) + 1);
+	return 0;
+}
+
+/* Compaction writes a later generation before it removes the earlier one. */
+static int tables_relist(struct tables_load *l)
+{
+	struct store *st = l->c->repo->st;
+	struct newest n = {{0}};
+	char prefix[KEY_MAX];
+	struct error err = {0};
+
+	memcpy(prefix, l->key, sizeof(prefix));
+	*strrchr(prefix, '.') = 0;
+	l->relisted = true;
+	if (st->ops->list(st, prefix, take_last, &n, &err) < 0 || !n.key[0])
+		return TM_E_NOTFOUND;
+	memcpy(l->key, n.key, sizeof(l->key));
+	return 0;
+}
+
+static void tables_got(struct store_req *req, int code)
+{
+	struct tables_load *l = container_of(req, struct tables_load, req);
+	size_t need;
+	int r;
+
+	if (code == TM_E_NOTFOUND && !l->relisted && tables_relist(l) == 0) {
+		tables_get(l);
+		return;
+	}
+	if (code < 0) {
+		tables_loaded(l, code);
+		return;
+	}
+	l->got += req->got;
+	r = seg_tables_len(&l->addr, l->buf, l->got, &need, &req->err);
+	if (r == 0 && need > l->got && l->len == FIRST_GET && l->got == FIRST_GET) {
+		uint8_t *buf = realloc(l->buf, need);
+
+		if (buf) {
+			l->buf = buf;
+			l->len = need;
+			tables_get(l);
+			return;
+		}
+		r = error_nomem(&req->err);
+	}
+	if (r == 0)
+		r = tables_insert(l);
+	tables_loaded(l, r);
+}
+
+static struct seg_address segment_address(const struct repo *repo, const struct tm_id *sid, uint8_t type,
+                                          uint32_t index)
+{
+	return (struct seg_address){
+		.repo = repo->id,
+		.domain = repo->domain,
+		.session = *sid,
+		.type = type,
+		.block_bits = (uint8_t)repo->block_bits,
+		.index = index,
+	};
+}
+
+static void wait_add(struct cache_wait **list, struct cache_wait *w)
+{
+	w->next = *list;
+	*list = w;
+}
+
+void cache_load_tables(struct cache *c, const struct tm_id *sid, uint8_t type, uint32_t index,
+                       struct cache_wait *w)
+{
+	struct tables_load *l;
+
+	error_clear(&w->err);
+	for (l = c->tables_loads; l; l = l->next) {
+		if (l->addr.index == index && l->addr.type == type && id_equal(&l->addr.session, sid)) {
+			wait_add(&l->waiting, w);
+			return;
+		}
+	}
+	l = calloc(1, sizeof(*l));
+	if (l)
+		l->buf = malloc(FIRST_GET);
+	if (!l || !l->buf) {
+		free(l);
+		w->done(w, error_nomem(&w->err));
+		return;
+	}
+	l->c = c;
+	l->addr = segment_address(c->repo, sid, type, index);
+	l->len = FIRST_GET;
+	l->req.done = tables_got;
+	l->next = c->tables_loads;
+	c->tables_loads = l;
+	wait_add(&l->waiting, w);
+	name_segment(c->repo, sid, type, index, 0, 0, l->key);
+	tables_get(l);
+}
+
+/* ---- loading pages ---- */
+
+static void page_loaded(struct page_load *l, int code, const struct error *err)
+{
+	struct cache_wait *waiting = l->waiting;
+	struct error copy = *err;
+
+	for (struct page_load **p = &l->c->page_loads; *p; p = &(*p)->next) {
+		if (*p == l) {
+			*p = l->next;
+			break;
+		}
+	}
+	if (code < 0 && l->tables)
+		name_object(&copy, l->tables->key);
+	tables_unref(l->tables);
+	free(l->buf);
+	free(l);
+	wake(waiting, code, &copy);
+}
+
+/* From the stored frame to a checked page. */
+static int page_decode(struct cache *c, struct page_load *l, struct page **ret, struct error *err)
+{
+	auto_free struct page *g = malloc(sizeof(*g) + PAGE_MAX_BYTES);
+	const struct seg_frame *f = l->frame;
+	const struct seg_tables *t = l->tables->t;
+	size_t len = f->stored_len - TAG_BYTES - 1, n;
+	int r;
+
+	if (!g)
+		return error_nomem(err);
+	r = frame_check_crc(f, l->buf, err);
+	if (r == 0)
+		r = aead_set_key(c->aead, &t->key, err);
+	if (r == 0)
+		r = frame_open(t, f, c->aead, l->buf, l->buf, err);
+	if (r < 0)
+		return r;
+	if (l->buf[0] == FRAME_RAW && len <= PAGE_MAX_BYTES) {
+		memcpy(g->bytes, l->buf + 1, len);
+		n = len;
+	} else if (l->buf[0] == FRAME_ZSTD) {
+		n = ZSTD_decompressDCtx(c->dctx, g->bytes, PAGE_MAX_BYTES, l->buf + 1, len);
+		if (ZSTD_isError(n))
+			return error_set(err, TM_E_CORRUPT, "map page: %s", ZSTD_getErrorName(n));
+	} else {
+		return error_set(err, TM_E_UNSUPPORTED, "map page of unknown encoding %u", l->buf[0]);
+	}
+	r = page_check(g->bytes, n, f->nslots, err);
+	if (r < 0)
+		return r;
+	*g = (struct page){.sid = l->sid, .index = l->index, .first_slot = f->first_slot, .nslots = f->nslots,
+	                   .len = n};
+	*ret = realloc(g, sizeof(*g) + n);
+	if (!*ret)
+		return error_nomem(err);
+	g = NULL;
+	return 0;
+}
+
+static void page_got(struct store_req *req, int code)
+{
+	struct page_load *l = container_of(req, struct page_load, req);
+	struct cache *c = l->c;
+	struct page *g = NULL;
+	struct error err = {0};
+
+	if (code < 0) {
+		page_loaded(l, code, &req->err);
+		return;
+	}
+	if (req->got != l->frame->stored_len)
+		code = error_set(&err, TM_E_CORRUPT, "the object ends inside a map page");
+	else
+		code = page_decode(c, l, &g, &err);
+	if (code == 0) {
+		g->next = c->pages;
+		c->pages = g;
+		trim_pages(c, MAX_PAGES_BYTES);
+	}
+	page_loaded(l, code, &err);
+}
+
+static void page_tables_there(struct cache_wait *w, int code)
+{
+	struct page_load *l = container_of(w, struct page_load, tables_wait);
+	struct store *st = l->c->repo->st;
+	struct error err = {0};
+
+	if (code < 0) {
+		page_loaded(l, code, &w->err);
+		return;
+	}
+	l->tables = cache_tables(l->c, &l->sid, SEGMENT_MAP, l->index);
+	assert(l->tables);
+	l->frame = seg_find(l->tables->t, l->slot);
+	if (!l->frame) {
+		page_loaded(l, error_set(&err, TM_E_CORRUPT, "there is no map node %" PRIu32, l->slot), &err);
+		return;
+	}
+	l->buf = malloc(l->frame->stored_len);
+	if (!l->buf) {
+		page_loaded(l, error_nomem(&err), &err);
+		return;
+	}
+	l->req.done = page_got;
+	st->ops->get(st, l->tables->key, l->buf, l->frame->stored_len, l->frame->offset, &l->req);
+}
+
+static bool page_covers(const struct page_load *l, uint32_t slot)
+{
+	if (l->frame)
+		return slot >= l->frame->first_slot && slot - l->frame->first_slot < l->frame->nslots;
+	return l->slot == slot;
+}
+
+void cache_load_node(struct cache *c, const struct tm_id *sid, uint64_t ordinal, struct cache_wait *w)
+{
+	uint32_t slot = (uint32_t)(ordinal & (MAP_SLOTS - 1));
+	uint32_t index = (uint32_t)(ordinal >> MAP_SLOTS_LOG2);
+	struct page_load *l;
+	struct tables *t;
+
+	error_clear(&w->err);
+	for (l = c->page_loads; l; l = l->next) {
+		if (l->index == index && id_equal(&l->sid, sid) && page_covers(l, slot)) {
+			wait_add(&l->waiting, w);
+			return;
+		}
+	}
+	l = calloc(1, sizeof(*l));
+	if (!l) {
+		w->done(w, error_nomem(&w->err));
+		return;
+	}
+	*l = (struct page_load){.c = c, .sid = *sid, .index = index, .slot = slot, .next = c->page_loads};
+	c->page_loads = l;
+	l->tables_wait.done = page_tables_there;
+	wait_add(&l->waiting, w);
+	t = cache_tables(c, sid, SEGMENT_MAP, index);
+	if (t) {
+		page_tables_there(&l->tables_wait, 0);
+		tables_unref(t);
+	} else {
+		cache_load_tables(c, sid, SEGMENT_MAP, index, &l->tables_wait);
+	}
+}

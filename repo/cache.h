@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Segment tables and map pages that were read, least recently used first out.  Look-ups
+ * are immediate; what is missing is loaded through the loop, once for all who wait.
+ * Loop thread only.
+ */
+#pragma once
+
+#include "internal.h"
+#include "segment.h"
+
+struct cache_wait {
+	/* After code 0 the look-up succeeds inside this call. */
+	void (*done)(struct cache_wait *w, int code);
+	struct error err;
+	struct cache_wait *next;
+};
+
+/* Tables that are being used by somebody. */
+struct tables {
+	struct seg_tables *t;
+	unsigned refs;
+	/* the cache's: */
+	struct tables *next;
+	bool cached;
+	char key[KEY_MAX];
+};
+
+int cache_new(struct repo *repo, struct cache **ret, struct error *err) TM_WUR;
+void cache_free(struct cache *c); /* nothing may be loading or referenced */
+
+/* A reference, or NULL: load it. */
+struct tables *cache_tables(struct cache *c, const struct tm_id *sid, uint8_t type, uint32_t index);
+void tables_ref(struct tables *t);
+void tables_unref(struct tables *t);
+void cache_load_tables(struct cache *c, const struct tm_id *sid, uint8_t type, uint32_t index,
+                       struct cache_wait *w);
+
+/* The bytes of a map node, valid until the next call; NULL: load it. */
+const uint8_t *cache_node(struct cache *c, const struct tm_id *sid, uint64_t ordinal, size_t *ret_len);
+void cache_load_node(struct cache *c, const struct tm_id *sid, uint64_t ordinal, struct cache_wait *w);
+
+/* Forgets everything that is not in use. */
+void cache_drop(struct cache *c);

@@ -1,0 +1,314 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Making and opening a repository.  The object "repo" is written last: without it
+ * there is no repository.
+ */
+#include "cache.h"
+#include "internal.h"
+
+#include <inttypes.h>
+#include <openssl/crypto.h>
+#include <stdio.h>
+#include <string.h>
+
+#define DEFAULT_BLOCK_SIZE (64u << 10)
+
+/* ---- encoding of the two descriptors ---- */
+
+static int mac_with(const struct secret *meta, const char *label, const void *bytes, size_t len,
+                    uint8_t ret[KEY_BYTES], struct error *err)
+{
+	auto_secret struct secret key = {{0}};
+	int r = derive(meta, label, strlen(label), &key, err);
+
+	return r < 0 ? r : mac_once(&key, bytes, len, ret, err);
+}
+
+static int repo_mac(const struct secret *meta, const struct format_repo *h, uint8_t ret[KEY_BYTES],
+                    struct error *err)
+{
+	return mac_with(meta, "tidemark repo", h, offsetof(struct format_repo, mac), ret, err);
+}
+
+static int domain_mac(const struct secret *meta, const struct format_domain *h, uint8_t ret[KEY_BYTES],
+                      struct error *err)
+{
+	return mac_with(meta, "tidemark domain", h, offsetof(struct format_domain, mac), ret, err);
+}
+
+static int put_repo(const struct repo *repo, const struct master_keys *master, struct error *err)
+{
+	struct format_repo h = {
+		.domain = repo->domain,
+		.data_slots_log2 = DATA_SLOTS_LOG2,
+		.map_slots_log2 = MAP_SLOTS_LOG2,
+		.block_bits = (uint8_t)repo->block_bits,
+		.cipher = CIPHER_AES256_GCM,
+		.id_alg = ID_ALG_HMAC_SHA256,
+	};
+	int r;
+
+	format_head_init(&h.head, MAGIC_REPO, sizeof(h), &repo->id);
+	r = repo_mac(&master->meta, &h, h.mac, err);
+	if (r < 0)
+		return r;
+	h.crc = le32_of(crc32c(0, &h, offsetof(struct format_repo, crc)));
+	return store_put_wait(repo->st, "repo", &h, sizeof(h), err);
+}
+
+static int put_domain(const struct repo *repo, struct error *err)
+{
+	struct format_domain h = {.domain = repo->domain};
+	char key[KEY_MAX];
+	int r;
+
+	format_head_init(&h.head, MAGIC_DOMAIN, sizeof(h), &repo->id);
+	memcpy(h.data_public, repo->keys.data_public, KEY_BYTES);
+	r = domain_mac(&repo->keys.meta, &h, h.mac, err);
+	if (r < 0)
+		return r;
+	h.crc = le32_of(crc32c(0, &h, offsetof(struct format_domain, crc)));
+	name_domain(repo, key);
+	return store_put_wait(repo->st, key, &h, sizeof(h), err);
+}
+
+/* Two copies, so that no single damaged object can make everything unreadable. */
+static int put_keys(const struct repo *repo, const struct master_keys *master, struct error *err)
+{
+	auto_buf struct buf b = {0};
+	struct tm_id kid;
+	int r = id_new(&kid, err);
+
+	r = r ? r : slot_encode_plain(&repo->id, &kid, master, &b, err);
+	for (int copy = 0; r == 0 && copy < 2; copy++) {
+		char key[KEY_MAX];
+
+		(void)snprintf(key, sizeof(key), "keys/%s%c", id_text(&kid).s, 'a' + copy);
+		r = store_put_wait(repo->st, key, b.data, b.len, err);
+	}
+	if (b.data)
+		OPENSSL_cleanse(b.data, b.len);
+	return r;
+}
+
+/* ---- init ---- */
+
+static int any_object(void *data, const char *key, uint64_t size, struct error *err)
+{
+	(void)data;
+	(void)size;
+	return error_set(err, TM_E_EXISTS, "there is something already (%s)", key);
+}
+
+static int repo_alloc(struct store *st, struct repo **ret, struct error *err)
+{
+	struct repo *repo = calloc(1, sizeof(*repo));
+	int r;
+
+	if (!repo) {
+		store_free(st);
+		return error_nomem(err);
+	}
+	repo->st = st;
+	repo->loop = st->loop;
+	r = cache_new(repo, &repo->cache, err);
+	if (r < 0) {
+		repo_free(repo);
+		return r;
+	}
+	*ret = repo;
+	return 0;
+}
+
+static int do_init(struct repo *repo, uint32_t block_size, struct error *err)
+{
+	auto_master struct master_keys master = {.has = 0};
+	int r;
+
+	if (block_size < UINT32_C(1) << MIN_BLOCK_BITS || block_size > UINT32_C(1) << MAX_BLOCK_BITS ||
+	    (block_size & (block_size - 1)) != 0)
+		return error_set(err, TM_E_USAGE, "block size %" PRIu32 " is not a power of two from 4K to 1M",
+		                 block_size);
+	repo->block_bits = (unsigned)__builtin_ctz(block_size);
+	r = repo->st->ops->list(repo->st, "", any_object, NULL, err);
+	r = r ? r : id_new(&repo->id, err);
+	r = r ? r : id_new(&repo->domain, err);
+	r = r ? r : master_new(&master, err);
+	r = r ? r : domain_derive(&master, &repo->domain, &repo->keys, err);
+	r = r ? r : put_domain(repo, err);
+	r = r ? r : put_keys(repo, &master, err);
+	return r ? r : put_repo(repo, &master, err);
+}
+
+int repo_init(struct store *st, const struct repo_init_options *opt, struct repo **ret, struct error *err)
+{
+	auto_clean(repo_free) struct repo *repo = NULL;
+	int r = repo_alloc(st, &repo, err);
+
+	r = r ? r : do_init(repo, opt && opt->block_size ? opt->block_size : DEFAULT_BLOCK_SIZE, err);
+	if (r == 0)
+		*ret = tm_steal(repo);
+	return r;
+}
+
+/* ---- open ---- */
+
+static int read_repo(struct repo *repo, struct format_repo *ret, struct error *err)
+{
+	auto_buf struct buf b = {0};
+	int r = store_read(repo->st, "repo", 64 << 10, &b, err);
+
+	if (r == TM_E_NOTFOUND) {
+		error_clear(err);
+		return error_set(err, TM_E_NOTFOUND, "this is not a Tidemark repository (it has no object 'repo')");
+	}
+	if (r < 0)
+		return r;
+	if (b.len < sizeof(ret->head))
+		return error_set(err, TM_E_CORRUPT, "object repo is only %zu bytes", b.len);
+	memset(ret, 0, sizeof(*ret));
+	memcpy(ret, b.data, min_size(b.len, sizeof(*ret)));
+	r = format_head_check(&ret->head, MAGIC_REPO, sizeof(*ret), NULL, "the repository", err);
+	if (r < 0)
+		return r;
+	if (b.len != sizeof(*ret) || le32_get(ret->crc) != crc32c(0, ret, offsetof(struct format_repo, crc)))
+		return error_set(err, TM_E_CORRUPT, "object repo: length or checksum is wrong");
+	if (ret->cipher != CIPHER_AES256_GCM || ret->id_alg != ID_ALG_HMAC_SHA256 ||
+	    ret->data_slots_log2 != DATA_SLOTS_LOG2 || ret->map_slots_log2 != MAP_SLOTS_LOG2 ||
+	    ret->block_bits < MIN_BLOCK_BITS || ret->block_bits > MAX_BLOCK_BITS)
+		return error_set(err, TM_E_UNSUPPORTED, "the repository has parameters this program does not know");
+	repo->id = ret->head.repo;
+	repo->domain = ret->domain;
+	repo->block_bits = ret->block_bits;
+	return 0;
+}
+
+struct slot_search {
+	struct repo *repo;
+	struct master_keys *master;
+	bool found;
+	unsigned locked; /* slots that need a password */
+	struct error err; /* of the first slot that cannot be used */
+};
+
+/* The first slot that opens is used; one that is damaged or locked does not end the search. */
+static int try_slot(void *data, const char *key, uint64_t size, struct error *err)
+{
+	struct slot_search *s = data;
+	auto_buf struct buf b = {0};
+	struct error slot_err = {0};
+	int r;
+
+	(void)size;
+	(void)err;
+	if (s->found)
+		return 0;
+	r = store_read(s->repo->st, key, MAX_KEY_OBJECT, &b, &slot_err);
+	if (r == 0)
+		r = slot_decode(&s->repo->id, key, b.data, b.len, s->master, &slot_err);
+	if (b.data)
+		OPENSSL_cleanse(b.data, b.len);
+	s->found = r == 0;
+	s->locked += r == TM_E_DENIED;
+	if (r < 0 && !s->err.code)
+		s->err = slot_err;
+	return 0;
+}
+
+static int find_keys(struct repo *repo, struct master_keys *master, struct error *err)
+{
+	struct slot_search s = {.repo = repo, .master = master};
+	int r = repo->st->ops->list(repo->st, "keys/", try_slot, &s, err);
+
+	if (r < 0 || s.found)
+		return r;
+	if (s.locked)
+		return error_set(err, TM_E_DENIED, "the repository is encrypted: a password is needed");
+	if (s.err.code && err && !err->code)
+		*err = s.err;
+	return s.err.code ? (int)s.err.code : error_set(err, TM_E_CORRUPT, "the repository has no keys");
+}
+
+static int read_domain(struct repo *repo, struct error *err)
+{
+	auto_buf struct buf b = {0};
+	struct format_domain h;
+	uint8_t mac[KEY_BYTES];
+	char key[KEY_MAX];
+	int r;
+
+	name_domain(repo, key);
+	r = store_read(repo->st, key, 64 << 10, &b, err);
+	if (r < 0)
+		return r;
+	if (b.len != sizeof(h))
+		return error_set(err, TM_E_CORRUPT, "%s is %zu bytes, expected %zu", key, b.len, sizeof(h));
+	memcpy(&h, b.data, sizeof(h));
+	r = format_head_check(&h.head, MAGIC_DOMAIN, sizeof(h), &repo->id, key, err);
+	if (r < 0)
+		return r;
+	if (le32_get(h.crc) != crc32c(0, &h, offsetof(struct format_domain, crc)) ||
+	    !id_equal(&h.domain, &repo->domain))
+		return error_set(err, TM_E_CORRUPT, "%s: checksum or id is wrong", key);
+	r = domain_mac(&repo->keys.meta, &h, mac, err);
+	if (r == 0 && !equal_secret(mac, h.mac, sizeof(mac)))
+		return error_set(err, TM_E_CORRUPT, "%s was not written with this repository's keys", key);
+	if (r == 0)
+		memcpy(repo->keys.data_public, h.data_public, KEY_BYTES);
+	return r;
+}
+
+static int do_open(struct repo *repo, struct error *err)
+{
+	auto_master struct master_keys master = {.has = 0};
+	uint8_t mac[KEY_BYTES];
+	struct format_repo h;
+	int r;
+
+	r = read_repo(repo, &h, err);
+	r = r ? r : find_keys(repo, &master, err);
+	r = r ? r : repo_mac(&master.meta, &h, mac, err);
+	if (r < 0)
+		return r;
+	if (!equal_secret(mac, h.mac, sizeof(mac)))
+		return error_set(err, TM_E_CORRUPT, "object repo was not written with the repository's keys");
+	r = domain_derive(&master, &repo->domain, &repo->keys, err);
+	return r ? r : read_domain(repo, err);
+}
+
+int repo_open(struct store *st, struct repo **ret, struct error *err)
+{
+	auto_clean(repo_free) struct repo *repo = NULL;
+	int r = repo_alloc(st, &repo, err);
+
+	r = r ? r : do_open(repo, err);
+	if (r == 0)
+		*ret = tm_steal(repo);
+	return r;
+}
+
+void repo_free(struct repo *repo)
+{
+	if (!repo)
+		return;
+	cache_free(repo->cache);
+	store_free(repo->st);
+	domain_wipe(&repo->keys);
+	free(repo);
+}
+
+const struct tm_id *repo_id(const struct repo *repo)
+{
+	return &repo->id;
+}
+
+uint32_t repo_block_size(const struct repo *repo)
+{
+	return UINT32_C(1) << repo->block_bits;
+}
+
+uint32_t repo_format(const struct repo *repo)
+{
+	(void)repo;
+	return FORMAT_VERSION;
+}

@@ -1,0 +1,154 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Markers and pins.  A session announces itself before it writes anything else, and each
+ * point it will refer to before it relies on it; then it looks whether that point is being
+ * deleted.  Janitors write first and list afterwards, so one of the two sees the other.
+ */
+#include "session.h"
+
+#include "tlv.h"
+
+#include <string.h>
+
+enum marker_tag {
+	MARKER_TAG_GUEST = 1,
+	MARKER_TAG_HOST = 2,
+	MARKER_TAG_STARTED_MS = 3,
+	MARKER_TAG_PIN = 4,
+};
+
+static int marker_key(const struct repo_session *s, struct aead *a, struct error *err)
+{
+	static const char label[] = "tidemark marker";
+	auto_secret struct secret key = {{0}};
+	int r = derive(&s->keys.meta, label, sizeof(label) - 1, &key, err);
+
+	return r < 0 ? r : aead_set_key(a, &key, err);
+}
+
+static int put_object(struct repo_session *s, const char *key, uint32_t pin, const struct buf *body,
+                      struct error *err)
+{
+	auto_clean(aead_free) struct aead *a = NULL;
+	auto_buf struct buf out = {0};
+	struct format_session h = {.domain = s->repo->domain, .session = s->sid, .pin = le32_of(pin)};
+	size_t sealed = body->len + TAG_BYTES;
+	uint8_t *p;
+	int r;
+
+	r = aead_new(&a, err);
+	r = r ? r : marker_key(s, a, err);
+	r = r ? r : buf_reserve(&out, sizeof(h) + sealed, err);
+	if (r < 0)
+		return r;
+	p = out.data + sizeof(h);
+	format_head_init(&h.head, MAGIC_SESSION, sizeof(h), &s->repo->id);
+	h.body_len = le32_of((uint32_t)sealed);
+	memcpy(h.wrap, s->keys.wrap, WRAP_BYTES);
+	r = aead_seal(a, pin, &h, offsetof(struct format_session, body_crc), body->data, body->len, p, err);
+	if (r < 0)
+		return r;
+	h.body_crc = le32_of(crc32c(0, p, sealed));
+	h.crc = le32_of(crc32c(0, &h, offsetof(struct format_session, crc)));
+	memcpy(out.data, &h, sizeof(h));
+	return store_put_wait(s->repo->st, key, out.data, sizeof(h) + sealed, err);
+}
+
+int marker_put(struct repo_session *s, struct error *err)
+{
+	auto_buf struct buf body = {0};
+	char host[256] = "", key[KEY_MAX];
+	int r;
+
+	if (gethostname(host, sizeof(host) - 1) < 0)
+		host[0] = 0; /* only for people */
+	r = tlv_add_text(&body, MARKER_TAG_GUEST, s->guest, err);
+	r = r ? r : tlv_add_text(&body, MARKER_TAG_HOST, host, err);
+	r = r ? r : tlv_add_u64(&body, MARKER_TAG_STARTED_MS, false, clock_unix_ms(&clock_system), err);
+	if (r < 0)
+		return r;
+	name_flag(s->repo, FLAG_MARKER, &s->sid, key);
+	return put_object(s, key, 0, &body, err);
+}
+
+static int found(void *data, const char *key, uint64_t size, struct error *err)
+{
+	(void)key;
+	(void)size;
+	(void)err;
+	*(bool *)data = true;
+	return 0;
+}
+
+int marker_fenced(struct repo *repo, const struct tm_id *sid, bool *ret, struct error *err)
+{
+	char prefix[KEY_MAX];
+
+	name_flag(repo, FLAG_FENCE, sid, prefix);
+	*ret = false;
+	return repo->st->ops->list(repo->st, prefix, found, ret, err);
+}
+
+static int exists(struct repo *repo, const char *key, bool *ret, struct error *err)
+{
+	struct error head_err = {0};
+	uint64_t size;
+	int r = repo->st->ops->head(repo->st, key, &size, &head_err);
+
+	*ret = r == 0;
+	if (r < 0 && r != TM_E_NOTFOUND) {
+		if (err && !err->code)
+			*err = head_err;
+		return r;
+	}
+	return 0;
+}
+
+/* The point may be built upon: it is there and nobody is removing it. */
+static int check_point(struct repo *repo, const struct tm_id *point, const char *manifest_key,
+                       struct error *err)
+{
+	static const enum session_flag flags[] = {FLAG_TOMBSTONE, FLAG_VERDICT};
+	bool there, bad = false;
+	char key[KEY_MAX];
+	int r = 0;
+
+	for (size_t i = 0; r == 0 && !bad && i < ARRAY_SIZE(flags); i++) {
+		name_flag(repo, flags[i], point, key);
+		r = exists(repo, key, &bad, err);
+	}
+	if (r == 0 && !bad)
+		r = marker_fenced(repo, point, &bad, err);
+	r = r ? r : exists(repo, manifest_key, &there, err);
+	if (r < 0)
+		return r;
+	if (bad || !there)
+		return error_set(err, TM_E_STALE, "parent point %s is being deleted", id_text(point).s);
+	return 0;
+}
+
+int marker_pin(struct repo_session *s, const struct tm_id *point, const char *manifest_key,
+               struct error *err)
+{
+	auto_buf struct buf body = {0};
+	char key[KEY_MAX];
+	struct tm_id *v;
+	int r;
+
+	for (uint32_t i = 0; i < s->npins; i++)
+		if (id_equal(&s->pins[i], point))
+			return 0;
+	v = reallocarray(s->pins, s->npins + 1, sizeof(*v));
+	if (!v)
+		return error_nomem(err);
+	s->pins = v;
+	r = tlv_add(&body, MARKER_TAG_PIN, true, point, sizeof(*point), err);
+	if (r < 0)
+		return r;
+	name_pin(s->repo, &s->sid, s->npins + 1, key);
+	r = put_object(s, key, s->npins + 1, &body, err);
+	r = r ? r : check_point(s->repo, point, manifest_key, err);
+	if (r == 0)
+		s->pins[s->npins++] = *point;
+	return r;
+}

@@ -1,0 +1,488 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * From pieces to frames.  Per piece:
+ *
+ *	hash (worker) ─▸ decide (loop, in order) ─▸ compress (worker) ─▸ append (loop, in order)
+ *
+ * Deciding in order is what lets a cluster be looked up by its content before it is
+ * compressed; appending in order makes the output depend on the input alone.  The piece is
+ * given back when its last frame is in a segment, so that the producer cannot run ahead of
+ * the store.
+ */
+#include "session.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+static size_t block_size(const struct repo_session *s)
+{
+	return (size_t)1 << s->repo->block_bits;
+}
+
+static uint64_t disk_end(const struct repo_session *s)
+{
+	return disk_blocks(s->disks[s->ndisks - 1].size, s->repo->block_bits);
+}
+
+/* ---- on workers ---- */
+
+static bool is_zero(const uint8_t *p, size_t len)
+{
+	return p[0] == 0 && memcmp(p, p + 1, len - 1) == 0;
+}
+
+static void hash_run(struct pool_task *task, unsigned worker)
+{
+	struct work *w = container_of(task, struct work, task);
+	size_t len = block_size(w->s);
+
+	for (unsigned i = 0; w->code == 0 && i < w->nclusters; i++) {
+		struct cluster *c = &w->cluster[i];
+
+		c->zero = is_zero(c->data, len);
+		if (!c->zero)
+			w->code = content_id(&w->s->workers.v[worker], c->data, len, c->id, &w->err);
+	}
+}
+
+/*
+ * Whether bytes look like noise: a sample's squared histogram is near what equal
+ * frequencies give.  Only asked after a frame that did not shrink.
+ */
+static bool looks_random(const uint8_t *p, size_t len)
+{
+	enum { SAMPLE = 4096 };
+	uint32_t count[256] = {0};
+	uint64_t sum = 0;
+	size_t step = len / SAMPLE;
+
+	if (step == 0)
+		return false;
+	for (size_t i = 0; i < SAMPLE; i++)
+		count[p[i * step]]++;
+	for (size_t i = 0; i < 256; i++)
+		sum += (uint64_t)count[i] * count[i];
+	/* expected for noise: n + n²/256 = 69 632, standard deviation about 370 */
+	return sum < 72000;
+}
+
+/* The frame's plaintext at out; *raw says whether the frame before did not shrink. */
+static size_t compress_frame(struct worker *w, const uint8_t *in, size_t len, uint8_t *out, bool *raw)
+{
+	if (!*raw || !looks_random(in, len)) {
+		size_t n = ZSTD_compress2(w->cctx, out + 1, len, in, len);
+
+		/* A bare percent is not worth decompressing it each time. */
+		if (!ZSTD_isError(n) && n + n / 64 < len) {
+			out[0] = FRAME_ZSTD;
+			*raw = false;
+			return n + 1;
+		}
+	}
+	out[0] = FRAME_RAW;
+	memcpy(out + 1, in, len);
+	*raw = true;
+	return len + 1;
+}
+
+static void compress_run(struct pool_task *task, unsigned worker)
+{
+	struct work *w = container_of(task, struct work, task);
+	size_t bs = block_size(w->s), used = 0;
+	bool raw = false;
+
+	for (unsigned i = 0; i < w->nframes; i++) {
+		struct work_frame *f = &w->frame[i];
+
+		f->offset = used;
+		f->len = compress_frame(&w->s->workers.v[worker], w->cluster[f->first].data, f->n * bs,
+		                        w->out + used, &raw);
+		used += f->len;
+	}
+}
+
+/* ---- deciding ---- */
+
+static void add_hole(struct work *w, uint64_t block, uint64_t count)
+{
+	struct work_step *last = w->nsteps > 0 ? &w->step[w->nsteps - 1] : NULL;
+
+	if (last && last->frame < 0 && last->block + last->count == block) {
+		last->count += count;
+		return;
+	}
+	assert(w->nsteps < WORK_MAX_STEPS);
+	w->step[w->nsteps++] = (struct work_step){.block = block, .count = count, .frame = -1};
+}
+
+/*
+ * Frames hold neighbours of one aligned group, so that what is overwritten together is
+ * stored together and becomes garbage together.
+ */
+static bool joins_frame(const struct work *w, unsigned i, unsigned max)
+{
+	const struct cluster *c = &w->cluster[i], *prev;
+	const struct work_frame *f;
+
+	if (w->nframes == 0)
+		return false;
+	f = &w->frame[w->nframes - 1];
+	prev = c - 1;
+	return f->first + f->n == i && f->n < max && c->block == prev->block + 1 && c->block % max != 0 &&
+	       c->data == prev->data + block_size(w->s);
+}
+
+static void add_cluster(struct work *w, unsigned i)
+{
+	unsigned max = FRAME_TARGET_BYTES >> w->s->repo->block_bits;
+
+	max = max < 1 ? 1 : max > FRAME_MAX_SLOTS ? FRAME_MAX_SLOTS : max;
+	if (w->cluster[i].zero) {
+		add_hole(w, w->cluster[i].block, 1);
+		return;
+	}
+	if (joins_frame(w, i, max)) {
+		w->frame[w->nframes - 1].n++;
+		w->step[w->nsteps - 1].count++;
+		return;
+	}
+	assert(w->nsteps < WORK_MAX_STEPS);
+	w->step[w->nsteps++] = (struct work_step){.block = w->cluster[i].block, .count = 1,
+	                                          .frame = (int)w->nframes};
+	w->frame[w->nframes++] = (struct work_frame){.first = i, .n = 1};
+}
+
+static void decide(struct work *w)
+{
+	const struct piece *p = w->piece;
+	unsigned cluster = 0;
+
+	w->nframes = w->nsteps = 0;
+	for (uint32_t i = 0; i < p->nruns; i++) {
+		if (p->run[i].zero) {
+			add_hole(w, p->run[i].block, p->run[i].count);
+			continue;
+		}
+		for (uint64_t k = 0; k < p->run[i].count; k++)
+			add_cluster(w, cluster++);
+	}
+}
+
+/* ---- appending ---- */
+
+static void node_loaded(struct cache_wait *wait, int code)
+{
+	struct repo_session *s = container_of(wait, struct repo_session, load);
+
+	s->loading = false;
+	if (code < 0)
+		session_fail(s, code, &wait->err);
+	session_pump(s);
+}
+
+bool session_supply(struct repo_session *s, int *code, struct error *err)
+{
+	const struct map_need *need = &s->map_writer.need;
+	const struct tm_id *sid = &session_disk(s)->map.table[ref_session(need->ref)].session;
+	size_t len;
+	const uint8_t *bytes = cache_node(s->repo->cache, sid, ref_ordinal(need->ref), &len);
+
+	*code = 0;
+	if (bytes) {
+		*code = map_writer_supply(&s->map_writer, bytes, len, err);
+		return false;
+	}
+	s->loading = true;
+	s->load.done = node_loaded;
+	cache_load_node(s->repo->cache, sid, ref_ordinal(need->ref), &s->load);
+	return true;
+}
+
+enum progress {
+	WENT_ON,
+	HAS_TO_WAIT,
+};
+
+static int map_set(struct repo_session *s, const struct work *w, enum progress *ret, struct error *err)
+{
+	const struct work_step *st = &w->step[w->at];
+	uint64_t ref = st->frame < 0 ? REF_HOLE : w->ref;
+	int r;
+
+	*ret = WENT_ON;
+	while ((r = map_writer_set(&s->map_writer, st->block, st->count, ref, err)) == MAP_NEED) {
+		if (session_supply(s, &r, err)) {
+			*ret = HAS_TO_WAIT;
+			return 0;
+		}
+		if (r < 0)
+			break;
+	}
+	return r;
+}
+
+static int append_step(struct repo_session *s, struct work *w, enum progress *ret, struct error *err)
+{
+	const struct work_step *st = &w->step[w->at];
+	int r;
+
+	*ret = WENT_ON;
+	if (!w->stored) {
+		uint64_t ordinal = 0;
+
+		if (st->frame < 0)
+			r = output_hole(s, st->block, st->count, err);
+		else
+			r = output_frame(s, w, &w->frame[st->frame], &ordinal, err);
+		if (r == OUT_WAIT)
+			*ret = HAS_TO_WAIT;
+		if (r != 0)
+			return r == OUT_WAIT ? 0 : r;
+		w->ref = ref_of(s->map_writer.own, ordinal);
+		w->stored = true;
+	}
+	r = map_set(s, w, ret, err);
+	if (r == 0 && *ret == WENT_ON) {
+		w->stored = false;
+		w->at++;
+	}
+	return r;
+}
+
+/* ---- works ---- */
+
+static void work_end(struct repo_session *s, struct work *w)
+{
+	struct piece *piece = w->piece;
+
+	for (struct work **p = &s->works; *p; p = &(*p)->next) {
+		if (*p == w) {
+			*p = w->next;
+			break;
+		}
+	}
+	w->piece = NULL;
+	w->next = s->idle_works;
+	s->idle_works = w;
+	piece_release(piece);
+}
+
+static struct work *find_work(struct repo_session *s, enum work_state state, uint64_t seq)
+{
+	for (struct work *w = s->works; w; w = w->next)
+		if (w->state == state && w->piece->seq == seq)
+			return w;
+	return NULL;
+}
+
+static struct work *find_resting(struct repo_session *s)
+{
+	for (struct work *w = s->works; w; w = w->next)
+		if (w->state == WORK_HASHED || w->state == WORK_COMPRESSED)
+			return w;
+	return NULL;
+}
+
+static void work_back(struct work *w, enum work_state state)
+{
+	w->state = state;
+	if (w->code < 0)
+		session_fail(w->s, w->code, &w->err);
+	session_pump(w->s);
+}
+
+static void hash_done(struct pool_task *task)
+{
+	work_back(container_of(task, struct work, task), WORK_HASHED);
+}
+
+static void compress_done(struct pool_task *task)
+{
+	work_back(container_of(task, struct work, task), WORK_COMPRESSED);
+}
+
+static void start_compress(struct repo_session *s, struct work *w)
+{
+	s->next_decide++;
+	decide(w);
+	if (w->nframes == 0) {
+		w->state = WORK_COMPRESSED;
+		return;
+	}
+	w->state = WORK_COMPRESSING;
+	w->task = (struct pool_task){.run = compress_run, .done = compress_done};
+	pool_submit(s->pool, &w->task);
+}
+
+/* False when the piece has to wait. */
+static bool append_piece(struct repo_session *s, struct work *w)
+{
+	enum progress progress = WENT_ON;
+	struct error err = {0};
+	int r = 0;
+
+	while (r == 0 && progress == WENT_ON && w->at < w->nsteps)
+		r = append_step(s, w, &progress, &err);
+	if (r < 0) {
+		session_fail(s, r, &err);
+		return false;
+	}
+	if (progress == HAS_TO_WAIT)
+		return false;
+	s->next_append++;
+	work_end(s, w);
+	return true;
+}
+
+static void pump_once(struct repo_session *s)
+{
+	struct work *w;
+
+	while (s->code == 0 && (w = find_work(s, WORK_HASHED, s->next_decide)))
+		start_compress(s, w);
+	while (s->code == 0 && !s->loading && (w = find_work(s, WORK_COMPRESSED, s->next_append)))
+		if (!append_piece(s, w))
+			break;
+	while (s->code < 0 && (w = find_resting(s)))
+		work_end(s, w);
+}
+
+/* Moves everything on as far as it goes.  Callbacks may call it again. */
+void session_pump(struct repo_session *s)
+{
+	s->pump_again = true;
+	if (s->pumping)
+		return;
+	s->pumping = true;
+	while (s->pump_again) {
+		s->pump_again = false;
+		pump_once(s);
+	}
+	s->pumping = false;
+}
+
+/* ---- taking pieces ---- */
+
+static int check_run(const struct repo_session *s, const struct piece *p, const struct piece_run *run,
+                     uint64_t *next, struct error *err)
+{
+	uint64_t end;
+
+	if (run->count == 0 || !range_end(run->block, run->count, &end) || end > disk_end(s))
+		return error_set(err, TM_E_RANGE, "piece %" PRIu64 ": blocks %" PRIu64 " + %" PRIu64
+		                 " are not on the disk", p->seq, run->block, run->count);
+	if (run->block < *next)
+		return error_set(err, TM_E_RANGE, "piece %" PRIu64 ": block %" PRIu64 " comes late", p->seq,
+		                 run->block);
+	if (!run->zero && !range_inside(run->first, run->count, p->nclusters))
+		return error_set(err, TM_E_RANGE, "piece %" PRIu64 ": clusters %" PRIu32 " + %" PRIu64 " of %" PRIu32,
+		                 p->seq, run->first, run->count, p->nclusters);
+	*next = end;
+	return 0;
+}
+
+static int check_piece(const struct repo_session *s, const struct piece *p, struct error *err)
+{
+	uint64_t next = 0, data = 0;
+
+	if (p->nruns > PIECE_RUNS || p->nclusters > PIECE_CLUSTERS)
+		return error_set(err, TM_E_RANGE, "piece %" PRIu64 " has too many runs or clusters", p->seq);
+	for (uint32_t i = 0; i < p->nruns; i++) {
+		int r = check_run(s, p, &p->run[i], &next, err);
+
+		if (r < 0)
+			return r;
+		if (!p->run[i].zero)
+			data += p->run[i].count;
+	}
+	if (data > PIECE_CLUSTERS)
+		return error_set(err, TM_E_RANGE, "piece %" PRIu64 " has too many clusters", p->seq);
+	return 0;
+}
+
+static int work_new(struct repo_session *s, struct work **ret, struct error *err)
+{
+	struct work *w = s->idle_works;
+
+	if (w) {
+		s->idle_works = w->next;
+		*ret = w;
+		return 0;
+	}
+	w = calloc(1, sizeof(*w));
+	if (!w)
+		return error_nomem(err);
+	/* a frame that does not shrink is stored raw: data and a method byte each */
+	w->out = malloc(PIECE_CLUSTERS * (block_size(s) + 1));
+	if (!w->out) {
+		free(w);
+		return error_nomem(err);
+	}
+	w->s = s;
+	*ret = w;
+	return 0;
+}
+
+static void work_fill(struct work *w, struct piece *piece)
+{
+	size_t bs = block_size(w->s);
+
+	w->piece = piece;
+	w->code = 0;
+	error_clear(&w->err);
+	w->at = 0;
+	w->stored = false;
+	w->nclusters = 0;
+	for (uint32_t i = 0; i < piece->nruns; i++) {
+		const struct piece_run *run = &piece->run[i];
+
+		for (uint64_t k = 0; !run->zero && k < run->count; k++)
+			w->cluster[w->nclusters++] = (struct cluster){
+				.block = run->block + k,
+				.data = piece->data + (run->first + k) * bs,
+			};
+	}
+}
+
+int pipeline_put(struct piece_sink *sink, struct piece *piece, struct error *err)
+{
+	struct repo_session *s = container_of(sink, struct repo_session, sink);
+	struct work *w;
+	int r;
+
+	if (s->code < 0)
+		return session_failure(s, err);
+	if (!s->disk_open)
+		return error_set(err, TM_E_RANGE, "a piece for a disk that has ended");
+	r = check_piece(s, piece, err);
+	if (r == 0 && piece->seq < s->next_decide)
+		r = error_set(err, TM_E_RANGE, "piece %" PRIu64 " came before", piece->seq);
+	r = r ? r : work_new(s, &w, err);
+	if (r < 0)
+		return r;
+	if (piece->nruns > 0) {
+		const struct piece_run *last = &piece->run[piece->nruns - 1];
+
+		if (last->block + last->count == disk_end(s))
+			s->last_block_seen = true;
+	}
+	work_fill(w, piece);
+	w->next = s->works;
+	s->works = w;
+	w->state = WORK_HASHING;
+	w->task = (struct pool_task){.run = hash_run, .done = hash_done};
+	pool_submit(s->pool, &w->task);
+	return 0;
+}
+
+void pipeline_free(struct repo_session *s)
+{
+	assert(!s->works);
+	while (s->idle_works) {
+		struct work *w = s->idle_works;
+
+		s->idle_works = w->next;
+		free(w->out);
+		free(w);
+	}
+}

@@ -1,0 +1,224 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Which points there are.  A point is valid when its manifest exists and neither a
+ * tombstone nor a verdict does.  Names alone say guest (hashed), order and id.
+ */
+#include "points.h"
+
+#include "manifest.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+struct name_list_fill {
+	struct repo *repo;
+	struct name_list *l;
+	struct id_set *dead;
+	enum session_flag flag;
+};
+
+void name_list_done(struct name_list *l)
+{
+	free(l->v);
+	*l = (struct name_list){0};
+}
+
+void id_set_done(struct id_set *s)
+{
+	free(s->v);
+	*s = (struct id_set){0};
+}
+
+static int id_set_add(struct id_set *s, const struct tm_id *id, struct error *err)
+{
+	if (s->n == s->cap) {
+		size_t cap = s->cap ? 2 * s->cap : 16;
+		struct tm_id *v = reallocarray(s->v, cap, sizeof(*v));
+
+		if (!v)
+			return error_nomem(err);
+		s->v = v;
+		s->cap = cap;
+	}
+	s->v[s->n++] = *id;
+	return 0;
+}
+
+static int compare_ids(const void *a, const void *b)
+{
+	return memcmp(a, b, sizeof(struct tm_id));
+}
+
+bool id_set_has(const struct id_set *s, const struct tm_id *id)
+{
+	return s->n > 0 && bsearch(id, s->v, s->n, sizeof(*s->v), compare_ids);
+}
+
+static int add_dead(void *data, const char *key, uint64_t size, struct error *err)
+{
+	struct name_list_fill *f = data;
+	struct tm_id sid;
+
+	(void)size;
+	return name_parse_flag(f->repo, f->flag, key, &sid) ? id_set_add(f->dead, &sid, err) : 0;
+}
+
+int points_dead(struct repo *repo, struct id_set *ret, struct error *err)
+{
+	static const enum session_flag flags[] = {FLAG_TOMBSTONE, FLAG_VERDICT};
+
+	for (size_t i = 0; i < ARRAY_SIZE(flags); i++) {
+		struct name_list_fill f = {.repo = repo, .dead = ret, .flag = flags[i]};
+		char prefix[KEY_MAX];
+		int r;
+
+		name_flag_prefix(repo, flags[i], prefix);
+		r = repo->st->ops->list(repo->st, prefix, add_dead, &f, err);
+		if (r < 0)
+			return r;
+	}
+	if (ret->n > 1)
+		qsort(ret->v, ret->n, sizeof(*ret->v), compare_ids);
+	return 0;
+}
+
+static int add_name(void *data, const char *key, uint64_t size, struct error *err)
+{
+	struct name_list_fill *f = data;
+	struct point_name name;
+
+	(void)size;
+	if (!name_parse_point(f->repo, key, &name))
+		return 0;
+	if (f->l->n == f->l->cap) {
+		size_t cap = f->l->cap ? 2 * f->l->cap : 64;
+		struct point_name *v = reallocarray(f->l->v, cap, sizeof(*v));
+
+		if (!v)
+			return error_nomem(err);
+		f->l->v = v;
+		f->l->cap = cap;
+	}
+	f->l->v[f->l->n++] = name;
+	return 0;
+}
+
+int points_names(struct repo *repo, const struct tm_id *source, struct name_list *ret, struct error *err)
+{
+	struct id_set dead = {0};
+	struct name_list_fill f = {.repo = repo, .l = ret};
+	char prefix[KEY_MAX];
+	size_t n = 0;
+	int r;
+
+	name_source_prefix(repo, source, prefix);
+	r = repo->st->ops->list(repo->st, prefix, add_name, &f, err);
+	r = r ? r : points_dead(repo, &dead, err);
+	for (size_t i = 0; r == 0 && i < ret->n; i++)
+		if (!id_set_has(&dead, &ret->v[i].session))
+			ret->v[n++] = ret->v[i];
+	if (r == 0)
+		ret->n = n;
+	id_set_done(&dead);
+	return r;
+}
+
+int points_load(struct repo *repo, const struct point_name *name, struct point **ret, struct error *err)
+{
+	auto_buf struct buf b = {0};
+	char key[KEY_MAX];
+	int r;
+
+	name_point(repo, &name->source, name->seq, &name->session, key);
+	r = store_read(repo->st, key, MAX_MANIFEST, &b, err);
+	return r ? r : manifest_decode(repo, name, key, b.data, b.len, ret, NULL, err);
+}
+
+int point_list_add(struct point_list *l, struct point *p, struct error *err)
+{
+	struct point **v = reallocarray(l->v, l->n + 1, sizeof(struct point *));
+
+	if (!v) {
+		point_free(p);
+		return error_nomem(err);
+	}
+	l->v = v;
+	v[l->n++] = p;
+	return 0;
+}
+
+static int compare_points(const void *a, const void *b)
+{
+	const struct point *x = *(struct point *const *)a, *y = *(struct point *const *)b;
+
+	if (strcmp(x->guest, y->guest) == 0 && x->seq != y->seq)
+		return x->seq < y->seq ? -1 : 1;
+	if (x->created_ms != y->created_ms)
+		return x->created_ms < y->created_ms ? -1 : 1;
+	return memcmp(&x->id, &y->id, sizeof(x->id));
+}
+
+/* Damage of one manifest must not hide the others. */
+static bool is_damage(int code)
+{
+	return code == TM_E_CORRUPT || code == TM_E_UNSUPPORTED;
+}
+
+int repo_points(struct repo *repo, const char *guest, struct point_list *ret, size_t *ret_damaged,
+                struct error *err)
+{
+	auto_point_list struct point_list l = {0};
+	struct name_list names = {0};
+	struct tm_id source;
+	size_t damaged = 0;
+	int r = guest ? source_id(&repo->keys, guest, &source, err) : 0;
+
+	r = r ? r : points_names(repo, guest ? &source : NULL, &names, err);
+	for (size_t i = 0; r == 0 && i < names.n; i++) {
+		struct point *p = NULL;
+		struct error one = {0};
+
+		r = points_load(repo, &names.v[i], &p, &one);
+		if (r == 0) {
+			r = point_list_add(&l, p, err);
+		} else if (is_damage(r)) {
+			log_debug("%s", one.text);
+			damaged++;
+			r = 0;
+		} else if (r == TM_E_NOTFOUND) {
+			r = 0; /* removed since it was listed */
+		} else if (err && !err->code) {
+			*err = one;
+		}
+	}
+	name_list_done(&names);
+	if (r < 0)
+		return r;
+	if (l.n > 1)
+		qsort(l.v, l.n, sizeof(struct point *), compare_points);
+	point_list_done(ret);
+	*ret = l;
+	l = (struct point_list){0};
+	if (ret_damaged)
+		*ret_damaged = damaged;
+	return 0;
+}
+
+int repo_point_get(struct repo *repo, const char *guest, const struct tm_id *id, struct point **ret,
+                   struct error *err)
+{
+	struct name_list names = {0};
+	struct tm_id source;
+	int r = source_id(&repo->keys, guest, &source, err);
+	size_t i;
+
+	r = r ? r : points_names(repo, &source, &names, err);
+	for (i = 0; r == 0 && i < names.n; i++)
+		if (id_equal(&names.v[i].session, id))
+			break;
+	if (r == 0 && i == names.n)
+		r = error_set(err, TM_E_NOTFOUND, "guest %s has no point %s here", guest, id_text(id).s);
+	r = r ? r : points_load(repo, &names.v[i], ret, err);
+	name_list_done(&names);
+	return r;
+}

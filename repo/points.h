@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Names and manifests of points. */
+#pragma once
+
+#include "internal.h"
+
+struct name_list {
+	struct point_name *v; /* by source, seq, id */
+	size_t n, cap;
+};
+void name_list_done(struct name_list *l);
+
+struct id_set {
+	struct tm_id *v; /* sorted */
+	size_t n, cap;
+};
+void id_set_done(struct id_set *s);
+bool id_set_has(const struct id_set *s, const struct tm_id *id);
+
+/* Sessions with a tombstone or a verdict. */
+int points_dead(struct repo *repo, struct id_set *ret, struct error *err) TM_WUR;
+/* Valid points, of one source when that is not NULL. */
+int points_names(struct repo *repo, const struct tm_id *source, struct name_list *ret,
+                 struct error *err) TM_WUR;
+int points_load(struct repo *repo, const struct point_name *name, struct point **ret,
+                struct error *err) TM_WUR;
+/* Takes p over, also on failure. */
+int point_list_add(struct point_list *l, struct point *p, struct error *err) TM_WUR;

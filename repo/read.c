@@ -1,0 +1,399 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Reading a disk.  Plans wait in order for their fetches and a free piece; decoding runs
+ * on workers, and a cluster leaves only after its content id was compared.
+ */
+#include "read.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+#define DEFAULT_PIECES 16
+#define TICK_MS        100
+
+void reader_fail(struct reader *r, int code, const struct error *err)
+{
+	if (r->code < 0)
+		return;
+	r->code = code;
+	r->err = *err;
+}
+
+/* ---- fetching ---- */
+
+static void fetch_got(struct store_req *req, int code)
+{
+	struct fetch *f = container_of(req, struct fetch, req);
+	struct reader *r = f->r;
+
+	r->gets--;
+	f->there = true;
+	if (code == 0 && req->got != f->len)
+		code = error_set(&req->err, TM_E_CORRUPT, "object %s ends at %" PRIu64, f->t->key,
+		                 f->offset + req->got);
+	if (code < 0) {
+		error_prefix(&req->err, "disk %s", r->disk->name);
+		reader_fail(r, code, &req->err);
+	}
+	if (f->refs == 0) { /* its plans were dropped */
+		free(f->buf);
+		tables_unref(f->t);
+		free(f);
+	}
+	reader_pump(r);
+}
+
+static void fetch_drop(struct fetch *f)
+{
+	f->there = true; /* whoever lets go last frees it */
+	if (f->refs > 0)
+		return;
+	free(f->buf);
+	tables_unref(f->t);
+	free(f);
+}
+
+static void issue_fetches(struct reader *r)
+{
+	struct store *st = r->repo->st;
+
+	while (r->code == 0 && r->gets < MAX_GETS && r->issue) {
+		struct fetch *f = r->issue;
+
+		f->buf = malloc(f->len);
+		if (!f->buf) {
+			struct error err = {0};
+
+			reader_fail(r, error_nomem(&err), &err);
+			return;
+		}
+		r->issue = f->next;
+		if (!r->issue)
+			r->issue_end = &r->issue;
+		f->req.done = fetch_got;
+		r->gets++;
+		st->ops->get(st, f->t->key, f->buf, f->len, f->offset, &f->req);
+	}
+}
+
+/* ---- decoding ---- */
+
+static void name_place(const struct reader *r, const struct plan *p, unsigned want, struct error *err)
+{
+	uint64_t bs = UINT64_C(1) << r->repo->block_bits, first = UINT64_MAX, last = 0;
+
+	for (unsigned i = 0; i < p->nclusters; i++) {
+		if (p->cluster[i].want == want) {
+			first = min_u64(first, p->cluster[i].block);
+			last = max_u64(last, p->cluster[i].block);
+		}
+	}
+	error_prefix(err, "disk %s, bytes %" PRIu64 " to %" PRIu64 ": object %s", r->disk->name, first * bs,
+	             min_u64((last + 1) * bs, r->disk->size), p->want[want].t->key);
+}
+
+/* Where the frame's clusters go as they are: the first of them, when all are wanted in a row. */
+static uint8_t *direct_place(const struct read_piece *rp, unsigned want, size_t bs)
+{
+	const struct plan *p = rp->plan;
+	const struct seg_frame *f = p->want[want].f;
+	unsigned first = 0;
+
+	while (first < p->nclusters && p->cluster[first].want != want)
+		first++;
+	for (unsigned i = 0; i < f->nslots; i++)
+		if (first + i >= p->nclusters || p->cluster[first + i].want != want ||
+		    p->cluster[first + i].slot != f->first_slot + i)
+			return NULL;
+	return rp->p.data + first * bs;
+}
+
+static int decode_want(struct worker *w, struct read_piece *rp, unsigned want, struct error *err)
+{
+	const struct plan *p = rp->plan;
+	const struct want *wt = &p->want[want];
+	size_t bs = (size_t)1 << rp->r->repo->block_bits;
+	uint8_t *direct = direct_place(rp, want, bs);
+	uint8_t *out = direct ? direct : w->data;
+	int r;
+
+	r = frame_decode(w, wt->t->t, wt->f, wt->fetch->buf + (wt->f->offset - wt->fetch->offset), out, err);
+	for (unsigned i = 0; r == 0 && i < p->nclusters; i++) {
+		const struct plan_cluster *c = &p->cluster[i];
+		const uint8_t *cluster;
+
+		if (c->want != want)
+			continue;
+		cluster = out + (c->slot - wt->f->first_slot) * bs;
+		r = cluster_prove(w, wt->t->t, c->slot, cluster, err);
+		if (!direct)
+			memcpy(rp->p.data + i * bs, cluster, bs);
+	}
+	return r;
+}
+
+static void decode_run(struct pool_task *task, unsigned worker)
+{
+	struct read_piece *rp = container_of(task, struct read_piece, task);
+	struct worker *w = &rp->r->workers.v[worker];
+	const struct plan *p = rp->plan;
+	const struct tables *keyed = NULL;
+
+	for (unsigned i = 0; rp->code == 0 && i < p->nwants; i++) {
+		if (p->want[i].t != keyed)
+			rp->code = aead_set_key(w->aead, &p->want[i].t->t->key, &rp->err);
+		keyed = p->want[i].t;
+		if (rp->code == 0)
+			rp->code = decode_want(w, rp, i, &rp->err);
+		if (rp->code < 0)
+			name_place(rp->r, p, i, &rp->err);
+	}
+}
+
+static void piece_back(struct piece *piece)
+{
+	struct read_piece *rp = container_of(piece, struct read_piece, p);
+	struct reader *r = rp->r;
+
+	rp->next = r->idle_pieces;
+	r->idle_pieces = rp;
+	r->out--;
+	reader_pump(r);
+}
+
+/* To the sink, or back when something has failed. */
+static void deliver(struct read_piece *rp)
+{
+	struct reader *r = rp->r;
+	struct error err = {0};
+	uint64_t done = rp->plan->done_bytes;
+	int code;
+
+	plan_release(r, rp->plan);
+	rp->plan = NULL;
+	if (r->code < 0) {
+		piece_back(&rp->p);
+		return;
+	}
+	code = piece_sink_put(r->sink, &rp->p, &err);
+	if (code < 0) {
+		reader_fail(r, code, &err);
+		piece_back(&rp->p);
+		return;
+	}
+	r->done_bytes = max_u64(r->done_bytes, done);
+}
+
+static void decode_done(struct pool_task *task)
+{
+	struct read_piece *rp = container_of(task, struct read_piece, task);
+
+	if (rp->code < 0)
+		reader_fail(rp->r, rp->code, &rp->err);
+	deliver(rp);
+	reader_pump(rp->r);
+}
+
+static bool plan_is_there(const struct plan *p)
+{
+	for (unsigned i = 0; i < p->nwants; i++)
+		if (!p->want[i].fetch->there)
+			return false;
+	return true;
+}
+
+static void start_piece(struct reader *r, struct plan *p)
+{
+	struct read_piece *rp = r->idle_pieces;
+
+	r->idle_pieces = rp->next;
+	r->out++;
+	rp->plan = p;
+	rp->code = 0;
+	error_clear(&rp->err);
+	rp->p.seq = p->seq;
+	rp->p.nruns = p->nruns;
+	rp->p.nclusters = p->nclusters;
+	memcpy(rp->p.run, p->run, p->nruns * sizeof(p->run[0]));
+	rp->task = (struct pool_task){.run = decode_run, .done = decode_done};
+	if (p->nwants > 0)
+		pool_submit(r->pool, &rp->task);
+	else
+		deliver(rp);
+}
+
+static void start_pieces(struct reader *r)
+{
+	while (r->code == 0 && r->idle_pieces && r->ready.first && plan_is_there(r->ready.first)) {
+		struct plan *p = r->ready.first;
+
+		r->ready.first = p->next;
+		r->ready.n--;
+		if (!r->ready.first)
+			r->ready.end = &r->ready.first;
+		start_piece(r, p);
+	}
+}
+
+void reader_pump(struct reader *r)
+{
+	r->pump_again = true;
+	if (r->pumping)
+		return;
+	r->pumping = true;
+	while (r->pump_again) {
+		r->pump_again = false;
+		reader_plan(r);
+		issue_fetches(r);
+		start_pieces(r);
+	}
+	r->pumping = false;
+}
+
+/* ---- begin and end ---- */
+
+static void plans_free(struct plan *p)
+{
+	while (p) {
+		struct plan *next = p->next;
+
+		free(p);
+		p = next;
+	}
+}
+
+static void plans_release(struct reader *r, struct plan_list *l)
+{
+	struct plan *p = l->first;
+
+	plan_list_init(l);
+	while (p) {
+		struct plan *next = p->next;
+
+		plan_release(r, p);
+		p = next;
+	}
+}
+
+static void reader_done(struct reader *r)
+{
+	struct fetch *f = r->issue;
+
+	/* Fetches that were never issued count as arrived, so that their plans free them. */
+	r->issue = NULL;
+	while (f) {
+		struct fetch *next = f->next;
+
+		fetch_drop(f);
+		f = next;
+	}
+	plans_release(r, &r->batch);
+	plans_release(r, &r->ready);
+	plans_free(r->idle_plans);
+	for (unsigned i = 0; i < r->npieces && r->pieces; i++)
+		free(r->pieces[i].p.data);
+	free(r->pieces);
+	workers_done(&r->workers);
+}
+
+static int reader_init(struct reader *r, const struct repo_read_options *opt, struct error *err)
+{
+	size_t bs = (size_t)1 << r->repo->block_bits;
+	const struct map_root root = {
+		.ref = r->disk->map->root,
+		.blocks = disk_blocks(r->disk->size, r->repo->block_bits),
+		.nsessions = r->disk->map->nsessions,
+	};
+
+	map_cursor_init(&r->cursor, &root);
+	plan_list_init(&r->batch);
+	plan_list_init(&r->ready);
+	r->issue_end = &r->issue;
+	r->group = (unsigned)max_u64(1, min_u64(PIECE_CLUSTERS, (256u << 10) / bs));
+	r->npieces = opt->pieces ? opt->pieces : DEFAULT_PIECES;
+	r->pieces = calloc(r->npieces, sizeof(*r->pieces));
+	if (!r->pieces)
+		return error_nomem(err);
+	for (unsigned i = 0; i < r->npieces; i++) {
+		struct read_piece *rp = &r->pieces[i];
+
+		rp->r = r;
+		rp->p.data = malloc(PIECE_CLUSTERS * bs);
+		rp->p.release = piece_back;
+		if (!rp->p.data)
+			return error_nomem(err);
+		rp->next = r->idle_pieces;
+		r->idle_pieces = rp;
+	}
+	return workers_init(&r->workers, pool_workers(r->pool), &r->repo->keys.id, 0, FRAME_MAX_SLOTS * bs, err);
+}
+
+static bool reader_busy(const struct reader *r)
+{
+	if (r->out > 0 || r->gets > 0 || r->loading > 0 || r->node_loading)
+		return true;
+	return r->code == 0 && (r->phase != PLAN_DONE || r->ready.first);
+}
+
+static void call_tick(struct reader *r, const struct repo_read_options *opt, uint64_t done)
+{
+	struct error err = {0};
+	int code = opt->tick ? opt->tick(opt->data, done, r->disk->size, &err) : 0;
+
+	if (code < 0)
+		reader_fail(r, code, &err);
+}
+
+static void reader_run(struct reader *r, const struct repo_read_options *opt)
+{
+	uint64_t next_tick = 0;
+
+	reader_pump(r);
+	while (reader_busy(r)) {
+		struct error err = {0};
+		uint64_t now = clock_monotonic_ms(&clock_system);
+		int code;
+
+		if (now >= next_tick) {
+			next_tick = now + TICK_MS;
+			call_tick(r, opt, min_u64(r->done_bytes, r->disk->size));
+			reader_pump(r);
+			continue;
+		}
+		code = loop_run_once(r->repo->loop, (int)(next_tick - now), &err);
+		if (code < 0)
+			reader_fail(r, code, &err);
+	}
+	if (r->code == 0)
+		call_tick(r, opt, r->disk->size);
+}
+
+int repo_read_disk(struct repo *repo, const struct point *p, const struct point_disk *disk,
+                   struct piece_sink *sink, const struct repo_read_options *opt, struct error *err)
+{
+	struct reader *r = calloc(1, sizeof(*r));
+	int code;
+
+	if (!r)
+		return error_nomem(err);
+	*r = (struct reader){
+		.repo = repo,
+		.pool = opt->pool,
+		.disk = disk,
+		.sink = sink,
+		.zero_runs = opt->zero_runs,
+		.phase = PLAN_COLLECT,
+	};
+	code = reader_init(r, opt, err);
+	if (code == 0) {
+		reader_run(r, opt);
+		code = r->code;
+		if (code < 0 && err && !err->code) {
+			*err = r->err;
+			error_prefix(err, "point %.12s of %s", id_text(&p->id).s, p->guest);
+		}
+	}
+	reader_done(r);
+	free(r);
+	return code;
+}

@@ -1,0 +1,187 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "segment.h"
+
+#include "seg_aad.h"
+
+#include <string.h>
+
+size_t frame_max_data(const struct seg_address *a, unsigned nslots)
+{
+	if (a->type == SEGMENT_MAP)
+		return PAGE_MAX_BYTES;
+	return (size_t)nslots << a->block_bits;
+}
+
+int seg_writer_new(struct seg_writer **ret, struct error *err)
+{
+	/* A frame may begin below the target and end above it. */
+	size_t cap = SEGMENT_TARGET_PAYLOAD + ((size_t)FRAME_MAX_SLOTS << MAX_BLOCK_BITS) / 4;
+	struct seg_writer *w = malloc(sizeof(*w));
+
+	if (!w)
+		return error_nomem(err);
+	w->mem = malloc(SEG_HEADROOM + cap); /* touched only as far as it is used */
+	if (!w->mem) {
+		free(w);
+		return error_nomem(err);
+	}
+	w->cap = cap;
+	*ret = w;
+	return 0;
+}
+
+void seg_writer_free(struct seg_writer *w)
+{
+	if (!w)
+		return;
+	free(w->mem);
+	free(w);
+}
+
+void seg_begin(struct seg_writer *w, const struct seg_address *addr)
+{
+	w->addr = *addr;
+	w->payload = 0;
+	w->nslots = w->nframes = w->nextras = 0;
+	w->object = NULL;
+	w->object_len = 0;
+}
+
+bool seg_has_room(const struct seg_writer *w, unsigned nslots, size_t len)
+{
+	size_t end = w->payload + len + TAG_BYTES;
+
+	if (w->nslots + nslots > 1U << seg_slots_log2(w->addr.type) || w->nframes == SEG_MAX_FRAMES)
+		return false;
+	return end <= w->cap && (w->nframes == 0 || w->payload < SEGMENT_TARGET_PAYLOAD);
+}
+
+void seg_add_frame(struct seg_writer *w, unsigned nslots, const void *plain, size_t len)
+{
+	assert(seg_has_room(w, nslots, len));
+	memcpy(w->mem + SEG_HEADROOM + w->payload, plain, len);
+	w->frames[w->nframes++] = (struct format_frame){
+		.first_slot = le16_of((uint16_t)w->nslots),
+		.nslots = le16_of((uint16_t)nslots),
+		.stored_len = le32_of((uint32_t)(len + TAG_BYTES)),
+	};
+	w->payload += len + TAG_BYTES;
+	w->nslots += nslots;
+}
+
+static struct le64 desc_place(unsigned kind, unsigned disk, uint64_t block)
+{
+	return le64_of(block | (uint64_t)disk << 48 | (uint64_t)kind << 56);
+}
+
+void seg_describe(struct seg_writer *w, uint32_t slot, unsigned disk, uint64_t block,
+                  const uint8_t id[CONTENT_BYTES])
+{
+	assert(slot < DATA_SLOTS && disk < MAX_DISKS && block < MAX_BLOCKS);
+	w->descs[slot].place = desc_place(DESC_SLOT, disk, block);
+	memcpy(w->descs[slot].b, id, CONTENT_BYTES);
+}
+
+bool seg_add_hole(struct seg_writer *w, unsigned disk, uint64_t block, uint64_t count)
+{
+	while (count > 0) {
+		struct format_desc *d = &w->extras[w->nextras];
+		uint32_t n = (uint32_t)min_u64(count, UINT32_MAX);
+		struct le32 len = le32_of(n);
+
+		if (w->nextras == SEGMENT_MAX_EXTRAS)
+			return false;
+		memset(d, 0, sizeof(*d));
+		d->place = desc_place(DESC_HOLE, disk, block);
+		memcpy(d->b, len.b, sizeof(len.b));
+		w->nextras++;
+		block += n;
+		count -= n;
+	}
+	return true;
+}
+
+static int seal_frames(struct seg_writer *w, struct aead *aead, const struct session_keys *keys,
+                       struct error *err)
+{
+	const struct secret *base = w->addr.type == SEGMENT_DATA ? &keys->data : &keys->meta;
+	auto_secret struct secret key = {{0}};
+	uint8_t *p = w->mem + SEG_HEADROOM;
+	int r;
+
+	r = segment_key(base, w->addr.type, w->addr.index, &key, err);
+	if (r == 0)
+		r = aead_set_key(aead, &key, err);
+	for (uint32_t i = 0; r == 0 && i < w->nframes; i++) {
+		struct format_frame *f = &w->frames[i];
+		uint32_t stored = le32_get(f->stored_len);
+		struct seg_aad aad = seg_aad(&w->addr, le16_get(f->first_slot), le16_get(f->nslots));
+
+		r = aead_seal(aead, le16_get(f->first_slot), &aad, sizeof(aad), p, stored - TAG_BYTES, p, err);
+		if (r < 0)
+			return r;
+		f->crc = le32_of(crc32c(0, p, stored));
+		p += stored;
+	}
+	return r;
+}
+
+/* Writes the descriptor table right before the payload; *ret_len 0 for a map segment. */
+static int seal_descs(struct seg_writer *w, struct aead *aead, const struct session_keys *keys,
+                      size_t *ret_len, struct error *err)
+{
+	auto_secret struct secret key = {{0}};
+	struct seg_aad aad = seg_aad(&w->addr, SEG_AAD_DESCS, w->nslots);
+	size_t slots = w->nslots * sizeof(w->descs[0]), extras = w->nextras * sizeof(w->extras[0]);
+	uint8_t *p = w->mem + SEG_HEADROOM - slots - extras - TAG_BYTES;
+	int r;
+
+	if (w->addr.type == SEGMENT_MAP) {
+		*ret_len = 0;
+		return 0;
+	}
+	memcpy(p, w->descs, slots);
+	memcpy(p + slots, w->extras, extras);
+	r = segment_key(&keys->meta, w->addr.type, w->addr.index, &key, err);
+	if (r == 0)
+		r = aead_set_key(aead, &key, err);
+	if (r == 0)
+		r = aead_seal(aead, SEG_AAD_DESCS, &aad, sizeof(aad), p, slots + extras, p, err);
+	*ret_len = slots + extras + TAG_BYTES;
+	return r;
+}
+
+int seg_seal(struct seg_writer *w, struct aead *aead, const struct session_keys *keys, struct error *err)
+{
+	struct format_segment h = {.domain = w->addr.domain, .session = w->addr.session};
+	size_t desc_len = 0, frames_len = w->nframes * sizeof(w->frames[0]);
+	uint8_t *p;
+	int r;
+
+	r = seal_frames(w, aead, keys, err);
+	if (r == 0)
+		r = seal_descs(w, aead, keys, &desc_len, err);
+	if (r < 0)
+		return r;
+	p = w->mem + SEG_HEADROOM - desc_len - frames_len - sizeof(h);
+	memcpy(p + sizeof(h), w->frames, frames_len);
+	format_head_init(&h.head, MAGIC_SEGMENT, sizeof(h), &w->addr.repo);
+	h.index = le32_of(w->addr.index);
+	h.type = w->addr.type;
+	h.block_bits = w->addr.block_bits;
+	h.cipher = CIPHER_AES256_GCM;
+	h.nslots = le32_of(w->nslots);
+	h.nframes = le32_of(w->nframes);
+	h.nextras = le32_of(w->nextras);
+	h.desc_len = le32_of((uint32_t)desc_len);
+	h.payload_len = le64_of(w->payload);
+	memcpy(h.wrap, keys->wrap, WRAP_BYTES);
+	h.frames_crc = le32_of(crc32c(0, p + sizeof(h), frames_len));
+	h.desc_crc = le32_of(crc32c(0, p + sizeof(h) + frames_len, desc_len));
+	w->head_crc = crc32c(0, &h, offsetof(struct format_segment, crc));
+	h.crc = le32_of(w->head_crc);
+	memcpy(p, &h, sizeof(h));
+	w->object = p;
+	w->object_len = sizeof(h) + frames_len + desc_len + w->payload;
+	return 0;
+}

@@ -1,0 +1,168 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A session as its own files see it:
+ *
+ *	session.c   begin, disks, commit (the protocol)
+ *	marker.c    the objects that announce a session and what it builds on
+ *	pipeline.c  pieces → frames
+ *	output.c    frames and map nodes → segments → store
+ */
+#pragma once
+
+#include "cache.h"
+#include "manifest.h"
+#include "map.h"
+#include "segment.h"
+#include "worker.h"
+
+#define FRAME_TARGET_BYTES (256u << 10)
+/* Steps of a piece: its runs and clusters, each zero or stored. */
+#define WORK_MAX_STEPS (PIECE_RUNS + PIECE_CLUSTERS)
+
+enum work_state {
+	WORK_HASHING,     /* on a worker */
+	WORK_HASHED,
+	WORK_COMPRESSING, /* on a worker */
+	WORK_COMPRESSED,
+};
+
+struct cluster {
+	uint64_t block;
+	const uint8_t *data; /* in the piece */
+	bool zero;
+	uint8_t id[CONTENT_BYTES];
+};
+
+/* What becomes of a range of blocks. */
+struct work_step {
+	uint64_t block, count;
+	int frame; /* index, or -1: a hole */
+};
+
+struct work_frame {
+	unsigned first, n; /* clusters */
+	size_t offset, len; /* of the plaintext in out */
+};
+
+/* A piece on its way. */
+struct work {
+	struct pool_task task;
+	struct repo_session *s;
+	struct work *next;
+	struct piece *piece;
+	enum work_state state;
+	unsigned nclusters, nframes, nsteps;
+	struct cluster cluster[PIECE_CLUSTERS];
+	struct work_frame frame[PIECE_CLUSTERS];
+	struct work_step step[WORK_MAX_STEPS];
+	uint8_t *out;
+	int code; /* of the worker */
+	struct error err;
+	/* while being appended: */
+	unsigned at; /* step */
+	bool stored; /* the step's frame is in the segment, or its hole recorded */
+	uint64_t ref;
+};
+
+/* A segment on its way to the store; reused. */
+struct seg_job {
+	struct pool_task task;
+	struct store_req req;
+	struct repo_session *s;
+	struct seg_job *next;
+	struct seg_writer *w;
+	int code;
+	char key[KEY_MAX];
+};
+
+/* One kind of segments of a session. */
+struct seg_out {
+	uint8_t type;
+	struct seg_job *open; /* or NULL */
+	uint32_t next_index;
+	struct own_segments own;
+	uint64_t bytes; /* of payload and tables so far */
+};
+
+struct session_disk {
+	char *name;
+	uint64_t size;
+	struct disk_map map; /* table: the parent's, then perhaps this session */
+	bool used_own;
+};
+
+struct repo_session {
+	struct repo *repo;
+	struct pool *pool;
+	char *guest;
+	struct tm_id sid, source;
+	uint32_t seq;
+	struct session_keys keys;
+	struct workers workers;
+	struct tm_id *pins;
+	uint32_t npins;
+	bool committed;
+
+	int code; /* the first failure */
+	struct error err;
+
+	struct seg_out data, map;
+	struct seg_job *idle;
+	unsigned in_flight;
+	struct page_writer page;
+	ZSTD_CCtx *page_cctx;
+	uint8_t *page_plain, *page_packed;
+
+	struct session_disk *disks;
+	unsigned ndisks;
+
+	/* the disk that is being written */
+	bool disk_open;
+	struct piece_sink sink;
+	struct map_writer map_writer;
+	uint64_t parent_size;
+	bool has_parent;
+	bool last_block_seen;
+	uint64_t next_decide, next_append; /* seq */
+	uint64_t next_block;               /* pieces ascend */
+	uint64_t new_bytes, stored_bytes;
+	struct work *works; /* all that are on their way */
+	struct work *idle_works;
+	bool pumping, pump_again;
+	bool loading; /* a map node */
+	struct cache_wait load;
+};
+
+static inline struct session_disk *session_disk(struct repo_session *s)
+{
+	return &s->disks[s->ndisks - 1];
+}
+
+/* Remembers the first failure. */
+void session_fail(struct repo_session *s, int code, const struct error *err);
+/* Hands it to a caller. */
+int session_failure(const struct repo_session *s, struct error *err);
+void session_pump(struct repo_session *s);
+
+/* ---- marker.c ---- */
+int marker_put(struct repo_session *s, struct error *err) TM_WUR;
+int marker_pin(struct repo_session *s, const struct tm_id *point, const char *manifest_key,
+               struct error *err) TM_WUR;
+int marker_fenced(struct repo *repo, const struct tm_id *sid, bool *ret, struct error *err) TM_WUR;
+
+/* ---- pipeline.c ---- */
+int pipeline_put(struct piece_sink *sink, struct piece *piece, struct error *err);
+/* Gives the map writer the node it needs, *code 0 or an error; true when it has to be loaded first. */
+bool session_supply(struct repo_session *s, int *code, struct error *err);
+void pipeline_free(struct repo_session *s);
+
+/* ---- output.c: OUT_WAIT means that all segments are on their way to the store ---- */
+#define OUT_WAIT 1
+/* The frame's first ordinal. 0, OUT_WAIT or an error. */
+int output_frame(struct repo_session *s, const struct work *w, const struct work_frame *f, uint64_t *ret,
+                 struct error *err) TM_WUR;
+int output_hole(struct repo_session *s, uint64_t block, uint64_t count, struct error *err) TM_WUR;
+int output_node(void *data, const struct node *n, uint64_t *ret, struct error *err) TM_WUR;
+int output_end_disk(struct repo_session *s, struct error *err) TM_WUR;
+void output_close(struct repo_session *s);
+void output_free(struct repo_session *s);

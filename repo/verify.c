@@ -1,0 +1,327 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "verify.h"
+
+#include "manifest.h"
+
+#include <string.h>
+
+#define TICK_MS 100
+
+bool verify_is_damage(int code)
+{
+	return code == TM_E_CORRUPT || code == TM_E_UNSUPPORTED || code == TM_E_IO;
+}
+
+int verify_wait(struct verifier *v, struct error *err)
+{
+	uint64_t now = clock_monotonic_ms(&clock_system);
+	int r;
+
+	if (now >= v->next_tick && v->code == 0) {
+		v->next_tick = now + TICK_MS;
+		if (v->opt->tick)
+			v->code = v->opt->tick(v->opt->data, v->done, v->total, &v->err);
+	}
+	r = loop_run_once(v->repo->loop, TICK_MS, err);
+	return r;
+}
+
+/* ---- segments ---- */
+
+static size_t vseg_hash(const struct tm_id *sid, uint8_t type, uint32_t index)
+{
+	uint64_t h;
+
+	memcpy(&h, sid->b + 8, sizeof(h)); /* random bytes */
+	h ^= ((uint64_t)index << 2 | type) * UINT64_C(0x9e3779b97f4a7c15);
+	return (size_t)(h ^ h >> 29);
+}
+
+static int vseg_grow(struct verifier *v, struct error *err)
+{
+	size_t cap = v->cap ? 2 * v->cap : 256;
+	struct vseg **seg = calloc(cap, sizeof(struct vseg *));
+
+	if (!seg)
+		return error_nomem(err);
+	for (size_t i = 0; i < v->cap; i++) {
+		size_t at;
+
+		if (!v->seg[i])
+			continue;
+		at = vseg_hash(&v->seg[i]->sid, v->seg[i]->type, v->seg[i]->index) & (cap - 1);
+		while (seg[at])
+			at = (at + 1) & (cap - 1);
+		seg[at] = v->seg[i];
+	}
+	free(v->seg);
+	v->seg = seg;
+	v->cap = cap;
+	return 0;
+}
+
+static void vseg_free(struct vseg *s)
+{
+	if (!s)
+		return;
+	free(s->used);
+	free(s->bad);
+	free(s->reason);
+	free(s->key);
+	free(s);
+}
+
+static int vseg_new(const struct repo *repo, const struct tm_id *sid, uint8_t type, uint32_t index,
+                    struct vseg **ret, struct error *err)
+{
+	struct vseg *s = calloc(1, sizeof(*s));
+	char key[KEY_MAX];
+
+	if (!s)
+		return error_nomem(err);
+	name_segment(repo, sid, type, index, 0, 0, key);
+	*s = (struct vseg){.sid = *sid, .type = type, .index = index, .damage = -1};
+	s->nwords = (1U << seg_slots_log2(type)) / 64;
+	s->used = calloc(s->nwords, sizeof(*s->used));
+	s->key = strdup(key);
+	if (!s->used || !s->key) {
+		vseg_free(s);
+		return error_nomem(err);
+	}
+	*ret = s;
+	return 0;
+}
+
+int vseg_get(struct verifier *v, const struct tm_id *sid, uint8_t type, uint32_t index, struct vseg **ret,
+             struct error *err)
+{
+	size_t at;
+	int r;
+
+	if (2 * (v->nseg + 1) > v->cap) {
+		r = vseg_grow(v, err);
+		if (r < 0)
+			return r;
+	}
+	for (at = vseg_hash(sid, type, index) & (v->cap - 1); v->seg[at]; at = (at + 1) & (v->cap - 1)) {
+		struct vseg *s = v->seg[at];
+
+		if (s->index == index && s->type == type && id_equal(&s->sid, sid)) {
+			*ret = s;
+			return 0;
+		}
+	}
+	r = vseg_new(v->repo, sid, type, index, ret, err);
+	if (r < 0)
+		return r;
+	v->seg[at] = *ret;
+	v->nseg++;
+	return 0;
+}
+
+int vseg_damaged(struct verifier *v, struct vseg *s, uint32_t slot, uint32_t count, const char *reason,
+                 struct error *err)
+{
+	v->damage = true;
+	if (!s->reason) {
+		s->reason = strdup(reason);
+		if (!s->reason)
+			return error_nomem(err);
+	}
+	if (slot == UINT32_MAX) {
+		s->all_bad = true;
+		return 0;
+	}
+	if (!s->bad)
+		s->bad = calloc(s->nwords, sizeof(*s->bad));
+	if (!s->bad)
+		return error_nomem(err);
+	for (uint32_t i = 0; i < count; i++)
+		bit_set(s->bad, slot + i);
+	return 0;
+}
+
+/* ---- report ---- */
+
+static void damage_done(struct repo_damage *d)
+{
+	for (size_t i = 0; i < d->nranges; i++)
+		free(d->ranges[i].disk);
+	free(d->ranges);
+	free(d->object);
+	free(d->reason);
+}
+
+void repo_verify_report_done(struct repo_verify_report *r)
+{
+	for (size_t i = 0; i < r->ndamaged; i++)
+		damage_done(&r->damaged[i]);
+	free(r->damaged);
+	*r = (struct repo_verify_report){0};
+}
+
+int damage_add(struct repo_verify_report *r, const char *object, const char *reason, struct error *err)
+{
+	struct repo_damage *v = reallocarray(r->damaged, r->ndamaged + 1, sizeof(*v));
+	struct repo_damage d = {.object = strdup(object), .reason = strdup(reason)};
+
+	if (v)
+		r->damaged = v;
+	if (!v || !d.object || !d.reason) {
+		damage_done(&d);
+		return error_nomem(err);
+	}
+	v[r->ndamaged++] = d;
+	return 0;
+}
+
+int damage_add_range(struct repo_damage *d, const struct tm_id *point, const char *disk, uint64_t offset,
+                     uint64_t length, struct error *err)
+{
+	struct repo_damage_range *last = d->nranges ? &d->ranges[d->nranges - 1] : NULL, *v;
+	char *copy;
+
+	if (last && id_equal(&last->point, point) && strcmp(last->disk, disk) == 0 &&
+	    last->offset + last->length == offset) {
+		last->length += length;
+		return 0;
+	}
+	v = reallocarray(d->ranges, d->nranges + 1, sizeof(*v));
+	if (!v)
+		return error_nomem(err);
+	d->ranges = v;
+	copy = strdup(disk);
+	if (!copy)
+		return error_nomem(err);
+	v[d->nranges++] = (struct repo_damage_range){.point = *point, .disk = copy, .offset = offset,
+	                                             .length = length};
+	return 0;
+}
+
+/* ---- phases ---- */
+
+static int load_points(struct verifier *v, struct error *err)
+{
+	struct name_list names = {0};
+	int r = points_names(v->repo, NULL, &names, err);
+
+	for (size_t i = 0; r == 0 && i < names.n; i++) {
+		struct point *p = NULL;
+		struct error one = {0};
+		char key[KEY_MAX];
+
+		r = points_load(v->repo, &names.v[i], &p, &one);
+		v->report->points += r != TM_E_NOTFOUND;
+		v->report->objects += r != TM_E_NOTFOUND;
+		if (r == 0) {
+			r = point_list_add(&v->points, p, err);
+		} else if (verify_is_damage(r)) {
+			name_point(v->repo, &names.v[i].source, names.v[i].seq, &names.v[i].session, key);
+			r = damage_add(v->report, key, one.text, err);
+		} else if (r == TM_E_NOTFOUND) {
+			r = 0; /* removed since it was listed */
+		} else if (err && !err->code) {
+			*err = one;
+		}
+	}
+	name_list_done(&names);
+	return r;
+}
+
+typedef int disk_fn(struct verifier *, const struct point *, const struct point_disk *, struct error *);
+
+static int for_all_disks(struct verifier *v, disk_fn *fn, struct error *err)
+{
+	const struct point_list *l = v->opt->points ? v->opt->points : &v->points;
+
+	for (size_t i = 0; i < l->n; i++) {
+		for (size_t k = 0; k < l->v[i]->ndisks; k++) {
+			int r = fn(v, l->v[i], &l->v[i]->disks[k], err);
+
+			if (r < 0)
+				return r;
+		}
+	}
+	return 0;
+}
+
+static int check_tables(struct verifier *v, struct error *err)
+{
+	int r = 0;
+
+	for (size_t i = 0; r == 0 && i < v->cap; i++) {
+		if (!v->seg[i])
+			continue;
+		r = verify_tables(v, v->seg[i], err);
+		v->report->objects++;
+		if (r == 0 && v->code < 0)
+			r = v->code;
+		v->total += v->seg[i]->size;
+	}
+	return r;
+}
+
+static int compare_damage(const void *a, const void *b)
+{
+	return strcmp(((const struct repo_damage *)a)->object, ((const struct repo_damage *)b)->object);
+}
+
+/* Whom the damage hits. */
+static int report_damage(struct verifier *v, struct error *err)
+{
+	int r = 0;
+
+	if (!v->damage)
+		return 0;
+	for (size_t i = 0; r == 0 && i < v->cap; i++) {
+		struct vseg *s = v->seg[i];
+
+		if (!s || !s->reason)
+			continue;
+		s->damage = (ssize_t)v->report->ndamaged;
+		r = damage_add(v->report, s->key, s->reason, err);
+	}
+	r = r ? r : for_all_disks(v, verify_blame, err);
+	qsort(v->report->damaged, v->report->ndamaged, sizeof(*v->report->damaged), compare_damage);
+	return r;
+}
+
+static int run_phases(struct verifier *v, struct error *err)
+{
+	int r = 0;
+
+	if (v->opt->points)
+		v->report->points = v->report->objects = v->opt->points->n;
+	else
+		r = load_points(v, err);
+	r = r ? r : for_all_disks(v, verify_mark, err);
+	r = r ? r : check_tables(v, err);
+	if (r == 0 && v->opt->read_data)
+		r = verify_read(v, err);
+	if (r == 0 && v->code == 0 && v->opt->tick)
+		v->code = v->opt->tick(v->opt->data, v->total, v->total, &v->err);
+	return r ? r : report_damage(v, err);
+}
+
+int repo_verify(struct repo *repo, const struct repo_verify_options *opt, struct repo_verify_report *ret,
+                struct error *err)
+{
+	struct repo_verify_report report = {0};
+	struct verifier v = {.repo = repo, .opt = opt, .report = &report};
+	int r = run_phases(&v, err);
+
+	if (v.code < 0) {
+		if (err && !err->code)
+			*err = v.err;
+		r = v.code;
+	}
+	for (size_t i = 0; i < v.cap; i++)
+		vseg_free(v.seg[i]);
+	free(v.seg);
+	point_list_done(&v.points);
+	if (r < 0)
+		repo_verify_report_done(&report);
+	else
+		*ret = report;
+	return r;
+}

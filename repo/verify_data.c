@@ -1,0 +1,325 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Segments: tables and sizes, and with read_data every frame: checksum, seal,
+ * decompression, content ids.  A few ranges are read and checked at a time.
+ */
+#include "verify.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#define JOBS      3
+#define JOB_BYTES (8u << 20)
+
+struct tables_wait {
+	struct cache_wait wait;
+	int code;
+	bool done;
+};
+
+static void tables_there(struct cache_wait *wait, int code)
+{
+	struct tables_wait *w = container_of(wait, struct tables_wait, wait);
+
+	w->code = code;
+	w->done = true;
+}
+
+int verify_load_tables(struct verifier *v, const struct vseg *s, struct tables **ret, struct error *err)
+{
+	struct tables_wait w = {.wait.done = tables_there};
+
+	*ret = cache_tables(v->repo->cache, &s->sid, s->type, s->index);
+	if (*ret)
+		return 0;
+	cache_load_tables(v->repo->cache, &s->sid, s->type, s->index, &w.wait);
+	while (!w.done) {
+		struct error loop_err = {0};
+
+		if (verify_wait(v, &loop_err) < 0)
+			log_debug("loop: %s", loop_err.text);
+	}
+	if (w.code < 0) {
+		if (err && !err->code)
+			*err = w.wait.err;
+		return w.code;
+	}
+	*ret = cache_tables(v->repo->cache, &s->sid, s->type, s->index);
+	return *ret ? 0 : error_set(err, TM_E_NOMEM, "the table cache is too small");
+}
+
+/* Slots that points use are there, and the object is as long as its tables say. */
+static int check_segment(struct verifier *v, struct vseg *s, const struct tables *t, struct error *err)
+{
+	char *key = strdup(t->key), reason[160];
+	struct error one = {0};
+	uint64_t size;
+	int r;
+
+	if (!key)
+		return error_nomem(err);
+	free(s->key);
+	s->key = key;
+	r = v->repo->st->ops->head(v->repo->st, key, &size, &one);
+	if (r == TM_E_NOTFOUND || verify_is_damage(r))
+		return vseg_damaged(v, s, UINT32_MAX, 0, one.text, err);
+	if (r < 0) {
+		if (err && !err->code)
+			*err = one;
+		return r;
+	}
+	s->size = size;
+	if (size != t->t->object_len) {
+		(void)snprintf(reason, sizeof(reason), "the object is %" PRIu64 " bytes, its tables say %" PRIu64,
+		               size, t->t->object_len);
+		return vseg_damaged(v, s, UINT32_MAX, 0, reason, err);
+	}
+	for (uint32_t slot = 0; r == 0 && slot < s->nwords * 64; slot++) {
+		if (bit_get(s->used, slot) && !seg_find(t->t, slot))
+			r = vseg_damaged(v, s, slot, 1, "a slot that is in use is not there", err);
+	}
+	return r;
+}
+
+int verify_tables(struct verifier *v, struct vseg *s, struct error *err)
+{
+	struct error one = {0};
+	struct tables *t;
+	int r = verify_load_tables(v, s, &t, &one);
+
+	if (verify_is_damage(r))
+		return vseg_damaged(v, s, UINT32_MAX, 0, one.text, err);
+	if (r < 0) {
+		if (err && !err->code)
+			*err = one;
+		return r;
+	}
+	r = check_segment(v, s, t, err);
+	if (!v->opt->read_data)
+		v->report->bytes += sizeof(struct format_segment) + t->t->nframes * sizeof(struct format_frame);
+	tables_unref(t);
+	return r;
+}
+
+/* ---- reading everything ---- */
+
+struct vdata;
+
+struct job {
+	struct store_req req;
+	struct pool_task task;
+	struct vdata *d;
+	struct vseg *s;
+	struct tables *t;
+	uint32_t first, n; /* frames */
+	uint64_t offset;
+	size_t len;
+	uint8_t *buf;
+	size_t cap;
+	bool busy;
+	int code;
+	struct error err;
+	uint64_t bad[SEG_MAX_FRAMES / 64]; /* frames */
+};
+
+struct vdata {
+	struct verifier *v;
+	struct workers workers;
+	struct job job[JOBS];
+	unsigned busy;
+	int code;
+	struct error err;
+};
+
+static int check_data_frame(struct job *j, struct worker *w, const struct seg_frame *f, struct error *err)
+{
+	const struct seg_tables *t = j->t->t;
+	size_t bs = (size_t)1 << t->addr.block_bits;
+	int r = frame_decode(w, t, f, j->buf + (f->offset - j->offset), w->data, err);
+
+	for (unsigned i = 0; r == 0 && i < f->nslots; i++)
+		r = cluster_prove(w, t, f->first_slot + i, w->data + i * bs, err);
+	return r;
+}
+
+static void job_run(struct pool_task *task, unsigned worker)
+{
+	struct job *j = container_of(task, struct job, task);
+	struct worker *w = &j->d->workers.v[worker];
+	const struct seg_tables *t = j->t->t;
+
+	if (t->has_key)
+		j->code = aead_set_key(w->aead, &t->key, &j->err);
+	for (uint32_t i = j->first; j->code == 0 && i < j->first + j->n; i++) {
+		const struct seg_frame *f = &t->frames[i];
+		struct error one = {0};
+		int r;
+
+		if (f->stored_len == 0)
+			continue;
+		if (t->addr.type == SEGMENT_DATA && t->has_key)
+			r = check_data_frame(j, w, f, &one);
+		else
+			r = frame_check_crc(f, j->buf + (f->offset - j->offset), &one);
+		if (r == 0)
+			continue;
+		if (!j->err.code)
+			j->err = one;
+		if (!verify_is_damage(r))
+			j->code = r;
+		bit_set(j->bad, i);
+	}
+}
+
+static void job_end(struct job *j, int code)
+{
+	struct vdata *d = j->d;
+	struct error err = {0};
+
+	if (code < 0 && verify_is_damage(code)) {
+		for (uint32_t i = j->first; i < j->first + j->n; i++)
+			bit_set(j->bad, i);
+		code = 0;
+	}
+	for (uint32_t i = j->first; code == 0 && i < j->first + j->n; i++) {
+		const struct seg_frame *f = &j->t->t->frames[i];
+
+		if (bit_get(j->bad, i))
+			code = vseg_damaged(d->v, j->s, f->first_slot, f->nslots, j->err.text, &err);
+	}
+	if (code < 0 && d->code == 0) {
+		d->code = code;
+		d->err = err.code ? err : j->err;
+	}
+	d->v->done += j->len;
+	d->v->report->bytes += j->len;
+	tables_unref(j->t);
+	j->t = NULL;
+	j->busy = false;
+	d->busy--;
+}
+
+static void job_done(struct pool_task *task)
+{
+	struct job *j = container_of(task, struct job, task);
+
+	job_end(j, j->code);
+}
+
+static void job_got(struct store_req *req, int code)
+{
+	struct job *j = container_of(req, struct job, req);
+
+	if (code == 0 && req->got != j->len)
+		code = error_set(&req->err, TM_E_CORRUPT, "the object ends at %" PRIu64, j->offset + req->got);
+	if (code == TM_E_NOTFOUND)
+		code = TM_E_CORRUPT;
+	if (code < 0) {
+		j->err = req->err;
+		job_end(j, code);
+		return;
+	}
+	j->task = (struct pool_task){.run = job_run, .done = job_done};
+	pool_submit(j->d->v->opt->pool, &j->task);
+}
+
+/* Frames from *next on: as many as fit a job, at least one. */
+static int job_start(struct vdata *d, struct vseg *s, struct tables *t, uint32_t *next, struct error *err)
+{
+	uint32_t first = *next;
+	const struct seg_frame *f = t->t->frames;
+	struct store *st = d->v->repo->st;
+	struct job *j = d->job;
+
+	while (j->busy)
+		j++;
+	memset(j->bad, 0, sizeof(j->bad));
+	j->offset = f[first].offset;
+	for (j->n = 0, j->len = 0; first + j->n < t->t->nframes; j->n++) {
+		if (j->n > 0 && j->len + f[first + j->n].stored_len > JOB_BYTES)
+			break;
+		j->len += f[first + j->n].stored_len;
+	}
+	if (j->len > j->cap) {
+		uint8_t *buf = realloc(j->buf, j->len);
+
+		if (!buf)
+			return error_nomem(err);
+		j->buf = buf;
+		j->cap = j->len;
+	}
+	j->d = d;
+	j->s = s;
+	j->t = t;
+	tables_ref(t);
+	j->first = first;
+	j->code = 0;
+	error_clear(&j->err);
+	j->busy = true;
+	d->busy++;
+	*next = first + j->n;
+	j->req.done = job_got;
+	st->ops->get(st, t->key, j->buf, j->len, j->offset, &j->req);
+	return 0;
+}
+
+static int wait_below(struct vdata *d, unsigned busy, struct error *err)
+{
+	while (d->busy > busy) {
+		struct error loop_err = {0};
+
+		if (verify_wait(d->v, &loop_err) < 0)
+			log_debug("loop: %s", loop_err.text);
+	}
+	if (d->v->code < 0)
+		return d->v->code;
+	if (d->code < 0 && err && !err->code)
+		*err = d->err;
+	return d->code;
+}
+
+static int read_segment(struct vdata *d, struct vseg *s, struct error *err)
+{
+	struct tables *t;
+	struct error one = {0};
+	uint32_t next = 0;
+	int r = verify_load_tables(d->v, s, &t, &one);
+
+	if (verify_is_damage(r))
+		return vseg_damaged(d->v, s, UINT32_MAX, 0, one.text, err);
+	if (r < 0) {
+		if (err && !err->code)
+			*err = one;
+		return r;
+	}
+	while (r == 0 && next < t->t->nframes) {
+		r = wait_below(d, JOBS - 1, err);
+		r = r ? r : job_start(d, s, t, &next, err);
+	}
+	tables_unref(t);
+	return r;
+}
+
+int verify_read(struct verifier *v, struct error *err)
+{
+	struct vdata d = {.v = v};
+	size_t bs = (size_t)1 << v->repo->block_bits;
+	struct error own = {0};
+	int r = workers_init(&d.workers, pool_workers(v->opt->pool), &v->repo->keys.id, 0, FRAME_MAX_SLOTS * bs,
+	                     err);
+
+	if (r < 0)
+		return r;
+	for (size_t i = 0; r == 0 && i < v->cap; i++)
+		if (v->seg[i] && !v->seg[i]->all_bad)
+			r = read_segment(&d, v->seg[i], &own);
+	if (wait_below(&d, 0, r < 0 ? NULL : &own) < 0 && r == 0)
+		r = d.code < 0 ? d.code : v->code;
+	for (unsigned i = 0; i < JOBS; i++)
+		free(d.job[i].buf);
+	workers_done(&d.workers);
+	if (r < 0 && err && !err->code)
+		*err = own;
+	return r;
+}

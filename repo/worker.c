@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "worker.h"
+
+#include <string.h>
+
+static int worker_init(struct worker *w, const struct secret *id_key, int level, size_t frame_bytes,
+                       struct error *err)
+{
+	int r = aead_new(&w->aead, err);
+
+	r = r ? r : mac_new(id_key, &w->mac, err);
+	if (r < 0)
+		return r;
+	if (level != 0) {
+		w->cctx = ZSTD_createCCtx();
+		if (!w->cctx || ZSTD_isError(ZSTD_CCtx_setParameter(w->cctx, ZSTD_c_compressionLevel, level)))
+			return error_nomem(err);
+	}
+	if (frame_bytes > 0) {
+		w->dctx = ZSTD_createDCtx();
+		w->frame = malloc(frame_bytes + 1 + TAG_BYTES);
+		w->data = malloc(frame_bytes);
+		if (!w->dctx || !w->frame || !w->data)
+			return error_nomem(err);
+	}
+	return 0;
+}
+
+int workers_init(struct workers *w, unsigned n, const struct secret *id_key, int level, size_t frame_bytes,
+                 struct error *err)
+{
+	int r = 0;
+
+	w->n = n;
+	w->v = calloc(n, sizeof(*w->v));
+	if (!w->v)
+		return error_nomem(err);
+	for (unsigned i = 0; r == 0 && i < n; i++)
+		r = worker_init(&w->v[i], id_key, level, frame_bytes, err);
+	if (r < 0)
+		workers_done(w);
+	return r;
+}
+
+void workers_done(struct workers *w)
+{
+	for (unsigned i = 0; w->v && i < w->n; i++) {
+		aead_free(w->v[i].aead);
+		mac_free(w->v[i].mac);
+		ZSTD_freeCCtx(w->v[i].cctx);
+		ZSTD_freeDCtx(w->v[i].dctx);
+		free(w->v[i].frame);
+		free(w->v[i].data);
+	}
+	free(w->v);
+	w->v = NULL;
+}
+
+int content_id(struct worker *w, const void *cluster, size_t len, uint8_t ret[CONTENT_BYTES],
+               struct error *err)
+{
+	uint8_t mac[KEY_BYTES];
+	int r = mac_do(w->mac, cluster, len, mac, err);
+
+	if (r == 0)
+		memcpy(ret, mac, CONTENT_BYTES);
+	return r;
+}

@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What each worker thread keeps for itself: contexts that are made once and reused. */
+#pragma once
+
+#include "crypt.h"
+
+#include <zstd.h>
+
+struct worker {
+	struct aead *aead;
+	struct mac *mac; /* of content ids */
+	ZSTD_CCtx *cctx;
+	ZSTD_DCtx *dctx;
+	uint8_t *frame; /* room for a frame's plaintext */
+	uint8_t *data;  /* room for its data */
+};
+
+struct workers {
+	struct worker *v;
+	unsigned n;
+};
+
+/* level 0: no compression contexts; frame_bytes 0: no room. */
+int workers_init(struct workers *w, unsigned n, const struct secret *id_key, int level, size_t frame_bytes,
+                 struct error *err) TM_WUR;
+void workers_done(struct workers *w);
+
+/* The content id of a cluster. */
+int content_id(struct worker *w, const void *cluster, size_t len, uint8_t ret[CONTENT_BYTES],
+               struct error *err) TM_WUR;

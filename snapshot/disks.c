@@ -1,0 +1,300 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * From QEMU's devices and nodes to disks as a person knows them.  A disk is known by its device
+ * (qdev path or name of -drive) and its file; names of nodes are good for one look only.
+ */
+#include "guest.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+void guest_disks_free(struct guest_disk *v, size_t n)
+{
+	for (size_t i = 0; i < n; i++) {
+		struct guest_disk *d = &v[i];
+
+		for (size_t k = 0; k < d->nchain; k++) {
+			free(d->chain[k].file);
+			free(d->chain[k].format);
+		}
+		for (size_t k = 0; k < d->nbitmaps; k++)
+			free(d->bitmaps[k].name);
+		free(d->chain);
+		free(d->bitmaps);
+		free(d->name);
+		free(d->qdev);
+		free(d->drive);
+		free(d->file);
+		free(d->format);
+		free(d->left_out);
+		free(d->overlay_of);
+		free(d->top_node);
+		free(d->node);
+	}
+	free(v);
+}
+
+bool text_ends_with(const char *text, const char *end)
+{
+	size_t n = strlen(text), m = strlen(end);
+
+	return n >= m && strcmp(text + n - m, end) == 0;
+}
+
+bool same_file(const char *a, const char *b)
+{
+	struct stat sa, sb;
+
+	if (strcmp(a, b) == 0)
+		return true;
+	return stat(a, &sa) == 0 && stat(b, &sb) == 0 && sa.st_dev == sb.st_dev &&
+	       sa.st_ino == sb.st_ino;
+}
+
+static int leave_out(struct guest_disk *d, struct error *err, const char *reason)
+{
+	return d->left_out ? 0 : text_copy(reason, &d->left_out, err);
+}
+
+/* "/machine/peripheral/vd0/virtio-backend" → "vd0" */
+static int device_id(const char *qdev, char **ret, struct error *err)
+{
+	static const char prefix[] = "/machine/peripheral/";
+
+	*ret = NULL;
+	if (!qdev || strncmp(qdev, prefix, strlen(prefix)) != 0)
+		return 0;
+	qdev += strlen(prefix);
+	return text_format(ret, err, "%.*s", (int)strcspn(qdev, "/"), qdev);
+}
+
+static int name_disk(struct guest_disk *d, size_t index, struct error *err)
+{
+	int r = device_id(d->qdev, &d->name, err);
+
+	if (r || d->name)
+		return r;
+	if (d->drive)
+		return text_copy(d->drive, &d->name, err);
+	if (d->node && d->node[0] != '#')
+		return text_copy(d->node, &d->name, err);
+	return text_format(&d->name, err, "disk%zu", index);
+}
+
+int disks_unique_names(struct guest_disk *v, size_t n, struct error *err)
+{
+	for (size_t i = 0; i < n; i++) {
+		unsigned copy = 1;
+
+		for (size_t k = 0; k < i; k++) {
+			char *name;
+			int r;
+
+			if (strcmp(v[k].name, v[i].name) != 0)
+				continue;
+			r = text_format(&name, err, "%.*s#%u", (int)strcspn(v[i].name, "#"),
+					v[i].name, ++copy);
+			if (r)
+				return r;
+			free(v[i].name);
+			v[i].name = name;
+			k = SIZE_MAX; /* once more from the first */
+		}
+	}
+	return 0;
+}
+
+/* The graph has absolute names where they could be found out. */
+static bool is_here(const char *name)
+{
+	struct stat st;
+
+	return name[0] == '/' && stat(name, &st) == 0;
+}
+
+static int read_bitmaps(const struct block_node *node, struct guest_disk *d, struct error *err)
+{
+	const json_t *list = json_object_get(node->info, "dirty-bitmaps");
+	size_t n = json_array_size(list);
+
+	d->bitmaps = calloc(n + 1, sizeof(*d->bitmaps));
+	if (!d->bitmaps)
+		return error_nomem(err);
+	for (size_t i = 0; i < n; i++) {
+		const json_t *info = json_array_get(list, i);
+		struct disk_bitmap *b = &d->bitmaps[d->nbitmaps];
+		uint64_t granularity;
+		int r;
+
+		if (!jsonx_text(info, "name"))
+			continue; /* a job's own */
+		r = jsonx_copy(info, "name", &b->name, err);
+		if (r)
+			return r;
+		d->nbitmaps++;
+		b->ours = bitmap_name_parse(b->name, &b->id);
+		b->recording = jsonx_flag(info, "recording");
+		b->inconsistent = jsonx_flag(info, "inconsistent");
+		b->busy = jsonx_flag(info, "busy");
+		b->persistent = jsonx_flag(info, "persistent");
+		if (jsonx_u64(info, "granularity", &granularity) && granularity <= UINT32_MAX)
+			b->granularity = (uint32_t)granularity;
+		if (!jsonx_u64(info, "count", &b->dirty_bytes))
+			b->dirty_bytes = UINT64_MAX;
+	}
+	return 0;
+}
+
+static int read_chain(const struct block_node *node, struct guest_disk *d, struct error *err)
+{
+	const struct block_node *layer = block_node_format(node->backing_child);
+	int r = 0;
+
+	for (; !r && layer && d->nchain < 1024; layer = block_node_format(layer->backing_child)) {
+		struct disk_layer *v = reallocarray(d->chain, d->nchain + 1, sizeof(*v));
+		struct disk_layer *l;
+
+		if (!v)
+			return error_nomem(err);
+		d->chain = v;
+		l = &v[d->nchain++];
+		*l = (struct disk_layer){.size = layer->size};
+		r = text_copy(block_node_storage(layer)->file, &l->file, err);
+		if (!r)
+			r = text_copy(block_node_format_name(layer), &l->format, err);
+	}
+	return r;
+}
+
+static int judge(const struct block_device *dev, const struct block_node *node,
+		 const struct block_node *storage, bool found, struct guest_disk *d,
+		 struct error *err)
+{
+	if (!dev->qdev)
+		return leave_out(d, err, "it is not attached to a device of the guest");
+	if (dev->removable)
+		return leave_out(d, err, "it is a removable medium");
+	if (node->ro)
+		return leave_out(d, err, "it is read-only");
+	if (node->encrypted)
+		return leave_out(d, err,
+				 "its image is encrypted, an overlay would hold it in plain text");
+	if (strcmp(storage->drv, "file") != 0 && strcmp(storage->drv, "host_device") != 0) {
+		d->left_out = NULL;
+		return text_format(&d->left_out, err,
+				   "its storage is of the kind '%s', not a file or "
+				   "block device",
+				   storage->drv);
+	}
+	if (!found)
+		return text_format(&d->left_out, err, "its file '%s' is not found on this machine",
+				   storage->file);
+	return 0;
+}
+
+static int fill_medium(const struct block_device *dev, struct guest_disk *d, struct error *err)
+{
+	const struct block_node *node = block_node_format(dev->top), *storage;
+	bool found;
+	int r;
+
+	if (!node)
+		return leave_out(d, err, "its block nodes are of an unknown shape");
+	storage = block_node_storage(node);
+	d->size = node->size;
+	d->read_only = node->ro;
+	d->can_persist = block_node_can_persist(node) && !node->ro;
+	found = is_here(storage->file);
+	r = text_copy(storage->file, &d->file, err);
+	if (!r)
+		r = text_copy(block_node_format_name(node), &d->format, err);
+	if (!r)
+		r = text_copy(dev->top->name, &d->top_node, err);
+	if (!r)
+		r = text_copy(node->name, &d->node, err);
+	if (!r)
+		r = read_bitmaps(node, d, err);
+	if (!r)
+		r = read_chain(node, d, err);
+	if (!r && text_ends_with(d->file, OVERLAY_SUFFIX) && d->nchain)
+		r = text_copy(d->chain[0].file, &d->overlay_of, err);
+	return r ? r : judge(dev, node, storage, found, d, err);
+}
+
+static int fill_disk(const struct block_device *dev, size_t index, struct guest_disk *d,
+		     struct error *err)
+{
+	int r = 0;
+
+	d->removable = dev->removable;
+	if (dev->qdev)
+		r = text_copy(dev->qdev, &d->qdev, err);
+	if (!r && dev->drive)
+		r = text_copy(dev->drive, &d->drive, err);
+	if (!r && dev->top) {
+		r = fill_medium(dev, d, err);
+	} else if (!r) {
+		d->empty = true;
+		r = leave_out(d, err, "the drive is empty");
+	}
+	return r ? r : name_disk(d, index, err);
+}
+
+/* Two devices on one image: one backup is enough. */
+static int leave_out_doubles(struct guest_disk *v, size_t n, struct error *err)
+{
+	for (size_t i = 0; i < n; i++) {
+		for (size_t k = 0; k < i && !v[i].left_out; k++) {
+			int r;
+
+			if (v[k].left_out || !v[k].node || strcmp(v[k].node, v[i].node) != 0)
+				continue;
+			r = text_format(&v[i].left_out, err, "it is the same image as disk '%s'",
+					v[k].name);
+			if (r)
+				return r;
+		}
+	}
+	return 0;
+}
+
+int disks_from_graph(const struct block_graph *graph, struct guest_disk **ret, size_t *ret_n,
+		     struct error *err)
+{
+	struct guest_disk *v = calloc(graph->ndevices + 1, sizeof(*v));
+	int r = 0;
+
+	if (!v)
+		return error_nomem(err);
+	for (size_t i = 0; !r && i < graph->ndevices; i++)
+		r = fill_disk(&graph->devices[i], i, &v[i], err);
+	if (!r)
+		r = disks_unique_names(v, graph->ndevices, err);
+	if (!r)
+		r = leave_out_doubles(v, graph->ndevices, err);
+	if (r) {
+		guest_disks_free(v, graph->ndevices);
+		return r;
+	}
+	*ret = v;
+	*ret_n = graph->ndevices;
+	return 0;
+}
+
+static bool same_text(const char *a, const char *b)
+{
+	return a && b && strcmp(a, b) == 0;
+}
+
+const struct block_device *graph_find_device(const struct block_graph *graph, const char *qdev,
+					     const char *drive)
+{
+	for (size_t i = 0; i < graph->ndevices; i++) {
+		const struct block_device *d = &graph->devices[i];
+
+		if (qdev ? same_text(d->qdev, qdev) : same_text(d->drive, drive))
+			return d;
+	}
+	return NULL;
+}

@@ -1,0 +1,305 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * In QEMU all of a disk's bitmaps change in one transaction.  In image files each step is one
+ * qemu-img, in an order in which a death anywhere leaves something provable: merge, enable, and
+ * only then remove.
+ */
+#include "epochs.h"
+
+#include "settle.h"
+
+#include <stdio.h>
+#include <string.h>
+
+/* The bitmaps of one repository on one disk, and what to do with them. */
+struct settlement {
+	struct settle_bitmap *v; /* owned */
+	struct disk_bitmap **of; /* owned array of borrowed bitmaps, same indices */
+	size_t n;
+	struct settle_plan plan;
+};
+
+static void settlement_done(struct settlement *s)
+{
+	free(s->v);
+	free(s->of);
+}
+#define auto_settlement __attribute__((cleanup(settlement_done)))
+
+/* What limits a settlement to the bitmaps of one run; NULL: all of the repository. */
+struct only {
+	const char *old_bitmap, *new_bitmap; /* each may be NULL */
+};
+
+static bool is_wanted(const struct disk_bitmap *b, const struct tm_id *repo,
+		      const struct only *only)
+{
+	if (!b->ours || !id_equal(&b->id.repo, repo))
+		return false;
+	return !only || (only->old_bitmap && strcmp(b->name, only->old_bitmap) == 0) ||
+	       (only->new_bitmap && strcmp(b->name, only->new_bitmap) == 0);
+}
+
+static int decide(const struct guest_disk *d, const struct tm_id *repo, const struct only *only,
+		  point_known_fn *known, void *data, struct settlement *s, struct error *err)
+{
+	s->v = calloc(d->nbitmaps + 1, sizeof(*s->v));
+	s->of = calloc(d->nbitmaps + 1, sizeof(struct disk_bitmap *));
+	if (!s->v || !s->of)
+		return error_nomem(err);
+	for (size_t i = 0; i < d->nbitmaps; i++) {
+		struct disk_bitmap *b = &d->bitmaps[i];
+		struct settle_bitmap *v = &s->v[s->n];
+		uint64_t size = 0;
+
+		if (!is_wanted(b, repo, only))
+			continue;
+		v->id = b->id;
+		v->recording = b->recording;
+		v->inconsistent = b->inconsistent;
+		v->busy = b->busy;
+		v->committed = known(data, &b->id.point, d->name, &size);
+		v->fits = d->size >= size;
+		s->of[s->n++] = b;
+	}
+	s->plan = settle_decide(s->v, s->n);
+	return 0;
+}
+
+static void set_epoch(struct guest_disk *d, const struct settlement *s)
+{
+	struct disk_epoch *e = &d->epoch;
+	const char *reason = s->plan.reason;
+	uint64_t dirty;
+
+	*e = (struct disk_epoch){.dirty_bytes = UINT64_MAX};
+	if (reason) {
+		if (strncmp(reason, "no bitmap", 9) == 0 && !d->can_persist)
+			reason = strcmp(d->format, "raw") == 0 ? "no bitmap: a raw image cannot "
+								 "keep one over a restart of QEMU"
+							       : "no bitmap: this image cannot "
+								 "keep one over a restart of QEMU";
+		(void)snprintf(e->reason, sizeof(e->reason), "%s", reason);
+		return;
+	}
+	e->usable = true;
+	e->point = s->v[s->plan.keep].id.point;
+	(void)snprintf(e->bitmap, sizeof(e->bitmap), "%s", s->of[s->plan.keep]->name);
+	dirty = s->of[s->plan.keep]->dirty_bytes;
+	for (size_t i = 0; i < s->n; i++) {
+		uint64_t more = s->of[i]->dirty_bytes;
+
+		if (s->v[i].action == SETTLE_MERGE && dirty != UINT64_MAX &&
+		    __builtin_add_overflow(dirty, more, &dirty))
+			dirty = UINT64_MAX;
+	}
+	e->dirty_bytes = dirty == UINT64_MAX ? dirty : min_u64(dirty, d->size);
+}
+
+/* ---- in QEMU ---- */
+
+static int add_action(json_t *actions, const char *type, const char *node, const char *name,
+		      struct error *err)
+{
+	return jsonx_append(
+		actions,
+		json_pack("{s:s, s:{s:s, s:s}}", "type", type, "data", "node", node, "name", name),
+		err);
+}
+
+static int add_merge(json_t *actions, const struct guest_disk *d, const struct settlement *s,
+		     struct error *err)
+{
+	auto_json json_t *sources = json_array();
+	int r = sources ? 0 : error_nomem(err);
+
+	for (size_t i = 0; !r && i < s->n; i++) {
+		if (s->v[i].action == SETTLE_MERGE)
+			r = jsonx_append(sources, json_string(s->of[i]->name), err);
+	}
+	if (r || !json_array_size(sources))
+		return r;
+	return jsonx_append(actions,
+			    json_pack("{s:s, s:{s:s, s:s, s:O}}", "type",
+				      "block-dirty-bitmap-merge", "data", "node", d->node, "target",
+				      s->of[s->plan.keep]->name, "bitmaps", sources),
+			    err);
+}
+
+static int apply_in_qemu(struct guest *g, const struct guest_disk *d, const struct settlement *s,
+			 struct error *err)
+{
+	auto_json json_t *actions = json_array();
+	json_t *args;
+	int r = actions ? add_merge(actions, d, s, err) : error_nomem(err);
+
+	if (!r && s->plan.enable)
+		r = add_action(actions, "block-dirty-bitmap-enable", d->node,
+			       s->of[s->plan.keep]->name, err);
+	for (size_t i = 0; !r && i < s->n; i++) {
+		if (s->v[i].action == SETTLE_MERGE || s->v[i].action == SETTLE_REMOVE)
+			r = add_action(actions, "block-dirty-bitmap-remove", d->node,
+				       s->of[i]->name, err);
+	}
+	if (r || !json_array_size(actions))
+		return r;
+	r = jsonx_make(&args, err, "{s:O}", "actions", actions);
+	return r ? r : guest_do(g, "transaction", args, err);
+}
+
+/* ---- in files ---- */
+
+static int apply_in_file(const struct guest_disk *d, const struct settlement *s, struct error *err)
+{
+	const char *keep = s->plan.keep == SIZE_MAX ? NULL : s->of[s->plan.keep]->name;
+	int r = 0;
+
+	for (size_t i = 0; !r && i < s->n; i++) {
+		if (keep && s->v[i].action == SETTLE_MERGE)
+			r = image_bitmap_merge(d, keep, s->of[i]->name, err);
+	}
+	if (!r && keep && s->plan.enable)
+		r = image_bitmap_enable(d, keep, err);
+	for (size_t i = 0; !r && i < s->n; i++) {
+		if (s->v[i].action == SETTLE_MERGE || s->v[i].action == SETTLE_REMOVE)
+			r = image_bitmap_remove(d, s->of[i]->name, err);
+	}
+	return r;
+}
+
+static int apply(struct guest *g, const struct guest_disk *d, const struct settlement *s,
+		 struct error *err)
+{
+	int r = g->kind == GUEST_QMP ? apply_in_qemu(g, d, s, err) : apply_in_file(d, s, err);
+
+	if (r)
+		error_prefix(err, "disk %s: its bitmaps cannot be put in order", d->name);
+	return r;
+}
+
+/* ---- the calls ---- */
+
+int guest_epochs(struct guest *g, const struct tm_id *repo, point_known_fn *known, void *data,
+		 struct error *err)
+{
+	for (size_t i = 0; i < g->ndisks; i++) {
+		auto_settlement struct settlement s = {0};
+		int r = g->disks[i].empty ? 0
+					  : decide(&g->disks[i], repo, NULL, known, data, &s, err);
+
+		if (r)
+			return r;
+		if (!g->disks[i].empty)
+			set_epoch(&g->disks[i], &s);
+	}
+	return 0;
+}
+
+static int check_settled_ground(const struct guest *g, struct error *err)
+{
+	if (g->lock < 0)
+		return error_set(err, TM_E_USAGE, "the guest was not opened for changes");
+	for (size_t i = 0; i < g->ndisks; i++) {
+		if (g->disks[i].overlay_of)
+			return error_set(err, TM_E_STALE,
+					 "disk %s runs on %s, which an interrupted backup left: "
+					 "recovery is needed",
+					 g->disks[i].name, g->disks[i].file);
+	}
+	return 0;
+}
+
+int guest_settle(struct guest *g, const struct tm_id *repo, point_known_fn *known, void *data,
+		 struct error *err)
+{
+	int r = check_settled_ground(g, err);
+
+	for (size_t i = 0; !r && i < g->ndisks; i++) {
+		auto_settlement struct settlement s = {0};
+		struct guest_disk *d = &g->disks[i];
+		struct error e = {0};
+
+		if (d->empty || d->read_only || (g->kind == GUEST_QMP && !d->node))
+			continue;
+		(void)guest_tick(g, "settle", d->name, 0, 0, NULL);
+		r = decide(d, repo, NULL, known, data, &s, err);
+		if (r)
+			return r;
+		set_epoch(d, &s);
+		if (apply(g, d, &s, &e) == 0)
+			continue;
+		if (g->qmp && qmp_lost(g->qmp)) {
+			if (err && !err->code)
+				*err = e;
+			return e.code;
+		}
+		d->epoch.usable = false;
+		d->epoch.bitmap[0] = '\0';
+		(void)snprintf(d->epoch.reason, sizeof(d->epoch.reason), "%.250s", e.text);
+	}
+	return r;
+}
+
+/* ---- after a run ---- */
+
+struct verdict {
+	const struct journal *j;
+	bool committed;
+};
+
+/* The old bitmap was proven before the run; the new one is as good as its point. */
+static bool run_knows(void *data, const struct tm_id *point, const char *disk, uint64_t *ret_size)
+{
+	const struct verdict *v = data;
+
+	(void)disk;
+	*ret_size = 0;
+	return id_equal(point, &v->j->point) ? v->committed : true;
+}
+
+static struct guest_disk *find_disk(const struct guest *g, const struct journal_disk *jd)
+{
+	for (size_t i = 0; i < g->ndisks; i++) {
+		struct guest_disk *d = &g->disks[i];
+
+		if (g->kind == GUEST_IMAGE ? d->file && same_file(d->file, jd->base)
+		    : jd->qdev             ? d->qdev && strcmp(d->qdev, jd->qdev) == 0
+			       : d->drive && jd->drive && strcmp(d->drive, jd->drive) == 0)
+			return d;
+	}
+	return NULL;
+}
+
+int epochs_finish(struct guest *g, const struct journal *j, bool committed, struct text_list *lines,
+		  struct error *err)
+{
+	struct verdict verdict = {j, committed};
+	struct error first = {0};
+	int r = guest_refresh(g, err);
+
+	for (size_t i = 0; !r && i < j->ndisks; i++) {
+		auto_settlement struct settlement s = {0};
+		const struct journal_disk *jd = &j->disks[i];
+		const struct only only = {jd->old_bitmap, jd->new_bitmap};
+		const struct guest_disk *d = find_disk(g, jd);
+		struct error e = {0};
+		int rd;
+
+		if (!d || d->empty)
+			continue;
+		rd = decide(d, &j->repo, &only, run_knows, &verdict, &s, &e);
+		if (!rd && s.n)
+			rd = apply(g, d, &s, &e);
+		if (rd && !first.code)
+			first = e; /* what is left is settled by the next run */
+		if (!rd && s.n && lines)
+			r = text_list_add(lines, err, "disk %s: bitmap of point %.8s %s", d->name,
+					  id_text(&j->point).s, committed ? "kept" : "taken back");
+	}
+	if (!r && first.code) {
+		if (err && !err->code)
+			*err = first;
+		return first.code;
+	}
+	return r;
+}

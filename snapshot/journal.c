@@ -1,0 +1,263 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Where journals stand, and when they are written. */
+#include "journal.h"
+
+#include "guest.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/file.h>
+
+static const char *const phase_names[] = {
+	[JOURNAL_PREPARING] = "preparing", [JOURNAL_FREEZING] = "freezing",
+	[JOURNAL_FROZEN] = "frozen",       [JOURNAL_COMMITTING] = "committing",
+	[JOURNAL_PIVOTING] = "pivoting",   [JOURNAL_PIVOTED] = "pivoted",
+	[JOURNAL_SETTLING] = "settling",
+};
+
+const char *journal_phase_name(enum journal_phase phase)
+{
+	return phase_names[phase];
+}
+
+bool journal_phase_parse(const char *text, enum journal_phase *ret)
+{
+	for (enum journal_phase p = JOURNAL_PREPARING; p <= JOURNAL_SETTLING; p++) {
+		if (strcmp(text, phase_names[p]) == 0) {
+			*ret = p;
+			return true;
+		}
+	}
+	return false;
+}
+
+int journal_new(struct journal **ret, struct error *err)
+{
+	struct journal *j = calloc(1, sizeof(*j));
+
+	if (!j)
+		return error_nomem(err);
+	j->phase = JOURNAL_PREPARING;
+	j->kind = GUEST_QMP;
+	*ret = j;
+	return 0;
+}
+
+void journal_free(struct journal *j)
+{
+	if (!j)
+		return;
+	for (size_t i = 0; i < j->ndisks; i++) {
+		struct journal_disk *d = &j->disks[i];
+
+		free(d->name);
+		free(d->qdev);
+		free(d->drive);
+		free(d->base);
+		free(d->format);
+		free(d->overlay);
+		free(d->overlay_node);
+		free(d->old_bitmap);
+		free(d->new_bitmap);
+	}
+	free(j->disks);
+	free(j->guest);
+	free(j->qmp_socket);
+	free(j->agent_socket);
+	free(j->repo_url);
+	free(j->state);
+	free(j->socket_dir);
+	free(j->path);
+	free(j->copy);
+	free(j);
+}
+
+int journal_add_disk(struct journal *j, struct journal_disk **ret, struct error *err)
+{
+	struct journal_disk *v = reallocarray(j->disks, j->ndisks + 1, sizeof(*v));
+
+	if (!v)
+		return error_nomem(err);
+	j->disks = v;
+	v[j->ndisks] = (struct journal_disk){0};
+	*ret = &v[j->ndisks++];
+	return 0;
+}
+
+/*
+ * For tests of recovery only: TIDEMARK_DEBUG_KILL_AT names a phase, and the process kills itself
+ * as soon as that phase is in the journal.
+ */
+static void debug_kill(enum journal_phase phase)
+{
+	const char *at = getenv("TIDEMARK_DEBUG_KILL_AT");
+
+	if (at && strcmp(at, phase_names[phase]) == 0)
+		(void)raise(SIGKILL);
+}
+
+/*
+ * Both files, or at least one: a full file system of the overlays or of the state must not keep
+ * the guest from going back onto its own files.  A copy that could not be replaced is removed,
+ * and where even that fails its lower sequence tells that it is old.
+ */
+static int publish(const struct journal *j, const struct buf *text, bool both, struct error *err)
+{
+	struct error e = {0}, e_copy = {0};
+	int r = io_publish(j->path, text->data, text->len, 0600, &e);
+	int r_copy = j->copy ? io_publish(j->copy, text->data, text->len, 0600, &e_copy) : r;
+
+	if ((r && r_copy) || (both && r)) {
+		if (err && !err->code)
+			*err = e;
+		return r;
+	}
+	if (both && r_copy) {
+		if (err && !err->code)
+			*err = e_copy;
+		return r_copy;
+	}
+	if (r || r_copy) {
+		log_debug("%s", r ? e.text : e_copy.text);
+		(void)unlink(r ? j->path : j->copy);
+	}
+	return 0;
+}
+
+int journal_write(struct journal *j, enum journal_phase phase, struct error *err)
+{
+	enum journal_phase before = j->phase;
+	auto_buf struct buf text = {0};
+	int r;
+
+	j->phase = phase;
+	j->sequence++;
+	r = journal_encode(j, &text, err);
+	if (!r)
+		r = publish(j, &text, phase == JOURNAL_PREPARING, err);
+	if (r) {
+		j->phase = before;
+		error_prefix(err, "cannot write the journal");
+		return r;
+	}
+	log_debug("journal: %s", phase_names[phase]);
+	debug_kill(phase);
+	return 0;
+}
+
+static int read_one(const char *path, struct journal **ret, struct error *err)
+{
+	auto_buf struct buf text = {0};
+	struct error e = {0};
+	int r = io_read_file(path, JOURNAL_MAX, &text, &e);
+
+	if (!r)
+		r = journal_decode(text.data, text.len, path, ret, &e);
+	if (r && err && !err->code)
+		*err = e;
+	return r;
+}
+
+int journal_read(const char *path, struct journal **ret, struct error *err)
+{
+	auto_clean(journal_free) struct journal *j = NULL, *copy = NULL;
+	int r = read_one(path, &j, err);
+
+	if (r)
+		return r;
+	if (j->copy && strcmp(j->copy, path) != 0 && read_one(j->copy, &copy, NULL) == 0 &&
+	    id_equal(&copy->point, &j->point) && copy->sequence > j->sequence) {
+		struct journal *older = j;
+
+		j = copy;
+		copy = older;
+	}
+	free(j->path);
+	j->path = NULL;
+	r = text_copy(path, &j->path, err);
+	if (r)
+		return r;
+	*ret = tm_steal(j);
+	return 0;
+}
+
+int journal_remove(const struct journal *j, struct error *err)
+{
+	int r = 0;
+
+	/* The copy first: without the other one, nobody would look for it. */
+	if (j->copy)
+		r = io_remove(j->copy, err);
+	if (!r && j->path)
+		r = io_remove(j->path, err);
+	return r;
+}
+
+#define FNV_OFFSET UINT64_C(0xcbf29ce484222325)
+#define FNV_PRIME  UINT64_C(0x100000001b3)
+#define KEY_NAME   48 /* readable characters of a key */
+
+int journal_key(const char *path, char **ret, struct error *err)
+{
+	const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
+	uint64_t hash = FNV_OFFSET;
+	char readable[KEY_NAME + 1];
+	size_t n = 0;
+
+	for (const char *p = path; *p; p++)
+		hash = (hash ^ (unsigned char)*p) * FNV_PRIME;
+	for (; name[n] && n < KEY_NAME; n++)
+		readable[n] = isalnum((unsigned char)name[n]) ? name[n] : '_';
+	readable[n] = '\0';
+	return text_format(ret, err, "%s-%016llx", readable, (unsigned long long)hash);
+}
+
+int journal_path(const char *state_dir, const char *key, char **ret, struct error *err)
+{
+	return text_format(ret, err, "%s/journal/%s.json", state_dir, key);
+}
+
+static int busy_lock(int fd, const char *key, struct error *err)
+{
+	char pid[32];
+	ssize_t n = pread(fd, pid, sizeof(pid) - 1, 0);
+
+	pid[n > 0 ? n : 0] = '\0';
+	pid[strcspn(pid, "\n")] = '\0';
+	return error_set(err, TM_E_BUSY, "another tidemark%s%s is at work on this guest (lock %s)",
+			 *pid ? ", process " : "", pid, key);
+}
+
+int journal_lock(const char *state_dir, const char *key, int *ret, struct error *err)
+{
+	auto_free char *dir = NULL, *path = NULL;
+	auto_close int fd = -1;
+	char pid[32];
+	int n, r;
+
+	r = io_join(state_dir, "journal", &dir, err);
+	if (!r)
+		r = io_mkdirs(dir, err);
+	if (!r)
+		r = text_format(&path, err, "%s/%s.lock", dir, key);
+	if (r)
+		return r;
+	fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+	if (fd < 0)
+		return error_errno(err, errno, "cannot open the lock %s", path);
+	if (flock(fd, LOCK_EX | LOCK_NB) < 0)
+		return errno == EWOULDBLOCK ? busy_lock(fd, key, err)
+					    : error_errno(err, errno, "cannot lock %s", path);
+	n = snprintf(pid, sizeof(pid), "%d\n", (int)getpid());
+	if (n < 0 || ftruncate(fd, 0) < 0)
+		return error_errno(err, errno, "cannot write the lock %s", path);
+	r = io_pwrite(fd, path, pid, (size_t)n, 0, err);
+	if (r)
+		return r;
+	*ret = tm_steal_fd(&fd);
+	return 0;
+}

@@ -1,0 +1,104 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The journal of a running backup: one small file, replaced as a whole before each step that
+ * needs it.  Fields, phases and what a death in each leaves: docs/epochs.md.
+ */
+#pragma once
+
+#include "snapshot.h"
+
+#define JOURNAL_FORMAT 1
+#define JOURNAL_MAX    ((size_t)4 << 20) /* bytes; a guest has few disks */
+
+enum journal_phase {
+	JOURNAL_PREPARING = 1, /* overlays are being made; the guest knows nothing yet */
+	JOURNAL_FREEZING,      /* the transaction may happen from here on */
+	JOURNAL_FROZEN,        /* it has happened; the bases do not change */
+	JOURNAL_COMMITTING,    /* the exports are gone, overlays are merged into the bases */
+	JOURNAL_PIVOTING, /* the base of the disk marked so equals its overlay, which gets stale */
+	JOURNAL_PIVOTED,  /* that disk is on its base again */
+	JOURNAL_SETTLING, /* all disks are; only bitmaps are left */
+};
+
+const char *journal_phase_name(enum journal_phase phase);
+bool journal_phase_parse(const char *text, enum journal_phase *ret);
+
+enum journal_pivot {
+	PIVOT_NONE,
+	PIVOT_BEGUN, /* written while the job is pending: the overlay must never be committed again
+		      */
+	PIVOT_DONE,
+};
+
+enum journal_server {
+	SERVER_NONE,
+	SERVER_QEMU, /* nbd-server-start inside QEMU */
+	SERVER_NBD,  /* qemu-nbd processes of ours */
+};
+
+/* Strings are owned. */
+struct journal_disk {
+	char *name;
+	char *qdev;  /* or NULL */
+	char *drive; /* or NULL */
+	char *base;  /* absolute path */
+	char *format;
+	char *overlay;      /* absolute path; NULL: images of a guest that is off */
+	char *overlay_node; /* names as of the run, unique to it; or NULL */
+	char *old_bitmap;   /* or NULL */
+	char *new_bitmap;   /* or NULL */
+	uint64_t size;
+	uint64_t frozen_mtime; /* of the base while frozen, ns; 0: not known */
+	enum journal_pivot pivot;
+};
+
+struct journal {
+	uint64_t sequence; /* grows with each write */
+	enum journal_phase phase;
+	enum guest_kind kind;
+	char *guest;
+	char *qmp_socket;   /* or NULL */
+	char *agent_socket; /* or NULL */
+	char *repo_url;     /* or NULL */
+	struct tm_id repo;
+	struct tm_id point;
+	uint64_t agent_pid; /* the process that writes it, and when that started (clock ticks since
+			     */
+	uint64_t agent_start; /* boot): it may live, under another state directory */
+	char *state;          /* of the guest at the freeze, or NULL */
+	char *socket_dir;     /* private directory of our NBD sockets, or NULL */
+	enum journal_server server;
+	struct journal_disk *disks;
+	size_t ndisks;
+
+	/* Not stored: where it stands. */
+	char *path;
+	char *copy; /* beside the first overlay, or NULL */
+};
+
+int journal_new(struct journal **ret, struct error *err) TM_WUR;
+void journal_free(struct journal *j);
+TM_CLEANUP(struct journal, journal_free)
+int journal_add_disk(struct journal *j, struct journal_disk **ret, struct error *err) TM_WUR;
+
+int journal_encode(const struct journal *j, struct buf *ret, struct error *err) TM_WUR;
+/* TM_E_CORRUPT, or TM_E_UNSUPPORTED for a newer format.  `path` is for messages. */
+int journal_decode(const void *bytes, size_t len, const char *path, struct journal **ret,
+		   struct error *err) TM_WUR;
+
+/* Writes phase durably, at path and copy. */
+int journal_write(struct journal *j, enum journal_phase phase, struct error *err) TM_WUR;
+/* TM_E_NOTFOUND without one. path is remembered in the journal. */
+int journal_read(const char *path, struct journal **ret, struct error *err) TM_WUR;
+/* Removes both files. */
+int journal_remove(const struct journal *j, struct error *err) TM_WUR;
+
+/* A file name for a guest, made from its socket's or first image's path. */
+int journal_key(const char *path, char **ret, struct error *err) TM_WUR;
+/* <state>/journal/<key>.json */
+int journal_path(const char *state_dir, const char *key, char **ret, struct error *err) TM_WUR;
+/*
+ * Takes the guest's lock, held until *ret is closed or the process ends.  TM_E_BUSY names the
+ * process that has it.
+ */
+int journal_lock(const char *state_dir, const char *key, int *ret, struct error *err) TM_WUR;

@@ -1,0 +1,167 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "overlay.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+
+TM_CLEANUP(DIR, closedir)
+
+int overlay_path(const char *base, const char *dir, const struct tm_id *point, size_t index,
+		 char **ret, struct error *err)
+{
+	const char *slash = strrchr(base, '/'), *name = slash ? slash + 1 : base;
+	auto_free char *own = NULL, *full = NULL;
+	struct stat st;
+	int r;
+
+	if (dir) {
+		full = realpath(dir, NULL); /* QEMU has a directory of its own */
+		if (!full)
+			return error_errno(err, errno, "overlay directory %s", dir);
+	} else if (stat(base, &st) == 0 && !S_ISREG(st.st_mode)) {
+		return error_set(err, TM_E_USAGE,
+				 "%s is a device: say where its overlay shall be (--overlay-dir)",
+				 base);
+	}
+	r = full ? 0 : io_dirname(base, &own, err);
+	if (r)
+		return r;
+	if (access(full ? full : own, W_OK | X_OK) < 0)
+		return error_errno(err, errno, "no overlay can be made in %s%s", full ? full : own,
+				   full ? "" : " (--overlay-dir names another directory)");
+	return text_format(ret, err, "%s/%.180s.%.12s-%zu" OVERLAY_SUFFIX, full ? full : own, name,
+			   id_text(point).s + TM_ID_HEX - 12, index);
+}
+
+/* The base's owner and mode, so that QEMU's user can open it. */
+static int make_file(const char *path, const char *base, struct error *err)
+{
+	auto_close int fd = -1;
+	struct stat st;
+
+	if (stat(base, &st) < 0)
+		return error_errno(err, errno, "cannot look at %s", base);
+	fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+	if (fd < 0)
+		return error_errno(err, errno, "cannot create the overlay %s", path);
+	if (fchown(fd, st.st_uid, st.st_gid) < 0 && errno != EPERM)
+		return error_errno(err, errno,
+				   "cannot give the overlay %s to the owner of its base", path);
+	if (fchmod(fd, st.st_mode & 0666) < 0)
+		return error_errno(err, errno, "cannot set the mode of the overlay %s", path);
+	return 0;
+}
+
+static int fill_file(const char *path, const char *base, const char *format, uint64_t size,
+		     struct error *err)
+{
+	auto_close int fd = -1;
+	char bytes[24];
+	const char *const argv[] = {"qemu-img", "create", "-q",   "-f", "qcow2", "-u", "-b",
+				    base,       "-F",     format, path, bytes,   NULL};
+	int r;
+
+	if (snprintf(bytes, sizeof(bytes), "%llu", (unsigned long long)size) < 0)
+		return error_set(err, TM_E_RANGE, "size");
+	r = spawn_run(argv, IMG_TIMEOUT_MS, NULL, err);
+	if (r) {
+		error_prefix(err, "cannot create the overlay %s", path);
+		return r;
+	}
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0 || fsync(fd) < 0)
+		return error_errno(err, errno, "cannot sync the overlay %s", path);
+	return io_sync_parent(path, err);
+}
+
+int overlay_create(const char *path, const char *base, const char *format, uint64_t size,
+		   struct error *err)
+{
+	int r = make_file(path, base, err);
+
+	if (r == TM_E_EXISTS)
+		return r; /* not ours */
+	if (!r)
+		r = fill_file(path, base, format, size, err);
+	if (r)
+		(void)unlink(path);
+	return r;
+}
+
+int overlay_empty(const char *path, bool *ret, struct error *err)
+{
+	const char *const argv[] = {"qemu-img", "map",           "-U", "-f",
+				    "qcow2",    "--output=json", path, NULL};
+	auto_buf struct buf out = {0};
+	auto_json json_t *map = NULL;
+	const json_t *v;
+	json_error_t je;
+	size_t i;
+	int r;
+
+	*ret = true;
+	if (access(path, F_OK) < 0 && errno == ENOENT)
+		return 0;
+	r = spawn_run(argv, IMG_TIMEOUT_MS, &out, err);
+	if (r)
+		return r;
+	map = json_loadb((const char *)out.data, out.len, 0, &je);
+	if (!json_is_array(map))
+		return error_set(err, TM_E_PEER, "qemu-img map of %s printed no list", path);
+	json_array_foreach(map, i, v)
+	{
+		uint64_t depth;
+
+		if (!jsonx_u64(v, "depth", &depth))
+			return error_set(err, TM_E_PEER, "qemu-img map of %s: no depth", path);
+		if (depth == 0 && (jsonx_flag(v, "data") || jsonx_flag(v, "zero")) &&
+		    jsonx_flag(v, "present"))
+			*ret = false;
+	}
+	return 0;
+}
+
+int socket_dir_make(const char *base, char **ret, struct error *err)
+{
+	const char *run = getenv("XDG_RUNTIME_DIR");
+	auto_free char *dir = NULL;
+	struct stat st;
+	int r;
+
+	if (geteuid() == 0 || !run ||
+	    strlen(run) > sizeof(((struct sockaddr_un *)0)->sun_path) / 2 || access(run, W_OK) < 0)
+		run = geteuid() == 0 && access("/run", W_OK) == 0 ? "/run" : "/tmp";
+	r = text_format(&dir, err, "%s/tidemark-XXXXXX", run);
+	if (r)
+		return r;
+	if (!mkdtemp(dir))
+		return error_errno(err, errno, "cannot make a directory for sockets in %s", run);
+	if (geteuid() == 0 && stat(base, &st) == 0 && st.st_uid != 0 &&
+	    chown(dir, st.st_uid, st.st_gid) < 0) {
+		r = error_errno(err, errno, "cannot give %s to QEMU's user", dir);
+		(void)rmdir(dir);
+		return r;
+	}
+	*ret = tm_steal(dir);
+	return 0;
+}
+
+void socket_dir_remove(const char *path)
+{
+	auto_clean(closedir) DIR *dir = opendir(path);
+	const struct dirent *e;
+
+	while (dir && (e = readdir(dir))) {
+		struct stat st;
+
+		if (fstatat(dirfd(dir), e->d_name, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
+		    S_ISSOCK(st.st_mode))
+			(void)unlinkat(dirfd(dir), e->d_name, 0);
+	}
+	(void)rmdir(path);
+}

@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The file that takes the guest's writes while its disk is read. */
+#pragma once
+
+#include "guest.h"
+
+#define IMG_TIMEOUT_MS 60000 /* qemu-img on metadata */
+
+/* Where the overlay of a base goes.  dir NULL: beside the base. */
+int overlay_path(const char *base, const char *dir, const struct tm_id *point, size_t index,
+		 char **ret, struct error *err) TM_WUR;
+
+/*
+ * Makes an empty overlay of exactly `size` bytes over base, with the base's owner and mode,
+ * durably. Nothing is left behind on failure.
+ */
+int overlay_create(const char *path, const char *base, const char *format, uint64_t size,
+		   struct error *err) TM_WUR;
+
+/* Is there nothing of the guest in it?  No such file is true as well. */
+int overlay_empty(const char *path, bool *ret, struct error *err) TM_WUR;
+
+/* A private directory for sockets that the owner of `base` (QEMU's user) can use. */
+int socket_dir_make(const char *base, char **ret, struct error *err) TM_WUR;
+/* Removes it and the sockets in it. */
+void socket_dir_remove(const char *dir);

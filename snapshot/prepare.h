@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What is made before the freeze: journal, overlays and their nodes, and what kind of bitmap. */
+#pragma once
+
+#include "exports.h"
+
+struct snapshot {
+	struct guest *g; /* borrowed */
+	struct journal *j;
+	struct export *exports;    /* j->ndisks */
+	struct snapshot_info info; /* info.disks: j->ndisks, borrows from j, g and exports */
+	char **reasons;            /* owned texts behind info.disks[].reason */
+	char *state;
+	uint32_t granularity;
+	bool collapsed;
+};
+
+/* Journal "preparing", socket directory, disks filled in. Nothing in the guest is touched. */
+int prepare_journal(struct snapshot *s, const struct snapshot_options *opt,
+		    struct error *err) TM_WUR;
+/* Overlay files and nodes. */
+int prepare_overlays(struct snapshot *s, struct error *err) TM_WUR;
+/* Finds out per disk whether a bitmap can be added, persistent or not. */
+int prepare_bitmaps(struct snapshot *s, struct error *err) TM_WUR;
+
+/* A disk of the guest as the snapshot's i-th. */
+const struct guest_disk *prepare_disk(const struct snapshot *s, size_t i);
+
+/* ---- image.c ---- */
+
+int image_begin(struct snapshot *s, const struct snapshot_options *opt, struct error *err) TM_WUR;
+/* The other end: qemu-nbd gone. */
+int image_collapse(struct snapshot *s, struct error *err) TM_WUR;

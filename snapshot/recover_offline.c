@@ -1,0 +1,138 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The guest's QEMU is gone.  The journal says whether an overlay holds the newest data (it goes
+ * into the base) or is stale (it is removed, never merged).  QEMU's image locks say whether
+ * somebody started the guest meanwhile.
+ */
+#include "recover.h"
+
+#include "overlay.h"
+#include "proc.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#define COMMIT_TIMEOUT_MS (6u * 3600 * 1000) /* as long as it takes, but not for ever */
+
+static int sync_file(const char *path, struct error *err)
+{
+	auto_close int fd = open(path, O_RDONLY | O_CLOEXEC);
+
+	if (fd < 0 || fsync(fd) < 0)
+		return error_errno(err, errno, "cannot sync %s", path);
+	return 0;
+}
+
+static int check_free(const char *path, struct error *err)
+{
+	char holder[PROC_NAME_MAX + 32];
+
+	proc_holder_text(path, holder);
+	if (*holder)
+		return error_set(err, TM_E_BUSY, "%s is in use%s", path, holder);
+	return 0;
+}
+
+/* While frozen nobody wrote to the base: a later time means that it was started alone. */
+static int check_base_unchanged(const struct journal *j, const struct journal_disk *d,
+				struct error *err)
+{
+	struct stat st;
+
+	if (stat(d->base, &st) < 0)
+		return error_errno(err, errno, "cannot look at %s", d->base);
+	if (j->phase != JOURNAL_FROZEN || !d->frozen_mtime || st.st_mtim.tv_sec < 0 ||
+	    (uint64_t)st.st_mtim.tv_sec * 1000000000 + (uint64_t)st.st_mtim.tv_nsec ==
+		    d->frozen_mtime)
+		return 0;
+	return error_set(err, TM_E_STALE,
+			 "%s was changed after it was frozen, so the guest was started without its "
+			 "overlay %s: "
+			 "both hold writes of the guest, and only you can choose.  To keep the "
+			 "base, remove the "
+			 "overlay; to keep the overlay, run 'qemu-img commit' on it; then run "
+			 "recovery again",
+			 d->base, d->overlay);
+}
+
+static int set_backing(const struct journal_disk *d, struct error *err)
+{
+	const char *const argv[] = {"qemu-img", "rebase", "-q", "-u",      "-f",       "qcow2",
+				    "-b",       d->base,  "-F", d->format, d->overlay, NULL};
+
+	return spawn_run(argv, IMG_TIMEOUT_MS, NULL, err);
+}
+
+static int commit(struct journal *j, struct journal_disk *d, struct error *err)
+{
+	const char *const argv[] = {"qemu-img", "commit", "-q",       "-d",
+				    "-f",       "qcow2",  d->overlay, NULL};
+	int r = check_base_unchanged(j, d, err);
+
+	if (!r)
+		r = check_free(d->base, err);
+	if (!r)
+		r = set_backing(d, err);
+	if (!r)
+		r = spawn_run(argv, COMMIT_TIMEOUT_MS, NULL, err);
+	if (!r)
+		r = sync_file(d->base, err);
+	if (r)
+		return r;
+	d->pivot = PIVOT_DONE;
+	return journal_write(j, JOURNAL_PIVOTED, err);
+}
+
+static int recover_disk(struct journal *j, struct journal_disk *d, struct text_list *lines,
+			struct error *err)
+{
+	bool there = access(d->overlay, F_OK) == 0, empty = true;
+	int r = 0;
+
+	if (!there && j->phase >= JOURNAL_FROZEN && j->phase < JOURNAL_SETTLING &&
+	    d->pivot == PIVOT_NONE)
+		return error_set(err, TM_E_STALE,
+				 "its overlay %s is gone, with what the guest wrote since the "
+				 "freeze; if the guest's "
+				 "data is right as it is, remove the journal %s",
+				 d->overlay, j->path);
+	if (there)
+		r = check_free(d->overlay, err);
+	if (!r && there && d->pivot == PIVOT_NONE)
+		r = overlay_empty(d->overlay, &empty, err);
+	if (!r && !empty) {
+		r = commit(j, d, err);
+		if (!r)
+			r = text_list_add(lines, err, "disk %s: merged its overlay into %s",
+					  d->name, d->base);
+	}
+	if (!r && there)
+		r = io_remove(d->overlay, err);
+	if (!r && there)
+		r = text_list_add(lines, err, "disk %s: removed the overlay %s", d->name,
+				  d->overlay);
+	return r;
+}
+
+int recover_offline(struct guest *g, struct journal *j, struct text_list *lines, struct error *err)
+{
+	struct error first = {0};
+
+	for (size_t i = 0; i < j->ndisks; i++) {
+		struct error e = {0};
+
+		if (!j->disks[i].overlay)
+			continue;
+		(void)guest_tick(g, "recover", j->disks[i].name, 0, 0, NULL);
+		if (recover_disk(j, &j->disks[i], lines, &e) == 0)
+			continue;
+		error_prefix(&e, "disk %s", j->disks[i].name);
+		if (!first.code)
+			first = e;
+	}
+	if (first.code && err && !err->code)
+		*err = first;
+	return first.code;
+}

@@ -1,0 +1,301 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * One backup: prepare, freeze, read, collapse, settle.  Every failure after the first journal
+ * takes the same way out: collapse_disks() and epochs_finish() bring back whatever state there is.
+ */
+#include "collapse.h"
+#include "epochs.h"
+#include "overlay.h"
+#include "prepare.h"
+#include "quiesce.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#define FREEZE_DEFAULT_MS 5000
+
+static void snapshot_free(struct snapshot *s)
+{
+	size_t n = s->info.ndisks;
+
+	exports_free(s->exports, n);
+	for (size_t i = 0; s->reasons && i < n; i++)
+		free(s->reasons[i]);
+	free(s->reasons);
+	free(s->info.disks);
+	text_list_done(&s->info.warnings);
+	journal_free(s->j);
+	free(s->state);
+	free(s);
+}
+TM_CLEANUP(struct snapshot, snapshot_free)
+
+static int snapshot_new(struct guest *g, const struct snapshot_options *opt, struct snapshot **ret,
+			struct error *err)
+{
+	auto_clean(snapshot_free) struct snapshot *s = calloc(1, sizeof(*s));
+	int r;
+
+	if (!s)
+		return error_nomem(err);
+	s->g = g;
+	s->granularity = opt->granularity ? opt->granularity : SNAPSHOT_GRANULARITY;
+	s->info.disks = calloc(opt->ndisks + 1, sizeof(*s->info.disks));
+	s->exports = calloc(opt->ndisks + 1, sizeof(*s->exports));
+	s->reasons = calloc(opt->ndisks + 1, sizeof(char *));
+	if (!s->info.disks || !s->exports || !s->reasons)
+		return error_nomem(err);
+	s->info.ndisks = opt->ndisks;
+	r = journal_new(&s->j, err);
+	if (!r)
+		r = text_copy(g->state, &s->state, err);
+	if (r)
+		return r;
+	s->info.state = s->state;
+	*ret = tm_steal(s);
+	return 0;
+}
+
+/* ---- the transaction ---- */
+
+static int add_bitmap_actions(const struct snapshot *s, size_t i, json_t *actions,
+			      struct error *err)
+{
+	const struct journal_disk *jd = &s->j->disks[i];
+	const char *node = prepare_disk(s, i)->node;
+	int r = 0;
+
+	if (jd->new_bitmap)
+		r = jsonx_append(actions,
+				 json_pack("{s:s, s:{s:s, s:s, s:b, s:I}}", "type",
+					   "block-dirty-bitmap-add", "data", "node", node, "name",
+					   jd->new_bitmap, "persistent",
+					   (int)s->info.disks[i].persistent, "granularity",
+					   (json_int_t)s->granularity),
+				 err);
+	/* Without a new bitmap the old one goes on recording. */
+	if (!r && jd->old_bitmap && jd->new_bitmap)
+		r = jsonx_append(actions,
+				 json_pack("{s:s, s:{s:s, s:s}}", "type",
+					   "block-dirty-bitmap-disable", "data", "node", node,
+					   "name", jd->old_bitmap),
+				 err);
+	return r;
+}
+
+static int transaction(struct snapshot *s, unsigned timeout_ms, struct error *err)
+{
+	auto_json json_t *actions = json_array();
+	json_t *args;
+	int r = actions ? 0 : error_nomem(err);
+
+	for (size_t i = 0; !r && i < s->j->ndisks; i++)
+		r = add_bitmap_actions(s, i, actions, err);
+	for (size_t i = 0; !r && i < s->j->ndisks; i++)
+		r = jsonx_append(actions,
+				 json_pack("{s:s, s:{s:s, s:s}}", "type", "blockdev-snapshot",
+					   "data", "node", prepare_disk(s, i)->node, "overlay",
+					   s->j->disks[i].overlay_node),
+				 err);
+	if (!r)
+		r = jsonx_make(&args, err, "{s:O}", "actions", actions);
+	return r ? r : qmp_call(s->g->qmp, "transaction", args, timeout_ms, NULL, err);
+}
+
+static int freeze_and_switch(struct snapshot *s, const struct snapshot_options *opt,
+			     struct error *err)
+{
+	unsigned limit = opt->freeze_ms ? opt->freeze_ms : FREEZE_DEFAULT_MS;
+	struct error thaw_err = {0};
+	struct freeze f;
+	int r = freeze_begin(s->g, opt->quiesce, limit, &f, &s->info.warnings, err), rt;
+
+	if (r)
+		return r;
+	s->info.quiesced = f.agent != NULL;
+	s->info.created_ms = clock_unix_ms(&clock_system);
+	qmp_set_quiet(s->g->qmp, true);
+	r = transaction(s, freeze_left_ms(&f), err);
+	rt = freeze_end(&f, &s->info.freeze_ms, &thaw_err);
+	qmp_set_quiet(s->g->qmp, false);
+	if (!r && rt)
+		r = error_set(err, rt, "%s", thaw_err.text);
+	return r;
+}
+
+static uint64_t mtime_ns(const char *path)
+{
+	struct stat st;
+
+	if (stat(path, &st) < 0 || st.st_mtim.tv_sec < 0)
+		return 0;
+	return (uint64_t)st.st_mtim.tv_sec * 1000000000 + (uint64_t)st.st_mtim.tv_nsec;
+}
+
+/* QEMU has said yes; see that it is so. */
+static int check_frozen(struct snapshot *s, struct error *err)
+{
+	auto_graph struct block_graph graph = {0};
+	int r = block_graph_load(s->g->qmp, &graph, err);
+
+	for (size_t i = 0; !r && i < s->j->ndisks; i++) {
+		struct journal_disk *jd = &s->j->disks[i];
+		struct collapse_view v = collapse_look(&graph, jd);
+
+		if (v.state != COLLAPSE_ON_OVERLAY || !v.base || !v.base->ro)
+			r = error_set(err, TM_E_STALE,
+				      "disk %s is not frozen after the transaction", jd->name);
+		else if (v.active->size != jd->size || v.base->size != jd->size)
+			r = error_set(err, TM_E_STALE, "disk %s was resized while it was frozen",
+				      jd->name);
+		else
+			s->exports[i].node = prepare_disk(s, i)->node;
+		jd->frozen_mtime = mtime_ns(jd->base);
+	}
+	return r;
+}
+
+/* ---- what the caller sees ---- */
+
+static void fill_info(struct snapshot *s)
+{
+	for (size_t i = 0; i < s->info.ndisks; i++) {
+		struct snapshot_disk *sd = &s->info.disks[i];
+		const struct journal_disk *jd = &s->j->disks[i];
+		const struct export *e = &s->exports[i];
+		const struct guest_disk *d = prepare_disk(s, i);
+
+		sd->name = jd->name;
+		sd->file = jd->base;
+		sd->format = jd->format;
+		sd->size = jd->size;
+		sd->has_epoch = jd->old_bitmap && !e->bitmap_lost;
+		sd->parent = d->epoch.point;
+		sd->old_bitmap = jd->old_bitmap;
+		sd->new_bitmap = jd->new_bitmap;
+		sd->nbd = (struct nbd_address){.socket = e->socket,
+					       .export_name = e->name,
+					       .bitmap = sd->has_epoch ? jd->old_bitmap : NULL};
+		if (e->bitmap_lost)
+			sd->reason = "QEMU's NBD server is taken, and its transient bitmap cannot "
+				     "be seen "
+				     "from outside";
+		else if (!jd->new_bitmap && sd->has_epoch)
+			sd->reason = "no new bitmap could be made";
+	}
+}
+
+static int begin_qmp(struct snapshot *s, const struct snapshot_options *opt, struct error *err)
+{
+	int r = prepare_overlays(s, err);
+
+	if (!r)
+		r = prepare_bitmaps(s, err);
+	if (!r)
+		r = journal_write(s->j, JOURNAL_FREEZING, err);
+	if (!r)
+		r = freeze_and_switch(s, opt, err);
+	if (!r)
+		r = check_frozen(s, err);
+	if (!r)
+		r = journal_write(s->j, JOURNAL_FROZEN, err);
+	if (r)
+		return r;
+	for (size_t i = 0; i < s->j->ndisks; i++) {
+		s->exports[i].bitmap = s->j->disks[i].old_bitmap;
+		s->exports[i].persistent = prepare_disk(s, i)->can_persist;
+	}
+	return exports_start(s->g, s->j, s->exports, err);
+}
+
+int snapshot_begin(struct guest *g, const struct snapshot_options *opt, struct snapshot **ret,
+		   struct error *err)
+{
+	struct snapshot *s = NULL;
+	int r;
+
+	if (g->lock < 0)
+		return error_set(err, TM_E_USAGE, "the guest was not opened for changes");
+	if (!opt->ndisks)
+		return error_set(err, TM_E_USAGE, "no disk of guest %s was chosen", g->name);
+	r = guest_tick(g, "freeze", NULL, 0, 0, err);
+	if (!r)
+		r = snapshot_new(g, opt, &s, err);
+	if (r)
+		return r;
+	r = prepare_journal(s, opt, err);
+	if (r) { /* at most a directory and a journal that says that nothing was done */
+		if (s->j->socket_dir)
+			socket_dir_remove(s->j->socket_dir);
+		if (s->j->sequence)
+			(void)!journal_remove(s->j, NULL);
+		snapshot_free(s);
+		return r;
+	}
+	r = g->kind == GUEST_QMP ? begin_qmp(s, opt, err) : image_begin(s, opt, err);
+	if (r) {
+		struct error e = {0};
+
+		if (snapshot_finish(s, false, &e))
+			error_append(err, "; and the guest could not be brought back: %s", e.text);
+		return r;
+	}
+	fill_info(s);
+	*ret = s;
+	return 0;
+}
+
+const struct snapshot_info *snapshot_info(const struct snapshot *s)
+{
+	return &s->info;
+}
+
+static int collapse_qmp(struct snapshot *s, struct error *err)
+{
+	struct error e = {0};
+	int r = qmp_lost(s->g->qmp) ? guest_connect(s->g, err) : 0;
+
+	if (!r)
+		r = exports_end(s->g, s->j, s->exports, err);
+	if (!r)
+		r = collapse_disks(s->g, s->j, NULL, err);
+	if (!r && collapse_resume(s->g, s->j, &e))
+		r = text_list_add(&s->info.warnings, err, "the guest may still be paused: %s",
+				  e.text);
+	return r;
+}
+
+int snapshot_collapse(struct snapshot *s, struct error *err)
+{
+	int r;
+
+	if (s->collapsed)
+		return 0;
+	(void)guest_tick(s->g, "collapse", NULL, 0, 0, NULL);
+	r = s->g->kind == GUEST_QMP ? collapse_qmp(s, err) : image_collapse(s, err);
+	s->collapsed = !r;
+	return r;
+}
+
+int snapshot_finish(struct snapshot *s, bool committed, struct error *err)
+{
+	struct error e = {0};
+	int r, rs = 0;
+
+	if (!s)
+		return 0;
+	r = snapshot_collapse(s, err);
+	if (!r)
+		r = journal_write(s->j, JOURNAL_SETTLING, err);
+	if (!r) {
+		(void)guest_tick(s->g, "settle", NULL, 0, 0, NULL);
+		rs = epochs_finish(s->g, s->j, committed, NULL, &e);
+		/* Bitmaps that could not be settled now are settled by the next run. */
+		r = journal_remove(s->j, err);
+	}
+	if (!r && rs)
+		r = error_set(err, rs, "%s", e.text);
+	snapshot_free(s);
+	return r;
+}

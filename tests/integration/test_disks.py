@@ -1,0 +1,273 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""Every kind of disk: how it was given, what lies below it, what it cannot do."""
+
+from harness import Tidemark, Vm, assert_clean, image, note_baseline
+from harness.base import HarnessError
+from harness.cases import case, main
+from harness.vm import Disk
+
+SIZE = 16 * image.MIB + 1024
+
+
+class Rig:
+    def __init__(self, scratch, disks, sizes=None, extra=()):
+        self.scratch = scratch
+        self.vm = Vm(scratch, disks, guest=False, extra=extra).start()
+        self.shadows = {d.id: image.Shadow(scratch / f"{d.id}.shadow", (sizes or {}).get(d.id, SIZE))
+                        for d in disks}
+        note_baseline(self.vm)
+        self.tidemark = Tidemark(scratch)
+        self.tidemark("init")
+        self.pattern = 0
+
+    def write(self, name, offset, length=65536):
+        self.pattern += 1
+        self.vm.write(name, offset, length, self.pattern, self.shadows[name])
+
+    def backup(self, *options, expect=0):
+        point = self.tidemark("backup", self.vm.target(), "--quiesce", "never", *options,
+                              expect=expect).json
+        assert_clean(self.vm)
+        return point
+
+    def assert_point(self, point, fmt="raw"):
+        where = self.scratch.dir("restored")
+        for disk in self.tidemark("restore", point["point"], "--to", where, "--format", fmt,
+                                  "--force").json["disks"]:
+            if found := image.difference(disk["to"], self.shadows[disk["disk"]].path, fmt, "raw"):
+                raise HarnessError(f"{disk['disk']}: {found}")
+            if fmt == "qcow2":
+                image.check(disk["to"])
+
+    def sources(self, point):
+        return {d["disk"]: d["source"] for d in point["disks"]}
+
+    def expect_sources(self, point, **wanted):
+        if self.sources(point) != wanted:
+            raise HarnessError(f"sources {point['disks']}, expected {wanted}")
+
+
+def cycle(rig, name, wanted="bitmap"):
+    """Full, incremental, incremental, each proved."""
+    rig.write(name, 0)
+    rig.assert_point(rig.backup())
+    for offset in (1 << 20, SIZE - 1024):
+        rig.write(name, offset, min(65536, SIZE - offset))
+        point = rig.backup()
+        rig.expect_sources(point, **{name: wanted})
+        rig.assert_point(point)
+        rig.assert_point(point, "qcow2")
+
+
+@case
+def a_backing_chain_keeps_its_shape(scratch):
+    where = scratch.dir("disks")
+    bottom = image.create(where / "bottom.qcow2", SIZE)
+    middle = image.create(where / "middle.qcow2", SIZE, backing=bottom)
+    top = image.create(where / "top.qcow2", SIZE, backing=middle)
+    before = [image.sha256(p, scratch=scratch / "x") for p in (bottom, middle)]
+    rig = Rig(scratch, [Disk(top, "vda")])
+    cycle(rig, "vda")
+    chain = rig.tidemark("status", rig.vm.target()).json["disks"][0]["chain"]
+    if [layer["file"] for layer in chain] != [str(middle), str(bottom)]:
+        raise HarnessError(f"status shows the chain {chain}")
+    rig.vm.terminate()
+    if [image.sha256(p, scratch=scratch / "x") for p in (bottom, middle)] != before:
+        raise HarnessError("an image below the guest's own changed")
+    if image.info(top)["backing-filename"] != str(middle):
+        raise HarnessError("the guest's image has another backing file now")
+    image.check(top)
+
+
+@case
+def a_throttle_filter_stays_on_top(scratch):
+    path = image.create(scratch.dir("disks") / "vda.qcow2", SIZE)
+    rig = Rig(scratch, [Disk(path, "vda", throttle=True)])
+    cycle(rig, "vda")
+    top = rig.vm.block("vda")["inserted"]
+    if top["drv"] != "throttle":
+        raise HarnessError(f"the top node is a {top['drv']} now")
+
+
+@case
+def a_scsi_disk_works(scratch):
+    path = image.create(scratch.dir("disks") / "sda.qcow2", SIZE)
+    cycle(Rig(scratch, [Disk(path, "sda", bus="virtio-scsi")]), "sda")
+
+
+@case
+def a_raw_disk_is_incremental_until_qemu_ends(scratch):
+    where = scratch.dir("disks")
+    raw = image.create(where / "vda.raw", SIZE, fmt="raw")
+    qcow2 = image.create(where / "vdb.qcow2", SIZE)
+    rig = Rig(scratch, [Disk(raw, "vda", fmt="raw"), Disk(qcow2, "vdb")])
+    rig.write("vda", 0)
+    rig.write("vdb", 0)
+    rig.backup()
+    rig.write("vda", 1 << 20)
+    point = rig.backup()
+    rig.expect_sources(point, vda="bitmap", vdb="bitmap")
+    rig.assert_point(point)
+    rig.vm.terminate()
+    rig.vm.start()
+    rig.write("vda", 2 << 20)
+    rig.write("vdb", 2 << 20)
+    point = rig.backup(expect=3)
+    rig.expect_sources(point, vda="full", vdb="bitmap")
+    if not any("vda" in w for w in point["warnings"]):
+        raise HarnessError(f"the fall-back is not in the warnings: {point['warnings']}")
+    rig.assert_point(point)
+
+
+@case
+def an_old_qcow2_disk_does_not_roll_the_others_back(scratch):
+    where = scratch.dir("disks")
+    old = image.create(where / "vda.qcow2", SIZE, options={"compat": "0.10"})
+    new = image.create(where / "vdb.qcow2", SIZE)
+    rig = Rig(scratch, [Disk(old, "vda"), Disk(new, "vdb")])
+    for offset in (0, 1 << 20):
+        rig.write("vda", offset)
+        rig.write("vdb", offset)
+        rig.assert_point(rig.backup())
+
+
+@case
+def drives_without_data_of_their_own_are_left_out_and_named(scratch):
+    where = scratch.dir("disks")
+    disk = image.create(where / "vda.qcow2", SIZE)
+    fixed = image.create(where / "ro.qcow2", SIZE)
+    rig = Rig(scratch, [Disk(disk, "vda")], extra=[
+        "-drive", "if=none,id=cd0", "-device", "ide-cd,drive=cd0,id=cd",
+        "-drive", f"file={fixed},if=none,id=ro0,format=qcow2,read-only=on",
+        "-device", "virtio-blk-pci,drive=ro0,id=ro"])
+    rig.write("vda", 0)
+    result = rig.tidemark("backup", rig.vm.target(), "--quiesce", "never", json_output=False)
+    for name in ("cd", "ro"):
+        if not any("left out" in line and name in line for line in result.err.splitlines()):
+            raise HarnessError(f"{name} is not named as left out: {result.err}")
+    status = rig.tidemark("status", rig.vm.target()).json
+    chosen = {d["disk"] for d in status["disks"] if d["chosen"]}
+    if chosen != {"vda"} or len(status["disks"]) != 3:
+        raise HarnessError(f"status: {status['disks']}")
+
+
+@case
+def sizes_of_every_kind_keep_every_byte(scratch):
+    where = scratch.dir("disks")
+    sizes = {"a": 512, "b": 65536 - 512, "c": 65536 + 512, "d": 8 * image.MIB + 1536}
+    disks = [Disk(image.create(where / f"{n}.qcow2", s), n) for n, s in sizes.items()]
+    rig = Rig(scratch, disks, sizes)
+    for round_ in range(2):
+        for name, size in sizes.items():
+            rig.write(name, size - 512, 512)
+        rig.assert_point(rig.backup())
+
+
+@case
+def a_grown_disk_goes_on(scratch):
+    path = image.create(scratch.dir("disks") / "vda.qcow2", SIZE)
+    rig = Rig(scratch, [Disk(path, "vda")])
+    rig.write("vda", SIZE - 65536 - 512)
+    rig.backup()
+    rig.vm.qmp.execute("block_resize", {"node-name": "vda-node", "size": SIZE + 5 * image.MIB + 512})
+    rig.shadows["vda"].resize(SIZE + 5 * image.MIB + 512)
+    rig.write("vda", SIZE + 3 * image.MIB)
+    rig.assert_point(rig.backup(expect=(0, 3)))
+    rig.write("vda", SIZE)
+    point = rig.backup()
+    rig.expect_sources(point, vda="bitmap")
+    rig.assert_point(point)
+
+
+@case
+def disks_can_be_chosen_and_each_keeps_its_own_epoch(scratch):
+    where = scratch.dir("disks")
+    disks = [Disk(image.create(where / f"{n}.qcow2", SIZE), n) for n in ("vda", "vdb")]
+    rig = Rig(scratch, disks)
+    rig.write("vda", 0)
+    rig.write("vdb", 0)
+    rig.backup()
+    rig.write("vda", 65536)
+    rig.write("vdb", 65536)
+    point = rig.backup("--disk", "vda")
+    rig.expect_sources(point, vda="bitmap")
+    rig.write("vda", 1 << 20)
+    point = rig.backup("--exclude-disk", "vda")
+    rig.expect_sources(point, vdb="bitmap")
+    rig.write("vdb", 2 << 20)
+    point = rig.backup()
+    rig.expect_sources(point, vda="bitmap", vdb="bitmap")
+    rig.assert_point(point)
+
+
+@case
+def full_on_request_reads_everything_and_the_next_is_incremental(scratch):
+    path = image.create(scratch.dir("disks") / "vda.qcow2", SIZE)
+    rig = Rig(scratch, [Disk(path, "vda")])
+    rig.write("vda", 0)
+    rig.backup()
+    rig.write("vda", 1 << 20)
+    point = rig.backup("--full")
+    rig.expect_sources(point, vda="full")
+    rig.assert_point(point)
+    rig.write("vda", 2 << 20)
+    point = rig.backup()
+    rig.expect_sources(point, vda="bitmap")
+    rig.assert_point(point)
+
+
+@case
+def two_repositories_are_both_incremental(scratch):
+    path = image.create(scratch.dir("disks") / "vda.qcow2", SIZE)
+    rig = Rig(scratch, [Disk(path, "vda")])
+    other = Tidemark(scratch, repo=scratch / "repo2", state=rig.tidemark.state)
+    other("init")
+    rig.write("vda", 0)
+    for tidemark in (rig.tidemark, other):
+        tidemark("backup", rig.vm.target(), "--quiesce", "never")
+    for offset in (1 << 20, 2 << 20):
+        rig.write("vda", offset)
+        for tidemark in (rig.tidemark, other):
+            point = tidemark("backup", rig.vm.target(), "--quiesce", "never").json
+            rig.expect_sources(point, vda="bitmap")
+        assert_clean(rig.vm, epochs=2)
+
+
+@case
+def overlays_go_where_they_are_told(scratch):
+    path = image.create(scratch.dir("disks") / "vda.qcow2", SIZE)
+    rig = Rig(scratch, [Disk(path, "vda")])
+    overlays = scratch.dir("overlays")
+    rig.write("vda", 0)
+    run = rig.tidemark.start("backup", rig.vm.target(), "--quiesce", "never", "--overlay-dir",
+                             overlays, "--limit-rate", "64K")
+    seen = False
+    while run.running:
+        seen = seen or rig.vm.active_file("vda").parent == overlays
+    point = run.finish().json
+    if not seen:
+        raise HarnessError("the overlay was never in its directory")
+    assert_clean(rig.vm)
+    if list(overlays.iterdir()):
+        raise HarnessError(f"left behind: {list(overlays.iterdir())}")
+    rig.assert_point(point)
+
+
+@case
+def a_dry_run_changes_nothing(scratch):
+    path = image.create(scratch.dir("disks") / "vda.qcow2", SIZE)
+    rig = Rig(scratch, [Disk(path, "vda")])
+    rig.write("vda", 0)
+    rig.tidemark("backup", rig.vm.target(), "--dry-run")
+    if rig.vm.bitmaps("vda") or rig.tidemark("list").json:
+        raise HarnessError("a dry run left something")
+    rig.backup()
+    rig.write("vda", 1 << 20)
+    disk, = rig.tidemark("backup", rig.vm.target(), "--dry-run").json["disks"]
+    if disk["source"] != "bitmap" or disk["dirty_bytes"] != 65536:
+        raise HarnessError(f"dry run: {disk}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""Bad input gets a clear error and leaves nothing behind."""
+
+import os
+import socket
+import threading
+
+from harness import HarnessError, Tidemark, Vm, assert_clean, image, note_baseline, run
+from harness.cases import case, main
+from harness.qmp import Qmp
+from harness.vm import Disk
+
+SIZE = 16 * image.MIB
+
+
+def running(scratch, **options):
+    path = image.create(scratch.dir("disks") / "vda.qcow2", SIZE)
+    vm = Vm(scratch, [Disk(path, "vda")], guest=False, **options).start()
+    vm.write("vda", 0, 1 << 20, 1)
+    note_baseline(vm)
+    tidemark = Tidemark(scratch)
+    tidemark("init")
+    return vm, tidemark
+
+
+def says(result, *words):
+    for word in words:
+        if str(word) not in result.err:
+            raise HarnessError(f"'{word}' is missing from: {result.err}")
+    if result.out.strip():
+        raise HarnessError(f"an error printed a result: {result.out}")
+
+
+@case
+def sockets_that_lead_nowhere(scratch):
+    tidemark = Tidemark(scratch)
+    tidemark("init")
+    says(tidemark("backup", f"qmp:{scratch}/none.sock", expect=1), "none.sock")
+    dead = socket.socket(socket.AF_UNIX)
+    dead.bind(str(scratch / "dead.sock"))
+    dead.close()
+    says(tidemark("backup", f"qmp:{scratch}/dead.sock", expect=1), "dead.sock")
+    if tidemark("list").json:
+        raise HarnessError("a point came out of nothing")
+
+
+@case
+def a_socket_that_is_not_qmp(scratch):
+    tidemark = Tidemark(scratch)
+    tidemark("init")
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(scratch / "other.sock"))
+    server.listen(4)
+
+    def serve():
+        while True:
+            try:
+                peer, _ = server.accept()
+            except OSError:
+                return
+            peer.sendall(b"220 mail.example.org ESMTP\r\n")
+            peer.close()
+    threading.Thread(target=serve, daemon=True).start()
+    try:
+        says(tidemark("backup", f"qmp:{scratch}/other.sock", expect=1), "other.sock", "QMP")
+    finally:
+        server.close()
+
+
+@case
+def a_socket_that_somebody_else_holds(scratch):
+    vm, tidemark = running(scratch)
+    holder = Qmp(vm.qmp_path)
+    result = tidemark("backup", vm.target(), expect=1, timeout=60)
+    says(result, vm.qmp_path, "another")
+    holder.close()
+    tidemark("backup", vm.target())
+    assert_clean(vm)
+
+
+@case
+def an_unknown_disk_lists_the_known_ones(scratch):
+    vm, tidemark = running(scratch)
+    says(tidemark("backup", vm.target(), "--disk", "vdq", expect=(1, 2)), "vdq", "vda")
+    tidemark("backup", vm.target())
+    says(tidemark("restore", "vm", "--to", scratch / "x", "--disk", "vdq", expect=2), "vdq", "vda")
+    assert_clean(vm)
+
+
+@case
+def repositories_that_are_none(scratch):
+    vm, tidemark = running(scratch)
+    for repo, word in ((scratch / "nowhere", "nowhere"), (scratch.dir("empty"), "empty")):
+        says(Tidemark(scratch, repo=repo, state=tidemark.state)("backup", vm.target(), expect=1), word)
+    foreign = scratch.dir("foreign")
+    (foreign / "letter.txt").write_text("dear reader")
+    says(Tidemark(scratch, repo=foreign)("init", expect=1), "foreign")
+    says(Tidemark(scratch, repo=foreign)("list", expect=1), "foreign")
+    says(tidemark("init", expect=1), tidemark.repo)
+    if sorted(p.name for p in foreign.iterdir()) != ["letter.txt"]:
+        raise HarnessError("a foreign directory was written to")
+    assert_clean(vm)
+
+
+@case
+def a_repository_of_a_newer_format_is_refused(scratch):
+    vm, tidemark = running(scratch)
+    descriptor = tidemark.repo / "repo"
+    good = descriptor.read_bytes()
+    descriptor.chmod(0o600)
+    # The version behind the magic; and an unknown incompatible feature.
+    for at in (8, 12):
+        descriptor.write_bytes(good[:at] + b"\xff\x7f" + good[at + 2:])
+        says(tidemark("backup", vm.target(), expect=(1, 4)), "repo")
+    descriptor.write_bytes(good)
+    tidemark("backup", vm.target())
+    assert_clean(vm)
+
+
+def mounted(scratch, name, size):
+    """A small tmpfs, or None where mounting is not allowed."""
+    where = scratch.dir(name)
+    if run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", where], check=False).returncode:
+        print("  (cannot mount here: not run)")
+        return None
+    scratch.defer(lambda: run(["umount", "-l", where], check=False))
+    return where
+
+
+@case
+def a_full_repository_fails_only_the_backup(scratch):
+    vm, tidemark = running(scratch)
+    small = mounted(scratch, "small", "2m")
+    if not small:
+        return
+    full = Tidemark(scratch, repo=small / "repo", state=tidemark.state)
+    full("init")
+    for offset in range(0, 12):
+        vm.io("vda", f"aio_write -f -P {offset + 1} {offset}M 1M")
+    noise = scratch / "noise"
+    noise.write_bytes(os.urandom(8 << 20))
+    vm.io("vda", f"aio_write -f -s {noise} 0 8M")
+    result = full("backup", vm.target(), expect=1)
+    says(result, "No space left", "small")
+    assert_clean(vm, epochs=0)
+    if full("list").json:
+        raise HarnessError("half a point is visible")
+    tidemark("backup", vm.target())
+    assert_clean(vm)
+
+
+@case
+def a_read_only_repository_fails_before_the_freeze(scratch):
+    vm, tidemark = running(scratch)
+    where = mounted(scratch, "fixed", "8m")
+    if not where:
+        return
+    fixed = Tidemark(scratch, repo=where / "repo", state=tidemark.state)
+    fixed("init")
+    run(["mount", "-o", "remount,ro", where])
+    says(fixed("backup", vm.target(), expect=1), "ead-only")
+    if fixed("list").json:
+        raise HarnessError("a point in a read-only repository")
+    assert_clean(vm, epochs=0)
+
+
+@case
+def overlay_directories_that_do_not_work(scratch):
+    vm, tidemark = running(scratch)
+    says(tidemark("backup", vm.target(), "--overlay-dir", scratch / "nowhere", expect=1), "nowhere")
+    assert_clean(vm, epochs=0)
+    tiny = mounted(scratch, "tiny", "64k")
+    if tiny:
+        (tiny / "filler").write_bytes(b"x" * 61440)
+        says(tidemark("backup", vm.target(), "--overlay-dir", tiny, expect=1), "tiny")
+        (tiny / "filler").unlink()
+        if list(tiny.iterdir()):
+            raise HarnessError(f"left behind: {list(tiny.iterdir())}")
+    assert_clean(vm, epochs=0)
+    tidemark("backup", vm.target())
+    assert_clean(vm)
+
+
+@case
+def images_that_cannot_be_read(scratch):
+    tidemark = Tidemark(scratch)
+    tidemark("init")
+    says(tidemark("backup", f"image:{scratch}/none.qcow2", expect=1), "none.qcow2")
+    says(tidemark("backup", f"image:{scratch}", expect=1), str(scratch))
+    broken = scratch / "broken.qcow2"
+    broken.write_bytes(b"QFI\xfb" + b"\xff" * 600)
+    says(tidemark("backup", f"image:{broken}", expect=1), "broken.qcow2")
+    if tidemark("list").json:
+        raise HarnessError("a point came out of nothing")
+
+
+@case
+def restores_that_would_overwrite(scratch):
+    path = image.create(scratch / "disk.qcow2", SIZE)
+    tidemark = Tidemark(scratch)
+    tidemark("init")
+    tidemark("backup", f"image:{path},name=g")
+    mine = scratch / "mine.raw"
+    mine.write_text("precious")
+    says(tidemark("restore", "g", "--to", mine, expect=1), "mine.raw", "--force")
+    if mine.read_text() != "precious":
+        raise HarnessError("a file was overwritten")
+    tidemark("restore", "g", "--to", mine, "--force")
+    image.assert_same(path, mine, "qcow2", "raw")
+    says(tidemark("restore", "g", "--to", scratch / "no" / "such" / "dir.raw", expect=1), "dir.raw")
+    says(tidemark("restore", "nobody", "--to", scratch / "x", expect=1), "nobody")
+    left = [p.name for p in scratch.path.iterdir() if "partial" in p.name]
+    if left:
+        raise HarnessError(f"left behind: {left}")
+
+
+@case
+def targets_and_points_that_make_no_sense(scratch):
+    tidemark = Tidemark(scratch)
+    tidemark("init")
+    for words in (("backup", "ftp:x"), ("backup", "qmp:"), ("backup", "image:name=x"),
+                  ("backup", "qmp:/x,colour=red"), ("backup", "image:/x,name=a@b")):
+        result = tidemark(*words, expect=2)
+        if "tidemark:" not in result.err:
+            raise HarnessError(f"{words}: {result.err}")
+    says(tidemark("show", "abcd", expect=1), "abcd")
+
+
+if __name__ == "__main__":
+    main()

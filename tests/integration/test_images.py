@@ -1,0 +1,208 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""Guests that are off, by their image files; and restores to every kind of target."""
+
+import os
+import signal
+import subprocess
+
+from harness import HarnessError, Tidemark, Vm, assert_clean, image, make_rng, note_baseline, run, wait_for
+from harness.cases import case, main
+from harness.vm import Disk
+
+SIZE = 24 * image.MIB + 512
+
+
+def qemu_io(path, *commands, fmt="qcow2"):
+    run(["qemu-io", "-f", fmt] + [part for c in commands for part in ("-c", c)] + [path])
+
+
+def setup(scratch, fmt="qcow2"):
+    path = image.create(scratch.dir("disks") / f"disk.{fmt}", SIZE, fmt=fmt)
+    qemu_io(path, "write -P 1 0 1M", "write -P 2 20M 100k", fmt=fmt)
+    tidemark = Tidemark(scratch)
+    tidemark("init")
+    return path, tidemark
+
+
+def same(scratch, tidemark, point, path, fmt="qcow2"):
+    disk, = tidemark("restore", point["point"], "--to", scratch.dir("r"), "--force").json["disks"]
+    image.assert_same(path, disk["to"], fmt, "raw")
+
+
+def ours(path):
+    return [n for n in image.bitmaps(path) if n.startswith("tidemark")]
+
+
+@case
+def an_image_is_incremental_by_its_bitmap(scratch):
+    path, tidemark = setup(scratch)
+    target = f"image:{path},name=off"
+    point = tidemark("backup", target).json
+    if point["disks"][0]["source"] != "full" or point["kind"] == "redirect-on-write":
+        raise HarnessError(f"{point}")
+    same(scratch, tidemark, point, path)
+    for offset in ("3M", "4M", "24M"):
+        qemu_io(path, f"write -P 7 {offset} 512")
+        point = tidemark("backup", target).json
+        disk = point["disks"][0]
+        if disk["source"] != "bitmap" or disk["read_bytes"] > 65536:
+            raise HarnessError(f"{disk}")
+        same(scratch, tidemark, point, path)
+        if len(ours(path)) != 1:
+            raise HarnessError(f"bitmaps {ours(path)}")
+        image.check(path)
+
+
+@case
+def a_raw_image_is_read_whole(scratch):
+    path, tidemark = setup(scratch, "raw")
+    for _ in range(2):
+        point = tidemark("backup", f"image:{path}", expect=(0, 3)).json
+        if point["disks"][0]["source"] != "full":
+            raise HarnessError(f"{point}")
+        same(scratch, tidemark, point, path, "raw")
+
+
+@case
+def on_and_off_share_one_history(scratch):
+    path, tidemark = setup(scratch)
+    tidemark("backup", f"image:{path},name=vm")
+    vm = Vm(scratch, [Disk(path, "disk")], guest=False).start()
+    note_baseline(vm)
+    vm.write("disk", 5 << 20, 65536, 9)
+    point = tidemark("backup", vm.target(), "--quiesce", "never").json
+    if point["disks"][0]["source"] != "bitmap":
+        raise HarnessError(f"{point}")
+    assert_clean(vm)
+    vm.terminate()
+    same(scratch, tidemark, point, path)
+    qemu_io(path, "write -P 7 9M 512")
+    point = tidemark("backup", f"image:{path},name=vm").json
+    if point["disks"][0]["source"] != "bitmap":
+        raise HarnessError(f"{point}")
+    same(scratch, tidemark, point, path)
+
+
+@case
+def a_running_guest_keeps_its_image_for_itself(scratch):
+    path, tidemark = setup(scratch)
+    vm = Vm(scratch, [Disk(path, "disk")], guest=False).start()
+    result = tidemark("backup", f"image:{path}", expect=1)
+    if str(vm.pid) not in result.err and "qemu" not in result.err:
+        raise HarnessError(f"the holder is not named: {result.err}")
+    if str(path) not in result.err:
+        raise HarnessError(f"the image is not named: {result.err}")
+    vm.terminate()
+    tidemark("backup", f"image:{path}")
+
+
+@case
+def a_guest_cannot_start_while_its_image_is_read(scratch):
+    path, tidemark = setup(scratch)
+    running = tidemark.start("backup", f"image:{path}", "--limit-rate", "128K")
+    wait_for("the lock", lambda: not running.running or subprocess.run(
+        ["qemu-io", "-f", "qcow2", "-c", "write 0 512", path], capture_output=True,
+        check=False).returncode != 0, 20)
+    if not running.running:
+        raise HarnessError("nothing kept a writer out")
+    running.signal(signal.SIGINT)
+    running.finish(130)
+    if ours(path):
+        raise HarnessError(f"an interrupted first backup leaves {ours(path)}")
+    qemu_io(path, "write -P 3 0 512")
+    same(scratch, tidemark, tidemark("backup", f"image:{path}").json, path)
+
+
+@case
+def an_edit_that_breaks_the_bitmap_costs_a_read(scratch):
+    path, tidemark = setup(scratch)
+    tidemark("backup", f"image:{path}")
+    vm = Vm(scratch, [Disk(path, "disk")], guest=False).start()
+    vm.write("disk", 6 << 20, 4096, 5)
+    vm.kill()
+    point = tidemark("backup", f"image:{path}", expect=3).json
+    if point["disks"][0]["source"] != "full" or not point["warnings"]:
+        raise HarnessError(f"{point}")
+    same(scratch, tidemark, point, path)
+    qemu_io(path, "write -P 3 0 512")
+    point = tidemark("backup", f"image:{path}").json
+    if point["disks"][0]["source"] != "bitmap":
+        raise HarnessError(f"{point}")
+    same(scratch, tidemark, point, path)
+
+
+@case
+def restores_go_to_files_devices_and_servers(scratch):
+    path, tidemark = setup(scratch)
+    tidemark("backup", f"image:{path},name=g")
+    where = scratch.dir("out")
+    for fmt in ("raw", "qcow2"):
+        disk, = tidemark("restore", "g", "--to", where / f"one.{fmt}", "--format", fmt).json["disks"]
+        if disk["to"] != str(where / f"one.{fmt}") or disk["size"] != SIZE:
+            raise HarnessError(f"{disk}")
+        image.assert_same(path, disk["to"], "qcow2", fmt)
+        if os.stat(disk["to"]).st_mode & 0o777 != 0o600:
+            raise HarnessError("a restored file is open to others")
+    if os.stat(where / "one.raw").st_blocks * 512 > 4 * image.MIB:
+        raise HarnessError("holes were written")
+    disk, = tidemark("restore", "g@latest", "--to", where).json["disks"]
+    if disk["to"] != str(where / "g-disk.raw"):
+        raise HarnessError(f"{disk}")
+    # A server whose disk is full of other data.
+    target = scratch / "target.raw"
+    run(["sh", "-c", f"yes old | head -c {SIZE} > {target}"])
+    with image.nbd(target, scratch / "s.sock", "raw", writable=True):
+        tidemark("restore", "g", "--to", f"nbd+unix:///?socket={scratch / 's.sock'}")
+    image.assert_same(path, target, "qcow2", "raw")
+
+
+@case
+def restores_to_block_devices(scratch):
+    path, tidemark = setup(scratch)
+    tidemark("backup", f"image:{path},name=g")
+    for size, ok in ((SIZE + 512, True), (SIZE - 512, False)):
+        backing = scratch / f"dev{size}"
+        run(["sh", "-c", f"yes old | head -c {size} > {backing}"])
+        done = run(["losetup", "-f", "--show", backing], check=False)
+        if done.returncode:
+            print("  (no loop devices here: not run)")
+            return
+        device = done.stdout.strip()
+        try:
+            result = tidemark("restore", "g", "--to", device, expect=0 if ok else 1)
+            if not ok and str(SIZE) not in result.err:
+                raise HarnessError(f"too small a device: {result.err}")
+        finally:
+            run(["losetup", "-d", device])
+        if ok:
+            os.truncate(backing, SIZE)
+            image.assert_same(path, backing, "qcow2", "raw")
+
+
+@case
+def a_damaged_cluster_is_never_restored_in_silence(scratch):
+    rng = make_rng("damage")
+    path, tidemark = setup(scratch)
+    tidemark("backup", f"image:{path},name=g")
+    objects = sorted(p for p in (scratch / "repo").rglob("*") if p.is_file() and "/s/" in str(p))
+    for victim in objects:
+        good = victim.read_bytes()
+        at = rng.randrange(len(good))
+        victim.chmod(0o600)
+        victim.write_bytes(good[:at] + bytes([good[at] ^ 1 << rng.randrange(8)]) + good[at + 1:])
+        report = tidemark("verify", "--read-data", expect=4).json
+        if not report["damaged"]:
+            raise HarnessError(f"a flipped bit at {at} of {victim} is not seen")
+        result = tidemark("restore", "g", "--to", scratch / "x.raw", "--force", expect=(0, 4))
+        if result.status == 0:
+            image.assert_same(path, scratch / "x.raw", "qcow2", "raw")
+        elif (scratch / "x.raw").exists():
+            raise HarnessError("a failed restore left a file")
+        victim.write_bytes(good)
+        (scratch / "x.raw").unlink(missing_ok=True)
+    tidemark("verify", "--read-data")
+
+
+if __name__ == "__main__":
+    main()

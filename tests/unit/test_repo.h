@@ -1,0 +1,416 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the tests of repo/ share: a store that fails, a rig, and images to back up. */
+#pragma once
+
+#include "test.h"
+
+#include "repo/container.h"
+#include "repo/repo.h"
+#include "repo/store.h"
+
+/* ---- a store that fails at the n-th call ---- */
+
+struct failing {
+	struct store st;
+	struct store *below; /* owned */
+	unsigned calls;
+	unsigned fail_at; /* 0: never; counts from 1 */
+	bool for_good;    /* all later calls fail, too */
+};
+
+static inline bool failing_now(struct store *st)
+{
+	struct failing *f = container_of(st, struct failing, st);
+
+	f->calls++;
+	return f->fail_at && (f->for_good ? f->calls >= f->fail_at : f->calls == f->fail_at);
+}
+
+static inline struct store *failing_below(struct store *st)
+{
+	return container_of(st, struct failing, st)->below;
+}
+
+static inline void failing_put(struct store *st, const char *key, const void *bytes, size_t len,
+                               struct store_req *req)
+{
+	error_clear(&req->err);
+	if (failing_now(st))
+		store_answer(st, req, error_set(&req->err, TM_E_IO, "put fails for the test"));
+	else
+		failing_below(st)->ops->put_new(failing_below(st), key, bytes, len, req);
+}
+
+static inline void failing_get(struct store *st, const char *key, void *bytes, size_t len, uint64_t offset,
+                               struct store_req *req)
+{
+	error_clear(&req->err);
+	if (failing_now(st))
+		store_answer(st, req, error_set(&req->err, TM_E_IO, "get fails for the test"));
+	else
+		failing_below(st)->ops->get(failing_below(st), key, bytes, len, offset, req);
+}
+
+static inline int failing_list(struct store *st, const char *prefix, store_list_fn *fn, void *data,
+                               struct error *err)
+{
+	if (failing_now(st))
+		return error_set(err, TM_E_IO, "list fails for the test");
+	return failing_below(st)->ops->list(failing_below(st), prefix, fn, data, err);
+}
+
+static inline int failing_head(struct store *st, const char *key, uint64_t *ret, struct error *err)
+{
+	if (failing_now(st))
+		return error_set(err, TM_E_IO, "head fails for the test");
+	return failing_below(st)->ops->head(failing_below(st), key, ret, err);
+}
+
+static inline int failing_remove(struct store *st, const char *key, struct error *err)
+{
+	if (failing_now(st))
+		return error_set(err, TM_E_IO, "remove fails for the test");
+	return failing_below(st)->ops->remove(failing_below(st), key, err);
+}
+
+static inline void failing_free(struct store *st)
+{
+	store_free(failing_below(st)); /* NULL when a test took it away */
+	free(container_of(st, struct failing, st));
+}
+
+static const struct store_ops failing_ops = {
+	.put_new = failing_put,
+	.get = failing_get,
+	.list = failing_list,
+	.head = failing_head,
+	.remove = failing_remove,
+	.free = failing_free,
+};
+
+/* ---- rig ---- */
+
+struct rig {
+	struct loop *loop;
+	struct pool *pool;
+	struct failing *store; /* the repository's */
+	struct repo *repo;
+	uint64_t random;
+	uint64_t now;
+};
+
+static inline struct failing *rig_store(struct rig *rig)
+{
+	struct failing *f = calloc(1, sizeof(*f));
+
+	assert_non_null(f);
+	f->st.ops = &failing_ops;
+	f->st.loop = rig->loop;
+	assert_int_equal(store_memory_new(rig->loop, &f->below, NULL), 0);
+	return f;
+}
+
+static inline void rig_up(struct rig *rig, uint32_t block_size, uint64_t seed)
+{
+	const struct repo_init_options opt = {.block_size = block_size};
+	struct error err = {0};
+
+	*rig = (struct rig){.random = seed | 1, .now = 1700000000000};
+	assert_int_equal(loop_new(64, &rig->loop, NULL), 0);
+	assert_int_equal(pool_new(rig->loop, 2, &rig->pool, NULL), 0);
+	rig->store = rig_store(rig);
+	if (repo_init(&rig->store->st, &opt, &rig->repo, &err) < 0)
+		fail_msg("%s", err.text);
+}
+
+static inline void rig_down(struct rig *rig)
+{
+	repo_free(rig->repo);
+	pool_free(rig->pool);
+	loop_free(rig->loop);
+}
+
+/* ---- images ---- */
+
+/* A disk and what its next point has to store. */
+struct image {
+	uint8_t *data;
+	uint64_t size;
+	uint64_t blocks;
+	uint32_t bs;
+	bool *dirty; /* per block */
+};
+
+static inline void image_init(struct image *im, uint64_t size, uint32_t bs)
+{
+	*im = (struct image){.size = size, .blocks = (size + bs - 1) / bs, .bs = bs};
+	im->data = calloc(im->blocks + 1, bs);
+	im->dirty = calloc(im->blocks + 1, sizeof(bool));
+	assert_non_null(im->data);
+	assert_non_null(im->dirty);
+}
+
+static inline void image_done(struct image *im)
+{
+	free(im->data);
+	free(im->dirty);
+}
+
+static inline void image_resize(struct image *im, uint64_t size)
+{
+	struct image n;
+	uint64_t keep = im->size < size ? im->size : size;
+
+	image_init(&n, size, im->bs);
+	memcpy(n.data, im->data, keep);
+	for (uint64_t b = 0; b < n.blocks && b < im->blocks; b++)
+		n.dirty[b] = im->dirty[b];
+	if (size < im->size && size % im->bs)
+		n.dirty[n.blocks - 1] = true;
+	image_done(im);
+	*im = n;
+}
+
+/* Bytes that compress, noise, or zeroes. */
+static inline void image_write(struct image *im, uint64_t *random, uint64_t block)
+{
+	uint8_t *p = im->data + block * im->bs;
+	uint64_t kind = test_below(random, 10), left = im->size - block * im->bs;
+	size_t len = left < im->bs ? (size_t)left : im->bs;
+
+	im->dirty[block] = true;
+	if (kind < 2) {
+		memset(p, 0, len);
+	} else if (kind < 5) {
+		for (size_t i = 0; i < len; i++)
+			p[i] = (uint8_t)test_random(random);
+	} else {
+		uint8_t c = (uint8_t)test_random(random);
+
+		for (size_t i = 0; i < len; i++)
+			p[i] = (uint8_t)(c + (i / 7) % 13);
+	}
+}
+
+static inline void image_change(struct image *im, uint64_t *random, unsigned times)
+{
+	for (unsigned i = 0; i < times; i++) {
+		uint64_t at = test_below(random, im->blocks), n = 1 + test_below(random, 24);
+
+		for (uint64_t b = at; b < at + n && b < im->blocks; b++)
+			image_write(im, random, b);
+	}
+}
+
+/* ---- a producer of pieces ---- */
+
+#define FEED_PIECES 6
+
+struct feed {
+	struct rig *rig;
+	struct image *im;
+	struct piece piece[FEED_PIECES];
+	struct piece *idle;
+	unsigned out;
+	uint64_t block; /* next */
+	uint64_t seq;
+	bool full; /* all blocks, not only dirty ones */
+};
+
+static struct feed *feed_of_release; /* release() has no argument for it */
+
+static inline void feed_release(struct piece *p)
+{
+	p->next = feed_of_release->idle;
+	feed_of_release->idle = p;
+	feed_of_release->out--;
+}
+
+static inline void feed_init(struct feed *f, struct rig *rig, struct image *im, bool full)
+{
+	*f = (struct feed){.rig = rig, .im = im, .full = full};
+	for (unsigned i = 0; i < FEED_PIECES; i++) {
+		f->piece[i].data = malloc((size_t)PIECE_CLUSTERS * im->bs);
+		f->piece[i].release = feed_release;
+		f->piece[i].next = f->idle;
+		f->idle = &f->piece[i];
+	}
+	feed_of_release = f;
+}
+
+static inline void feed_done(struct feed *f)
+{
+	assert_int_equal(f->out, 0);
+	for (unsigned i = 0; i < FEED_PIECES; i++)
+		free(f->piece[i].data);
+}
+
+static inline bool block_is_zero(const struct image *im, uint64_t block)
+{
+	const uint8_t *p = im->data + block * im->bs;
+
+	for (uint32_t i = 0; i < im->bs; i++)
+		if (p[i])
+			return false;
+	return true;
+}
+
+static inline void piece_add(struct piece *p, uint64_t block, bool zero)
+{
+	struct piece_run *last = p->nruns ? &p->run[p->nruns - 1] : NULL;
+
+	if (last && last->zero == zero && last->block + last->count == block) {
+		last->count++;
+	} else {
+		p->run[p->nruns++] =
+			(struct piece_run){.block = block, .count = 1, .first = p->nclusters, .zero = zero};
+	}
+}
+
+/* Fills p with what comes next; false at the end. */
+static inline bool feed_next(struct feed *f, struct piece *p)
+{
+	unsigned clusters = 1 + (unsigned)test_below(&f->rig->random, PIECE_CLUSTERS);
+
+	p->nruns = p->nclusters = 0;
+	while (f->block < f->im->blocks && p->nclusters < clusters && p->nruns < PIECE_RUNS) {
+		uint64_t b = f->block++;
+
+		if (!f->full && !f->im->dirty[b])
+			continue;
+		/* some zeroes are known as such, others come as data */
+		if (block_is_zero(f->im, b) && test_below(&f->rig->random, 2)) {
+			piece_add(p, b, true);
+			continue;
+		}
+		piece_add(p, b, false);
+		memcpy(p->data + (size_t)p->nclusters * f->im->bs, f->im->data + b * f->im->bs, f->im->bs);
+		p->nclusters++;
+	}
+	if (p->nruns == 0)
+		return false;
+	p->seq = f->seq++;
+	return true;
+}
+
+/* Hands two pieces over at a time, the later one first. */
+static inline int feed_run(struct feed *f, struct piece_sink *sink, struct error *err)
+{
+	for (;;) {
+		struct piece *pair[2] = {NULL, NULL};
+		int r = 0;
+
+		while (!f->idle || !f->idle->next)
+			if (loop_run_once(f->rig->loop, 1000, err) < 0)
+				return -1;
+		for (int i = 0; i < 2; i++) {
+			struct piece *p = f->idle;
+
+			if (!feed_next(f, p))
+				break;
+			f->idle = p->next;
+			pair[i] = p;
+		}
+		for (int i = 1; i >= 0; i--) {
+			if (!pair[i])
+				continue;
+			f->out++;
+			r = r ? r : piece_sink_put(sink, pair[i], err);
+			if (r < 0)
+				feed_release(pair[i]);
+		}
+		if (r < 0)
+			return r;
+		if (!pair[1])
+			return 0;
+	}
+}
+
+/* ---- points ---- */
+
+static char rig_disk[] = "vda", rig_guest[] = "guest", rig_name[] = "name", rig_state[] = "running";
+
+/* Backs the image up; parent NULL: all of it. */
+static inline int rig_backup(struct rig *rig, struct image *im, const struct point *parent, struct tm_id *ret_id,
+                             struct error *err)
+{
+	auto_clean(repo_session_free) struct repo_session *s = NULL;
+	struct repo_session_options opt = {.guest = rig_guest, .pool = rig->pool};
+	struct point_disk disk = {.name = rig_disk, .rung = parent ? RUNG_BITMAP : RUNG_FULL};
+	struct point meta = {.guest = rig_guest, .name = rig_name, .state = rig_state, .disks = &disk,
+	                     .ndisks = 1, .kind = POINT_OFFLINE};
+	struct repo_disk_counts counts;
+	struct piece_sink *sink;
+	struct feed feed;
+	int r;
+
+	meta.created_ms = rig->now += 1000;
+	if (parent)
+		meta.parent = disk.parent = parent->id;
+	r = id_new_timed(rig->now, &opt.id, err);
+	r = r ? r : repo_session_begin(rig->repo, &opt, &s, err);
+	r = r ? r : repo_session_disk_begin(s, rig_disk, im->size, parent, parent ? &parent->disks[0] : NULL,
+	                                    &sink, err);
+	if (r < 0)
+		return r;
+	feed_init(&feed, rig, im, !parent);
+	r = feed_run(&feed, sink, err);
+	if (r == 0)
+		r = repo_session_disk_end(s, &counts, err);
+	else
+		assert_true(repo_session_disk_end(s, &counts, NULL) < 0);
+	feed_done(&feed);
+	if (r == 0) {
+		disk.new_bytes = counts.new_bytes;
+		disk.stored_bytes = counts.stored_bytes;
+		r = repo_session_commit(s, &meta, err);
+	}
+	if (r == 0) {
+		*ret_id = opt.id;
+		memset(im->dirty, 0, im->blocks);
+	}
+	return r;
+}
+
+struct collect {
+	struct piece_sink sink;
+	const struct image *im;
+	uint8_t *got;
+	uint64_t zeroes;
+	struct piece *held; /* one at a time is kept for a while */
+};
+
+static inline int collect_put(struct piece_sink *sink, struct piece *p, struct error *err)
+{
+	struct collect *c = container_of(sink, struct collect, sink);
+
+	(void)err;
+	for (uint32_t i = 0; i < p->nruns; i++) {
+		const struct piece_run *run = &p->run[i];
+
+		assert_true(run->block + run->count <= c->im->blocks);
+		if (run->zero)
+			c->zeroes += run->count;
+		else
+			memcpy(c->got + run->block * c->im->bs, p->data + (size_t)run->first * c->im->bs,
+			       run->count * c->im->bs);
+	}
+	piece_release(p);
+	return 0;
+}
+
+static inline int rig_read(struct rig *rig, const struct point *p, const struct image *im, struct error *err)
+{
+	struct collect c = {.sink.put = collect_put, .im = im};
+	struct repo_read_options opt = {.pool = rig->pool, .pieces = 4,
+	                                .zero_runs = test_below(&rig->random, 2) == 0};
+	int r;
+
+	assert_int_equal(p->disks[0].size, im->size);
+	c.got = calloc(im->blocks + 1, im->bs);
+	r = repo_read_disk(rig->repo, p, &p->disks[0], &c.sink, &opt, err);
+	if (r == 0)
+		assert_memory_equal(c.got, im->data, im->size);
+	free(c.got);
+	return r;
+}

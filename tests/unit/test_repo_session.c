@@ -1,0 +1,168 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Sessions, points and reads on a memory store, against images kept beside them. */
+#include "test_repo.h"
+
+#define BS     4096
+#define EPOCHS 12
+
+static uint64_t seed;
+
+static void image_copy(const struct image *from, struct image *to)
+{
+	image_init(to, from->size, from->bs);
+	memcpy(to->data, from->data, from->size);
+}
+
+static void points_read_back(struct rig *rig, struct image *images, size_t n)
+{
+	auto_point_list struct point_list l = {0};
+	struct error err = {0};
+
+	assert_int_equal(repo_points(rig->repo, rig_guest, &l, NULL, &err), 0);
+	assert_int_equal(l.n, n);
+	for (size_t i = 0; i < n; i++)
+		if (rig_read(rig, l.v[i], &images[i], &err) < 0)
+			fail_msg("%s", err.text);
+}
+
+/* Epochs of random changes and resizes; after each one all points are read back. */
+static void every_point_reads_back_what_was_backed_up(void **state)
+{
+	struct image im, past[EPOCHS];
+	struct rig rig;
+
+	(void)state;
+	rig_up(&rig, BS, seed);
+	image_init(&im, 5 * 1024 * 1024 + 777, BS);
+	image_change(&im, &rig.random, 60);
+	for (unsigned epoch = 0; epoch < EPOCHS; epoch++) {
+		auto_point_list struct point_list l = {0};
+		struct error err = {0};
+		struct tm_id id;
+
+		assert_int_equal(repo_points(rig.repo, rig_guest, &l, NULL, &err), 0);
+		if (rig_backup(&rig, &im, epoch ? l.v[l.n - 1] : NULL, &id, &err) < 0)
+			fail_msg("epoch %u: %s", epoch, err.text);
+		image_copy(&im, &past[epoch]);
+		points_read_back(&rig, past, epoch + 1);
+		if (test_below(&rig.random, 2))
+			image_resize(&im, 1 + test_below(&rig.random, 9 * 1024 * 1024));
+		image_change(&im, &rig.random, (unsigned)test_below(&rig.random, 20));
+	}
+	for (unsigned i = 0; i < EPOCHS; i++)
+		image_done(&past[i]);
+	image_done(&im);
+	rig_down(&rig);
+}
+
+/* What a backup of `im` does when its n-th call of the store fails, for all n. */
+static void sweep_failures(struct rig *rig, struct image *im, struct image *past, bool for_good)
+{
+	unsigned n;
+
+	for (n = 1;; n++) {
+		auto_point_list struct point_list l = {0};
+		struct error err = {0};
+		struct tm_id id;
+		int r;
+
+		assert_int_equal(repo_points(rig->repo, rig_guest, &l, NULL, &err), 0);
+		rig->store->calls = 0;
+		rig->store->fail_at = n;
+		rig->store->for_good = for_good;
+		r = rig_backup(rig, im, l.v[0], &id, &err);
+		rig->store->fail_at = 0;
+		if (r == 0) {
+			assert_true(rig->store->calls < n);
+			break;
+		}
+		assert_int_equal(r, TM_E_IO);
+		assert_true(strlen(err.text) > 0);
+	}
+	assert_true(n > 8);
+	{
+		auto_point_list struct point_list l = {0};
+		struct error err = {0};
+
+		assert_int_equal(repo_points(rig->repo, rig_guest, &l, NULL, &err), 0);
+		if (rig_read(rig, l.v[0], past, &err) < 0)
+			fail_msg("%s", err.text);
+		if (rig_read(rig, l.v[l.n - 1], im, &err) < 0)
+			fail_msg("%s", err.text);
+	}
+}
+
+static void a_failing_store_fails_the_backup_and_nothing_else(void **state)
+{
+	(void)state;
+	for (int for_good = 0; for_good < 2; for_good++) {
+		struct image im, past;
+		struct error err = {0};
+		struct tm_id id;
+		struct rig rig;
+
+		rig_up(&rig, BS, seed);
+		image_init(&im, 3 * 1024 * 1024, BS);
+		image_change(&im, &rig.random, 40);
+		assert_int_equal(rig_backup(&rig, &im, NULL, &id, &err), 0);
+		image_copy(&im, &past);
+		image_change(&im, &rig.random, 10);
+		sweep_failures(&rig, &im, &past, for_good);
+		image_done(&im);
+		image_done(&past);
+		rig_down(&rig);
+	}
+}
+
+static void a_failing_store_fails_the_read(void **state)
+{
+	auto_point_list struct point_list l = {0};
+	struct error err = {0};
+	struct image im;
+	struct tm_id id;
+	struct rig rig;
+	unsigned n;
+
+	(void)state;
+	rig_up(&rig, BS, seed);
+	image_init(&im, 3 * 1024 * 1024, BS);
+	image_change(&im, &rig.random, 40);
+	assert_int_equal(rig_backup(&rig, &im, NULL, &id, &err), 0);
+	for (n = 1;; n++) {
+		struct store *below = rig.store->below;
+		struct repo *again;
+		int r;
+
+		/* a new repository object, so that nothing is cached */
+		rig.store->below = NULL;
+		repo_free(rig.repo);
+		rig.store = calloc(1, sizeof(*rig.store));
+		*rig.store = (struct failing){.st = {.ops = &failing_ops, .loop = rig.loop}, .below = below};
+		assert_int_equal(repo_open(&rig.store->st, &again, &err), 0);
+		rig.repo = again;
+		point_list_done(&l);
+		assert_int_equal(repo_points(rig.repo, rig_guest, &l, NULL, &err), 0);
+		rig.store->calls = 0;
+		rig.store->fail_at = n;
+		error_clear(&err);
+		r = rig_read(&rig, l.v[0], &im, &err);
+		if (r == 0)
+			break;
+		assert_int_equal(r, TM_E_IO);
+	}
+	assert_true(n > 2);
+	image_done(&im);
+	rig_down(&rig);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(every_point_reads_back_what_was_backed_up),
+		cmocka_unit_test(a_failing_store_fails_the_backup_and_nothing_else),
+		cmocka_unit_test(a_failing_store_fails_the_read),
+	};
+
+	seed = test_seed();
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,168 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Damage to any object is found, named, and costs only the points that need it. */
+#include "test_repo.h"
+
+#define BS 4096
+
+static uint64_t seed;
+
+struct keys {
+	char key[64][KEY_MAX];
+	uint64_t size[64];
+	size_t n;
+};
+
+static int add_key(void *data, const char *key, uint64_t size, struct error *err)
+{
+	struct keys *k = data;
+
+	(void)err;
+	assert_true(k->n < ARRAY_SIZE(k->key));
+	memcpy(k->key[k->n], key, strlen(key) + 1);
+	k->size[k->n++] = size;
+	return 0;
+}
+
+/* A repository object with empty caches over the same store. */
+static int reopen(struct rig *rig, struct error *err)
+{
+	struct store *below = rig->store->below;
+
+	rig->store->below = NULL;
+	repo_free(rig->repo);
+	rig->repo = NULL;
+	rig->store = calloc(1, sizeof(*rig->store));
+	*rig->store = (struct failing){.st = {.ops = &failing_ops, .loop = rig->loop}};
+	rig->store->below = below;
+	return repo_open(&rig->store->st, &rig->repo, err);
+}
+
+static void replace(struct rig *rig, struct store *st, const char *key, const void *bytes, size_t len)
+{
+	(void)rig;
+	assert_int_equal(st->ops->remove(st, key, NULL), 0);
+	assert_int_equal(store_put_wait(st, key, bytes, len, NULL), 0);
+}
+
+static int verify(struct rig *rig, struct repo_verify_report *report, bool read_data, struct error *err)
+{
+	const struct repo_verify_options opt = {.pool = rig->pool, .read_data = read_data};
+
+	return repo_verify(rig->repo, &opt, report, err);
+}
+
+static bool covered(const struct repo_verify_report *report, const struct point *p)
+{
+	for (size_t i = 0; i < report->ndamaged; i++)
+		for (size_t k = 0; k < report->damaged[i].nranges; k++)
+			if (id_equal(&report->damaged[i].ranges[k].point, &p->id))
+				return true;
+	return false;
+}
+
+/* Every point either reads back right or is named in the report. */
+static void check_points(struct rig *rig, const struct image *images, size_t n,
+                         const struct repo_verify_report *report)
+{
+	auto_point_list struct point_list l = {0};
+	size_t damaged;
+
+	assert_int_equal(repo_points(rig->repo, rig_guest, &l, &damaged, NULL), 0);
+	assert_true(l.n + damaged == n);
+	for (size_t i = 0; i < l.n; i++) {
+		struct error err = {0};
+		int r = rig_read(rig, l.v[i], &images[l.v[i]->seq - 1], &err);
+
+		if (r < 0) {
+			assert_int_equal(r, TM_E_CORRUPT);
+			assert_true(covered(report, l.v[i]));
+		} else if (damaged == 0) {
+			assert_false(covered(report, l.v[i]));
+		}
+	}
+}
+
+static void damage_one(struct rig *rig, const struct image *images, size_t n, const char *key, uint64_t size)
+{
+	auto_free uint8_t *bytes = malloc(size);
+	struct store *st = rig->store->below;
+	struct repo_verify_report report = {0};
+	struct error err = {0};
+	auto_buf struct buf b = {0};
+	uint64_t at = test_below(&rig->random, size);
+	unsigned how = (unsigned)test_below(&rig->random, 8);
+	int r;
+
+	assert_int_equal(store_read(st, key, 64 << 20, &b, NULL), 0);
+	memcpy(bytes, b.data, size);
+	if (how < 6)
+		bytes[at] ^= (uint8_t)(1U << test_below(&rig->random, 8));
+	if (how < 7)
+		replace(rig, st, key, bytes, how < 6 ? (size_t)size : (size_t)at);
+	else
+		assert_int_equal(st->ops->remove(st, key, NULL), 0);
+	r = reopen(rig, &err);
+	if (r < 0) { /* "repo" or the domain; a slot of the keys has a twin */
+		assert_true(strcmp(key, "repo") == 0 || strstr(key, "/dom"));
+		rig->store = NULL;
+	} else if (!strstr(key, "keys/") && !strstr(key, "/k/")) {
+		assert_int_equal(verify(rig, &report, true, &err), 0);
+		if (how < 7 || !strstr(key, "/p/"))
+			assert_true(report.ndamaged > 0);
+		check_points(rig, images, how == 7 && strstr(key, "/p/") ? n - 1 : n, &report);
+		repo_verify_report_done(&report);
+	}
+	assert_int_equal(how < 7 ? 0 : store_put_wait(st, key, "x", 1, NULL), 0);
+	replace(rig, st, key, b.data, b.len);
+}
+
+static void damage_is_found_and_named(void **state)
+{
+	enum { POINTS = 4 };
+	struct repo_verify_report report = {0};
+	struct image im, past[POINTS];
+	struct error err = {0};
+	struct keys keys = {.n = 0};
+	struct rig rig;
+	struct tm_id id;
+
+	(void)state;
+	rig_up(&rig, BS, seed);
+	image_init(&im, 3 * 1024 * 1024 + 100, BS);
+	for (unsigned i = 0; i < POINTS; i++) {
+		auto_point_list struct point_list l = {0};
+
+		assert_int_equal(repo_points(rig.repo, rig_guest, &l, NULL, &err), 0);
+		image_change(&im, &rig.random, i ? 8 : 50);
+		assert_int_equal(rig_backup(&rig, &im, i ? l.v[l.n - 1] : NULL, &id, &err), 0);
+		image_init(&past[i], im.size, BS);
+		memcpy(past[i].data, im.data, im.size);
+	}
+	assert_int_equal(verify(&rig, &report, true, &err), 0);
+	assert_int_equal(report.ndamaged, 0);
+	assert_int_equal(report.points, POINTS);
+	assert_true(report.bytes > 0);
+	repo_verify_report_done(&report);
+	assert_int_equal(rig.store->below->ops->list(rig.store->below, "", add_key, &keys, NULL), 0);
+	for (unsigned i = 0; i < 150; i++) {
+		size_t k = test_below(&rig.random, keys.n);
+
+		if (strcmp(keys.key[k], "repo") == 0 || strstr(keys.key[k], "/dom"))
+			continue; /* opening fails: seen elsewhere */
+		damage_one(&rig, past, POINTS, keys.key[k], keys.size[k]);
+	}
+	for (unsigned i = 0; i < POINTS; i++)
+		image_done(&past[i]);
+	image_done(&im);
+	rig_down(&rig);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(damage_is_found_and_named),
+	};
+
+	seed = test_seed();
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,274 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "test.h"
+
+#include "../../snapshot/journal.h"
+
+#include <sys/stat.h>
+#include <unistd.h>
+
+static struct journal *sample(void)
+{
+	struct journal *j = NULL;
+	struct journal_disk *d = NULL;
+
+	assert_int_equal(journal_new(&j, NULL), 0);
+	j->phase = JOURNAL_PIVOTING;
+	j->sequence = 7;
+	j->guest = strdup("web");
+	j->qmp_socket = strdup("/run/web.sock");
+	j->repo_url = strdup("file:/backup");
+	memset(j->repo.b, 0xa5, sizeof(j->repo.b));
+	memset(j->point.b, 0x5a, sizeof(j->point.b));
+	j->state = strdup("running");
+	j->server = SERVER_QEMU;
+	j->agent_pid = 4711;
+	for (unsigned i = 0; i < 2; i++) {
+		assert_int_equal(journal_add_disk(j, &d, NULL), 0);
+		d->name = strdup(i ? "vdb" : "vda");
+		d->qdev = i ? NULL : strdup("/machine/peripheral/vda/virtio-backend");
+		d->drive = i ? strdup("drive1") : NULL;
+		d->base = strdup("/images/a b.qcow2");
+		d->format = strdup("qcow2");
+		d->overlay = strdup("/images/x.tidemark-overlay");
+		d->size = UINT64_C(33558016);
+		d->frozen_mtime = UINT64_C(1795310000123456789);
+		d->pivot = i ? PIVOT_NONE : PIVOT_BEGUN;
+	}
+	return j;
+}
+
+static void encode(struct buf *text)
+{
+	struct journal *j = sample();
+
+	assert_int_equal(journal_encode(j, text, NULL), 0);
+	journal_free(j);
+}
+
+static void what_was_written_is_read(void **state)
+{
+	struct buf text = {0};
+	struct journal *j = NULL;
+
+	(void)state;
+	encode(&text);
+	assert_int_equal(journal_decode(text.data, text.len, "x", &j, NULL), 0);
+	assert_int_equal(j->phase, JOURNAL_PIVOTING);
+	assert_int_equal(j->sequence, 7);
+	assert_string_equal(j->guest, "web");
+	assert_null(j->agent_socket);
+	assert_int_equal(j->ndisks, 2);
+	assert_string_equal(j->disks[0].base, "/images/a b.qcow2");
+	assert_int_equal(j->disks[0].pivot, PIVOT_BEGUN);
+	assert_int_equal(j->disks[0].frozen_mtime, UINT64_C(1795310000123456789));
+	assert_null(j->disks[1].qdev);
+	assert_int_equal(j->point.b[15], 0x5a);
+	journal_free(j);
+	buf_done(&text);
+}
+
+static void every_truncation_is_an_error(void **state)
+{
+	struct buf text = {0};
+
+	(void)state;
+	encode(&text);
+	for (size_t n = 0; n < text.len; n++) {
+		/* A copy of just that size, so that a read beyond it is seen. */
+		uint8_t *part = malloc(n + 1);
+		struct journal *j = NULL;
+		int r;
+
+		memcpy(part, text.data, n);
+		part = realloc(part, n ? n : 1);
+		r = journal_decode(part, n, "x", &j, NULL);
+		if (r != TM_E_CORRUPT)
+			fail_msg("%zu of %zu bytes: %d", n, text.len, r);
+		free(part);
+	}
+	buf_done(&text);
+}
+
+static void every_flipped_bit_is_an_error(void **state)
+{
+	struct buf text = {0};
+
+	(void)state;
+	encode(&text);
+	for (size_t i = 0; i < text.len * 8; i++) {
+		struct journal *j = NULL;
+
+		text.data[i / 8] ^= (uint8_t)(1u << (i % 8));
+		if (journal_decode(text.data, text.len, "x", &j, NULL) != TM_E_CORRUPT)
+			fail_msg("bit %zu is not missed", i);
+		text.data[i / 8] ^= (uint8_t)(1u << (i % 8));
+	}
+	buf_done(&text);
+}
+
+/* Replaces `from` by `to` and makes the sum right again. */
+static void patched(const char *from, const char *to, struct buf *ret)
+{
+	struct buf text = {0};
+	char *at;
+
+	encode(&text);
+	assert_int_equal(buf_add(&text, "", 1, NULL), 0);
+	at = strstr((char *)text.data, from);
+	assert_non_null(at);
+	*strchr((char *)text.data, '\n') = '\0';
+	*at = '\0';
+	assert_int_equal(
+		buf_printf(ret, NULL, "%s%s%s\n", (char *)text.data, to, at + strlen(from)), 0);
+	assert_int_equal(
+		buf_printf(ret, NULL, "{\"crc32c\":\"%08x\"}\n", crc32c(0, ret->data, ret->len)),
+		0);
+	buf_done(&text);
+}
+
+static void a_newer_format_is_refused_as_such(void **state)
+{
+	struct error err = {0};
+	struct buf text = {0};
+	struct journal *j = NULL;
+
+	(void)state;
+	patched("\"tidemark_journal\":1", "\"tidemark_journal\":2", &text);
+	assert_int_equal(journal_decode(text.data, text.len, "x", &j, &err), TM_E_UNSUPPORTED);
+	assert_non_null(strstr(err.text, "newer"));
+	buf_done(&text);
+}
+
+static void nonsense_with_a_good_sum_is_an_error(void **state)
+{
+	static const char *const cases[][2] = {
+		{"\"pivoting\"", "\"dancing\""},
+		{"\"begun\"", "5"},
+		{"\"size\":33558016", "\"size\":-1"},
+		{"\"guest\":\"web\"", "\"guest\":null"},
+		{"\"base\":", "\"bass\":"},
+		{"\"disks\":[", "\"disks\":3,\"x\":["},
+		{"\"qmp_socket\":", "\"no_socket\":"},
+		{"\"kind\":\"qmp\"", "\"kind\":\"\""},
+		{"{\"tidemark_journal\":1", "[{\"a\":1"},
+	};
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+		struct buf text = {0};
+		struct journal *j = NULL;
+
+		patched(cases[i][0], cases[i][1], &text);
+		if (journal_decode(text.data, text.len, "x", &j, NULL) != TM_E_CORRUPT)
+			fail_msg("%s is taken", cases[i][1]);
+		buf_done(&text);
+	}
+}
+
+struct place {
+	char dir[32], path[64], copy[64];
+};
+
+static void make_place(struct place *p)
+{
+	(void)strcpy(p->dir, "/tmp/tidemark-test-XXXXXX");
+	assert_non_null(mkdtemp(p->dir));
+	(void)snprintf(p->path, sizeof(p->path), "%s/j.json", p->dir);
+	(void)snprintf(p->copy, sizeof(p->copy), "%s/copy", p->dir);
+}
+
+static void the_newer_of_two_copies_counts(void **state)
+{
+	struct journal *j = sample(), *back = NULL;
+	struct place p;
+
+	(void)state;
+	make_place(&p);
+	j->path = strdup(p.path);
+	j->copy = strdup(p.copy);
+	assert_int_equal(journal_write(j, JOURNAL_FROZEN, NULL), 0);
+	assert_int_equal(access(p.copy, F_OK), 0);
+	/* The first file stays behind: as if only the copy could be written. */
+	free(j->path);
+	j->path = strdup(p.copy);
+	assert_int_equal(journal_write(j, JOURNAL_COMMITTING, NULL), 0);
+	assert_int_equal(journal_read(p.path, &back, NULL), 0);
+	assert_int_equal(back->phase, JOURNAL_COMMITTING);
+	assert_string_equal(back->path, p.path);
+	assert_int_equal(journal_remove(back, NULL), 0);
+	assert_int_equal(rmdir(p.dir), 0);
+	journal_free(back);
+	journal_free(j);
+}
+
+static void one_of_two_places_is_enough_once_frozen(void **state)
+{
+	struct journal *j = sample();
+	struct place p;
+
+	(void)state;
+	make_place(&p);
+	j->path = strdup(p.path);
+	j->copy = strdup("/nonexistent/copy");
+	assert_int_equal(journal_write(j, JOURNAL_PREPARING, NULL), TM_E_NOTFOUND);
+	assert_int_equal(journal_write(j, JOURNAL_COMMITTING, NULL), 0);
+	free(j->path);
+	j->path = strdup("/nonexistent/j");
+	assert_int_not_equal(journal_write(j, JOURNAL_PIVOTING, NULL), 0);
+	assert_int_equal(j->phase, JOURNAL_COMMITTING);
+	(void)unlink(p.path);
+	assert_int_equal(rmdir(p.dir), 0);
+	journal_free(j);
+}
+
+static void the_lock_names_its_holder(void **state)
+{
+	char dir[] = "/tmp/tidemark-test-XXXXXX", path[80], pid[32];
+	struct error err = {0};
+	int one = -1, two = -1;
+
+	(void)state;
+	assert_non_null(mkdtemp(dir));
+	assert_int_equal(journal_lock(dir, "k", &one, NULL), 0);
+	assert_int_equal(journal_lock(dir, "k", &two, &err), TM_E_BUSY);
+	(void)snprintf(pid, sizeof(pid), "process %d", (int)getpid());
+	assert_non_null(strstr(err.text, pid));
+	(void)close(one);
+	assert_int_equal(journal_lock(dir, "k", &two, NULL), 0);
+	(void)close(two);
+	(void)snprintf(path, sizeof(path), "%s/journal/k.lock", dir);
+	(void)unlink(path);
+	(void)snprintf(path, sizeof(path), "%s/journal", dir);
+	(void)rmdir(path);
+	assert_int_equal(rmdir(dir), 0);
+}
+
+static void keys_are_file_names_that_differ(void **state)
+{
+	char *a = NULL, *b = NULL;
+
+	(void)state;
+	assert_int_equal(journal_key("/run/a/q.sock", &a, NULL), 0);
+	assert_int_equal(journal_key("/run/b/q.sock", &b, NULL), 0);
+	assert_string_not_equal(a, b);
+	assert_null(strchr(a, '/'));
+	free(a);
+	free(b);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(what_was_written_is_read),
+		cmocka_unit_test(every_truncation_is_an_error),
+		cmocka_unit_test(every_flipped_bit_is_an_error),
+		cmocka_unit_test(a_newer_format_is_refused_as_such),
+		cmocka_unit_test(nonsense_with_a_good_sum_is_an_error),
+		cmocka_unit_test(the_newer_of_two_copies_counts),
+		cmocka_unit_test(one_of_two_places_is_enough_once_frozen),
+		cmocka_unit_test(the_lock_names_its_holder),
+		cmocka_unit_test(keys_are_file_names_that_differ),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
