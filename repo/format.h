@@ -248,7 +248,15 @@ static_assert(sizeof(struct format_own_segment) == 16, "docs/format.md");
 #define MAX_KEY_OBJECT   (64u << 10)
 #define MAX_MARKER       (64u << 10)
 
-/* Fills and checks the common head.  `what` names the object in messages. */
 void format_head_init(struct format_head *h, const char *magic, size_t head_len, const struct tm_id *repo);
-int format_head_check(const struct format_head *h, const char *magic, size_t head_len,
+
+/*
+ * Checks the fixed header of head_len bytes that an object of len bytes begins with: its
+ * checksum (the last four bytes of the header, in every version), then version, features and
+ * repository (NULL: any).  `what` names the object in messages.
+ */
+int format_head_check(const void *object, size_t len, const char *magic, size_t head_len,
                       const struct tm_id *repo, const char *what, struct error *err) TM_WUR;
+
+/* Sets the checksum of a header whose other fields are final. */
+void format_head_seal(void *header, size_t head_len);

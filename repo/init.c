@@ -52,7 +52,7 @@ static int put_repo(const struct repo *repo, const struct master_keys *master, s
 	r = repo_mac(&master->meta, &h, h.mac, err);
 	if (r < 0)
 		return r;
-	h.crc = le32_of(crc32c(0, &h, offsetof(struct format_repo, crc)));
+	format_head_seal(&h, sizeof(h));
 	return store_put_wait(repo->st, "repo", &h, sizeof(h), err);
 }
 
@@ -67,7 +67,7 @@ static int put_domain(const struct repo *repo, struct error *err)
 	r = domain_mac(&repo->keys.meta, &h, h.mac, err);
 	if (r < 0)
 		return r;
-	h.crc = le32_of(crc32c(0, &h, offsetof(struct format_domain, crc)));
+	format_head_seal(&h, sizeof(h));
 	name_domain(repo, key);
 	return store_put_wait(repo->st, key, &h, sizeof(h), err);
 }
@@ -164,15 +164,12 @@ static int read_repo(struct repo *repo, struct format_repo *ret, struct error *e
 	}
 	if (r < 0)
 		return r;
-	if (b.len < sizeof(ret->head))
-		return error_set(err, TM_E_CORRUPT, "object repo is only %zu bytes", b.len);
-	memset(ret, 0, sizeof(*ret));
-	memcpy(ret, b.data, min_size(b.len, sizeof(*ret)));
-	r = format_head_check(&ret->head, MAGIC_REPO, sizeof(*ret), NULL, "the repository", err);
+	r = format_head_check(b.data, b.len, MAGIC_REPO, sizeof(*ret), NULL, "the repository", err);
 	if (r < 0)
 		return r;
-	if (b.len != sizeof(*ret) || le32_get(ret->crc) != crc32c(0, ret, offsetof(struct format_repo, crc)))
-		return error_set(err, TM_E_CORRUPT, "object repo: length or checksum is wrong");
+	if (b.len != sizeof(*ret))
+		return error_set(err, TM_E_CORRUPT, "object repo is %zu bytes, expected %zu", b.len, sizeof(*ret));
+	memcpy(ret, b.data, sizeof(*ret));
 	if (ret->cipher != CIPHER_AES256_GCM || ret->id_alg != ID_ALG_HMAC_SHA256 ||
 	    ret->data_slots_log2 != DATA_SLOTS_LOG2 || ret->map_slots_log2 != MAP_SLOTS_LOG2 ||
 	    ret->block_bits < MIN_BLOCK_BITS || ret->block_bits > MAX_BLOCK_BITS)
@@ -241,15 +238,12 @@ static int read_domain(struct repo *repo, struct error *err)
 	r = store_read(repo->st, key, 64 << 10, &b, err);
 	if (r < 0)
 		return r;
-	if (b.len != sizeof(h))
-		return error_set(err, TM_E_CORRUPT, "%s is %zu bytes, expected %zu", key, b.len, sizeof(h));
-	memcpy(&h, b.data, sizeof(h));
-	r = format_head_check(&h.head, MAGIC_DOMAIN, sizeof(h), &repo->id, key, err);
+	r = format_head_check(b.data, b.len, MAGIC_DOMAIN, sizeof(h), &repo->id, key, err);
 	if (r < 0)
 		return r;
-	if (le32_get(h.crc) != crc32c(0, &h, offsetof(struct format_domain, crc)) ||
-	    !id_equal(&h.domain, &repo->domain))
-		return error_set(err, TM_E_CORRUPT, "%s: checksum or id is wrong", key);
+	memcpy(&h, b.data, sizeof(h));
+	if (b.len != sizeof(h) || !id_equal(&h.domain, &repo->domain))
+		return error_set(err, TM_E_CORRUPT, "%s: length or id is wrong", key);
 	r = domain_mac(&repo->keys.meta, &h, mac, err);
 	if (r == 0 && !equal_secret(mac, h.mac, sizeof(mac)))
 		return error_set(err, TM_E_CORRUPT, "%s was not written with this repository's keys", key);

@@ -136,7 +136,7 @@ int slot_encode_plain(const struct tm_id *repo, const struct tm_id *kid, const s
 	format_head_init(&h.head, MAGIC_KEY, sizeof(h), repo);
 	h.body_len = le32_of(sizeof(rec));
 	h.body_crc = le32_of(crc32c(0, &rec, sizeof(rec)));
-	h.crc = le32_of(crc32c(0, &h, offsetof(struct format_key, crc)));
+	format_head_seal(&h, sizeof(h));
 	r = buf_add(ret, &h, sizeof(h), err);
 	if (r == 0)
 		r = buf_add(ret, &rec, sizeof(rec), err);
@@ -144,15 +144,9 @@ int slot_encode_plain(const struct tm_id *repo, const struct tm_id *kid, const s
 	return r;
 }
 
-static int slot_check(const struct tm_id *repo, const char *name, const struct format_key *h,
-                      const uint8_t *body, size_t body_len, struct error *err)
+static int slot_check(const char *name, const struct format_key *h, const uint8_t *body, size_t body_len,
+                      struct error *err)
 {
-	int r = format_head_check(&h->head, MAGIC_KEY, sizeof(*h), repo, name, err);
-
-	if (r < 0)
-		return r;
-	if (le32_get(h->crc) != crc32c(0, h, offsetof(struct format_key, crc)))
-		return error_set(err, TM_E_CORRUPT, "%s: header checksum is wrong", name);
 	if (le32_get(h->body_len) != body_len || le32_get(h->body_crc) != crc32c(0, body, body_len))
 		return error_set(err, TM_E_CORRUPT, "%s: body checksum is wrong", name);
 	if (h->cipher != CIPHER_AES256_GCM || h->kdf > KDF_SCRYPT)
@@ -170,10 +164,11 @@ int slot_decode(const struct tm_id *repo, const char *name, const void *bytes, s
 	uint32_t has;
 	int r;
 
-	if (len < sizeof(h))
-		return error_set(err, TM_E_CORRUPT, "%s is %zu bytes, shorter than its header", name, len);
+	r = format_head_check(bytes, len, MAGIC_KEY, sizeof(h), repo, name, err);
+	if (r < 0)
+		return r;
 	memcpy(&h, bytes, sizeof(h));
-	r = slot_check(repo, name, &h, (const uint8_t *)bytes + sizeof(h), len - sizeof(h), err);
+	r = slot_check(name, &h, (const uint8_t *)bytes + sizeof(h), len - sizeof(h), err);
 	if (r < 0)
 		return r;
 	if (len - sizeof(h) != sizeof(rec))

@@ -174,7 +174,7 @@ int manifest_encode(const struct repo *repo, const struct tm_id *source, const s
 	if (r < 0)
 		return r;
 	h.body_crc = le32_of(crc32c(0, body, n + TAG_BYTES));
-	h.crc = le32_of(crc32c(0, &h, offsetof(struct format_point, crc)));
+	format_head_seal(&h, sizeof(h));
 	memcpy(out.data, &h, sizeof(h));
 	out.len = sizeof(h) + n + TAG_BYTES;
 	buf_done(ret);
@@ -428,12 +428,6 @@ static int check_header(const struct repo *repo, const struct point_name *name, 
                         const struct format_point *h, const uint8_t *body, size_t body_len,
                         struct error *err)
 {
-	int r = format_head_check(&h->head, MAGIC_POINT, sizeof(*h), &repo->id, key, err);
-
-	if (r < 0)
-		return r;
-	if (le32_get(h->crc) != crc32c(0, h, offsetof(struct format_point, crc)))
-		return error_set(err, TM_E_CORRUPT, "%s: header checksum is wrong", key);
 	if (!id_equal(&h->domain, &repo->domain) || !id_equal(&h->source, &name->source) ||
 	    !id_equal(&h->session, &name->session) || le32_get(h->seq) != name->seq)
 		return error_set(err, TM_E_CORRUPT, "%s is another point than its name says", key);
@@ -475,8 +469,9 @@ int manifest_decode(const struct repo *repo, const struct point_name *name, cons
 	struct format_point h;
 	int r;
 
-	if (len < sizeof(h))
-		return error_set(err, TM_E_CORRUPT, "%s is %zu bytes, its header is %zu", key, len, sizeof(h));
+	r = format_head_check(bytes, len, MAGIC_POINT, sizeof(h), &repo->id, key, err);
+	if (r < 0)
+		return r;
 	memcpy(&h, bytes, sizeof(h));
 	r = check_header(repo, name, key, &h, body, len - sizeof(h), err);
 	if (r < 0)

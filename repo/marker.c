@@ -49,7 +49,7 @@ static int put_object(struct repo_session *s, const char *key, uint32_t pin, con
 	if (r < 0)
 		return r;
 	h.body_crc = le32_of(crc32c(0, p, sealed));
-	h.crc = le32_of(crc32c(0, &h, offsetof(struct format_session, crc)));
+	format_head_seal(&h, sizeof(h));
 	memcpy(out.data, &h, sizeof(h));
 	return store_put_wait(s->repo->st, key, out.data, sizeof(h) + sealed, err);
 }

@@ -209,15 +209,16 @@ int repo_point_get(struct repo *repo, const char *guest, const struct tm_id *id,
 {
 	struct name_list names = {0};
 	struct tm_id source;
-	int r = source_id(&repo->keys, guest, &source, err);
+	int r = guest ? source_id(&repo->keys, guest, &source, err) : 0;
 	size_t i;
 
-	r = r ? r : points_names(repo, &source, &names, err);
+	r = r ? r : points_names(repo, guest ? &source : NULL, &names, err);
 	for (i = 0; r == 0 && i < names.n; i++)
 		if (id_equal(&names.v[i].session, id))
 			break;
 	if (r == 0 && i == names.n)
-		r = error_set(err, TM_E_NOTFOUND, "guest %s has no point %s here", guest, id_text(id).s);
+		r = error_set(err, TM_E_NOTFOUND, "%s%s has no point %s", guest ? "guest " : "", guest ? guest : "the repository",
+		              id_text(id).s);
 	r = r ? r : points_load(repo, &names.v[i], ret, err);
 	name_list_done(&names);
 	return r;

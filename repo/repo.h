@@ -160,7 +160,8 @@ int repo_points(struct repo *repo, const char *guest, struct point_list *ret, si
  */
 int repo_point_find(struct repo *repo, const char *spec, struct point **ret, struct error *err) TM_WUR;
 
-/* A point by id; TM_E_NOTFOUND when it is not committed here. */
+/* A point by id, of one guest (which is quicker) or of any (NULL).  TM_E_NOTFOUND when it is not
+ * committed here. */
 int repo_point_get(struct repo *repo, const char *guest, const struct tm_id *id, struct point **ret,
                    struct error *err) TM_WUR;
 

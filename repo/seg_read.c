@@ -8,8 +8,6 @@
 #include <openssl/crypto.h>
 #include <string.h>
 
-static const char what[] = "segment";
-
 void seg_tables_free(struct seg_tables *t)
 {
 	if (!t)
@@ -58,14 +56,10 @@ static int parse_head(const struct seg_address *want, const void *bytes, size_t 
 	struct format_segment h;
 	int r;
 
-	if (len < sizeof(h))
-		return error_set(err, TM_E_CORRUPT, "segment of %zu bytes, its header is %zu", len, sizeof(h));
-	memcpy(&h, bytes, sizeof(h));
-	r = format_head_check(&h.head, MAGIC_SEGMENT, sizeof(h), &want->repo, what, err);
+	r = format_head_check(bytes, len, MAGIC_SEGMENT, sizeof(h), &want->repo, "segment", err);
 	if (r < 0)
 		return r;
-	if (le32_get(h.crc) != crc32c(0, &h, offsetof(struct format_segment, crc)))
-		return error_set(err, TM_E_CORRUPT, "the header's checksum is wrong");
+	memcpy(&h, bytes, sizeof(h));
 	r = check_address(&h, want, err);
 	if (r == 0)
 		r = check_counts(&h, err);

@@ -178,8 +178,8 @@ int seg_seal(struct seg_writer *w, struct aead *aead, const struct session_keys 
 	memcpy(h.wrap, keys->wrap, WRAP_BYTES);
 	h.frames_crc = le32_of(crc32c(0, p + sizeof(h), frames_len));
 	h.desc_crc = le32_of(crc32c(0, p + sizeof(h) + frames_len, desc_len));
-	w->head_crc = crc32c(0, &h, offsetof(struct format_segment, crc));
-	h.crc = le32_of(w->head_crc);
+	format_head_seal(&h, sizeof(h));
+	w->head_crc = le32_get(h.crc);
 	memcpy(p, &h, sizeof(h));
 	w->object = p;
 	w->object_len = sizeof(h) + frames_len + desc_len + w->payload;

@@ -63,6 +63,8 @@ static int device_id(const char *qdev, char **ret, struct error *err)
 	static const char prefix[] = "/machine/peripheral/";
 
 	*ret = NULL;
+	if (qdev && *qdev != '/')
+		return text_copy(qdev, ret, err); /* a device with an id of its own: scsi-hd */
 	if (!qdev || strncmp(qdev, prefix, strlen(prefix)) != 0)
 		return 0;
 	qdev += strlen(prefix);

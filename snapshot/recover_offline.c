@@ -47,14 +47,13 @@ static int check_base_unchanged(const struct journal *j, const struct journal_di
 	    (uint64_t)st.st_mtim.tv_sec * 1000000000 + (uint64_t)st.st_mtim.tv_nsec ==
 		    d->frozen_mtime)
 		return 0;
-	return error_set(err, TM_E_STALE,
-			 "%s was changed after it was frozen, so the guest was started without its "
-			 "overlay %s: "
-			 "both hold writes of the guest, and only you can choose.  To keep the "
-			 "base, remove the "
-			 "overlay; to keep the overlay, run 'qemu-img commit' on it; then run "
-			 "recovery again",
-			 d->base, d->overlay);
+	return error_set(
+		err, TM_E_STALE,
+		"%s was changed after it was frozen, so the guest was started without its overlay "
+		"%s, which no longer fits and is not merged: both are kept.  If the guest's data "
+		"is "
+		"right as it is, remove the overlay and run recovery again",
+		d->base, d->overlay);
 }
 
 static int set_backing(const struct journal_disk *d, struct error *err)
@@ -91,8 +90,10 @@ static int recover_disk(struct journal *j, struct journal_disk *d, struct text_l
 	bool there = access(d->overlay, F_OK) == 0, empty = true;
 	int r = 0;
 
+	/* With the base changed since the freeze somebody chose the base, as the text above says.
+	 */
 	if (!there && j->phase >= JOURNAL_FROZEN && j->phase < JOURNAL_SETTLING &&
-	    d->pivot == PIVOT_NONE)
+	    d->pivot == PIVOT_NONE && check_base_unchanged(j, d, NULL) == 0)
 		return error_set(err, TM_E_STALE,
 				 "its overlay %s is gone, with what the guest wrote since the "
 				 "freeze; if the guest's "

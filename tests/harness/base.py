@@ -133,6 +133,9 @@ class Scratch:
             signal.signal(signal.SIGTERM, _exit_on_signal)
         atexit.register(self.close)
 
+    def __str__(self):
+        return str(self.path)
+
     def __truediv__(self, name):
         return self.path / name
 

@@ -14,10 +14,13 @@ from harness.vm import Disk
 SIZE = 16 * image.MIB
 
 
-def running(scratch, **options):
-    path = image.create(scratch.dir("disks") / "vda.qcow2", SIZE)
-    vm = Vm(scratch, [Disk(path, "vda")], guest=False, **options).start()
-    vm.write("vda", 0, 1 << 20, 1)
+def running(scratch, make=True):
+    path = scratch.dir("disks") / "vda.qcow2"
+    if make:
+        image.create(path, SIZE)
+    vm = Vm(scratch, [Disk(path, "vda")], guest=False).start()
+    if make:
+        vm.write("vda", 0, 1 << 20, 1)
     note_baseline(vm)
     tidemark = Tidemark(scratch)
     tidemark("init")
@@ -130,17 +133,16 @@ def mounted(scratch, name, size):
 
 @case
 def a_full_repository_fails_only_the_backup(scratch):
-    vm, tidemark = running(scratch)
     small = mounted(scratch, "small", "2m")
     if not small:
         return
-    full = Tidemark(scratch, repo=small / "repo", state=tidemark.state)
-    full("init")
-    for offset in range(0, 12):
-        vm.io("vda", f"aio_write -f -P {offset + 1} {offset}M 1M")
     noise = scratch / "noise"
     noise.write_bytes(os.urandom(8 << 20))
-    vm.io("vda", f"aio_write -f -s {noise} 0 8M")
+    run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", noise,
+         scratch.dir("disks") / "vda.qcow2"])
+    vm, tidemark = running(scratch, make=False)
+    full = Tidemark(scratch, repo=small / "repo", state=tidemark.state)
+    full("init")
     result = full("backup", vm.target(), expect=1)
     says(result, "No space left", "small")
     assert_clean(vm, epochs=0)

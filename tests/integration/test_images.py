@@ -100,7 +100,8 @@ def a_running_guest_keeps_its_image_for_itself(scratch):
 @case
 def a_guest_cannot_start_while_its_image_is_read(scratch):
     path, tidemark = setup(scratch)
-    running = tidemark.start("backup", f"image:{path}", "--limit-rate", "128K")
+    qemu_io(path, "write -P 5 8M 8M")
+    running = tidemark.start("backup", f"image:{path}", "--limit-rate", "1M")
     wait_for("the lock", lambda: not running.running or subprocess.run(
         ["qemu-io", "-f", "qcow2", "-c", "write 0 512", path], capture_output=True,
         check=False).returncode != 0, 20)
