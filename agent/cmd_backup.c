@@ -18,6 +18,7 @@
 #define READ_PIECES     32 /* buffers of PIECE_CLUSTERS clusters: 32 MiB */
 #define NBD_CONNECTIONS 4
 #define NBD_CONNECT_MS  10000
+#define STALL_MS        120000 /* QEMU answers no read for so long: the backup is given up */
 
 struct backup {
 	struct agent *agent;
@@ -93,45 +94,48 @@ static int choose_disks(struct backup *b, struct error *err)
 
 /* ---- dry run ---- */
 
+static void print_estimate(const struct guest_disk *d, bool bitmap, uint64_t dirty, const char *reason)
+{
+	char text[SIZE_TEXT_MAX] = "changes", size[SIZE_TEXT_MAX];
+
+	if (dirty != UINT64_MAX)
+		size_format(dirty, text);
+	size_format(d->size, size);
+	(void)printf("%s: would read %s%s of %s%s%s\n", d->name, bitmap ? "" : "at most ", text, size,
+	             *reason ? ": " : "", reason);
+}
+
+/* Adds what a backup would read of one disk; prints it without --json. */
+static int estimate(struct agent *a, const struct guest_disk *d, json_t *disks, struct error *err)
+{
+	bool bitmap = d->epoch.usable && !a->opt.full;
+	uint64_t dirty = bitmap ? d->epoch.dirty_bytes : d->size;
+	const char *reason = bitmap ? "" : a->opt.full ? "asked for with --full" : d->epoch.reason;
+	json_t *o;
+
+	if (!a->opt.json)
+		print_estimate(d, bitmap, dirty, reason);
+	o = json_pack("{s:s, s:I, s:s, s:s, s:o}", "disk", d->name, "size", (json_int_t)d->size, "source",
+	              bitmap ? "bitmap" : "full", "reason", reason, "dirty_bytes",
+	              dirty == UINT64_MAX ? json_null() : json_integer((json_int_t)dirty));
+	return json_array_append_new(disks, o) ? error_nomem(err) : 0;
+}
+
 static int dry_run(struct backup *b, struct error *err)
 {
 	struct agent *a = b->agent;
 	json_t *disks = json_array();
 	int r = 0;
 
-	for (size_t i = 0; !r && i < b->ndisks; i++) {
-		const struct guest_disk *d = guest_disk(b->guest, b->disks[i]);
-		bool bitmap = d->epoch.usable && !a->opt.full;
-		uint64_t dirty = bitmap ? d->epoch.dirty_bytes : d->size;
-		const char *reason = bitmap        ? ""
-				     : a->opt.full ? "asked for with --full"
-						   : d->epoch.reason;
-		char text[SIZE_TEXT_MAX] = "changes", size[SIZE_TEXT_MAX];
-
-		if (dirty != UINT64_MAX)
-			size_format(dirty, text);
-		size_format(d->size, size);
-		if (!a->opt.json)
-			(void)printf("%s: would read %s%s of %s%s%s\n", d->name,
-				     bitmap ? "" : "at most ", text, size, *reason ? ": " : "",
-				     reason);
-		if (json_array_append_new(
-			    disks,
-			    json_pack("{s:s, s:I, s:s, s:s, s:o}", "disk", d->name, "size",
-				      (json_int_t)d->size, "source", bitmap ? "bitmap" : "full",
-				      "reason", reason, "dirty_bytes",
-				      dirty == UINT64_MAX ? json_null()
-							  : json_integer((json_int_t)dirty))))
-			r = error_nomem(err);
-	}
+	for (size_t i = 0; !r && i < b->ndisks; i++)
+		r = estimate(a, guest_disk(b->guest, b->disks[i]), disks, err);
 	if (r || !a->opt.json) {
 		json_decref(disks);
 		return r;
 	}
-	return print_json(json_pack("{s:b, s:s, s:o, s:o}", "dry_run", 1, "guest",
-				    guest_name(b->guest), "disks", disks, "warnings",
-				    take_warnings(a)),
-			  err);
+	return print_json(json_pack("{s:b, s:s, s:o, s:o}", "dry_run", 1, "guest", guest_name(b->guest), "disks",
+	                            disks, "warnings", take_warnings(a)),
+	                  err);
 }
 
 /* ---- the point to be ---- */
@@ -263,6 +267,7 @@ static int run_reader(struct backup *b, const struct snapshot_disk *sd, enum sou
 		.block_size = repo_block_size(a->repo),
 		.pieces = READ_PIECES,
 		.rate = a->opt.limit_rate,
+		.stall_ms = STALL_MS,
 		.tick = read_tick,
 		.data = b,
 	};

@@ -241,8 +241,7 @@ static int apply_value(struct options *o, int key, const char *value, struct err
 	case KEY_AUDIT:
 		return parse_audit(value, err);
 	default:
-		assert(!"option without a meaning");
-		return 0;
+		abort(); /* every option has a meaning */
 	}
 }
 
@@ -372,54 +371,70 @@ static int check(const struct options *o, struct error *err)
 	return 0;
 }
 
+struct words {
+	struct options *o;
+	bool have_command;
+	bool used[ARRAY_SIZE(specs)];
+};
+
+/* A word that is no option: the command, then its arguments. */
+static int take_word(struct words *w, const char *word, struct error *err)
+{
+	if (w->have_command)
+		return list_add(&w->o->args, word, err);
+	w->have_command = true;
+	return find_command(word, &w->o->command, err);
+}
+
 /* All words of the line; options may stand anywhere. */
-static int parse_words(int argc, char **argv, struct options *o, struct error *err)
+static int take_words(struct words *w, int argc, char **argv, struct error *err)
 {
 	struct option longs[ARRAY_SIZE(specs) + 1];
-	unsigned used[ARRAY_SIZE(specs)] = {0};
-	bool have_command = false;
-	int c, r;
+	int c, r = 0;
 
 	fill_getopt(longs);
 	opterr = 0;
 	optind = 0;
-	while ((c = getopt_long(argc, argv, "-:r:vqh", longs, NULL)) != -1) {
-		const struct option_spec *spec;
+	while (!r && (c = getopt_long(argc, argv, "-:r:vqh", longs, NULL)) != -1) {
+		const struct option_spec *spec = find_spec(c);
 
-		if (c == '?' || c == ':')
-			return bad_option(c, argv, err);
 		if (c == 1) {
-			r = have_command ? list_add(&o->args, optarg, err)
-					 : find_command(optarg, &o->command, err);
-			have_command = true;
+			r = take_word(w, optarg, err);
+		} else if (!spec) {
+			r = bad_option(c, argv, err);
 		} else {
-			spec = find_spec(c);
-			assert(spec);
-			used[spec - specs] = 1;
-			r = apply(o, c, optarg, err);
+			w->used[spec - specs] = true;
+			r = apply(w->o, c, optarg, err);
 		}
-		if (r)
-			return r;
 	}
-	for (; optind < argc; optind++) { /* behind "--" */
-		r = have_command ? list_add(&o->args, argv[optind], err)
-				 : find_command(argv[optind], &o->command, err);
-		have_command = true;
-		if (r)
-			return r;
-	}
-	if (!have_command) {
-		o->command = CMD_COUNT;
-		if (o->help || o->version)
-			return 0;
-		return error_set(err, TM_E_USAGE, "no command given");
-	}
+	for (; !r && optind < argc; optind++) /* behind "--" */
+		r = take_word(w, argv[optind], err);
+	return r;
+}
+
+/* Each option used must be one of the command's. */
+static int check_used(const struct words *w, struct error *err)
+{
 	for (size_t i = 0; i < ARRAY_SIZE(specs); i++) {
-		if (used[i] && !(specs[i].commands & ON(o->command)))
-			return error_set(err, TM_E_USAGE, "%s has no option --%s",
-					 command_name(o->command), specs[i].name);
+		if (w->used[i] && !(specs[i].commands & ON(w->o->command)))
+			return error_set(err, TM_E_USAGE, "%s has no option --%s", command_name(w->o->command),
+			                 specs[i].name);
 	}
 	return 0;
+}
+
+static int parse_words(int argc, char **argv, struct options *o, struct error *err)
+{
+	struct words w = {.o = o};
+	int r = take_words(&w, argc, argv, err);
+
+	if (r)
+		return r;
+	if (w.have_command)
+		return check_used(&w, err);
+	if (o->help || o->version)
+		return 0;
+	return error_set(err, TM_E_USAGE, "no command given");
 }
 
 int options_parse(int argc, char **argv, struct options *ret, struct error *err)

@@ -45,6 +45,7 @@ int buf_add(struct buf *b, const void *bytes, size_t len, struct error *err)
 	return 0;
 }
 
+TM_PRINTF(3, 0)
 static int add_formatted(struct buf *b, struct error *err, const char *fmt, va_list ap)
 {
 	va_list again;

@@ -36,7 +36,7 @@ static uint32_t crc_table(uint32_t c, const uint8_t *p, size_t len)
 #if defined(__x86_64__)
 #include <nmmintrin.h>
 
-#define STREAM 1024 /* bytes of one of the three streams in a round */
+#define STREAM ((size_t)1024) /* bytes of one of the three streams in a round */
 
 /* The CRC register after STREAM and 2 * STREAM zero bytes, by byte of the register. */
 static uint32_t shift1[4][256], shift2[4][256];

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 
+TM_PRINTF(2, 0)
 static void set_text(struct error *err, const char *fmt, va_list ap)
 {
 	if (vsnprintf(err->text, sizeof(err->text), fmt, ap) < 0)

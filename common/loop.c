@@ -108,7 +108,7 @@ static void prepare(struct io_uring_sqe *sqe, struct loop_op *op)
 		io_uring_prep_timeout(sqe, (struct __kernel_timespec *)(void *)op->timespec, 0, 0);
 		break;
 	case OP_DEFERRED:
-		assert(!"deferred ops never reach the ring");
+		abort(); /* they never reach the ring */
 	}
 	io_uring_sqe_set_data(sqe, op);
 }

@@ -10,43 +10,65 @@
 
 static const char size_units[] = "KMGTP";
 
+/* Digits at *p, moved behind them; false when they are too many. */
+static bool whole_number(const char **p, uint64_t *ret)
+{
+	*ret = 0;
+	for (; isdigit((unsigned char)**p); ++*p) {
+		if (__builtin_mul_overflow(*ret, 10u, ret) ||
+		    __builtin_add_overflow(*ret, (unsigned)(**p - '0'), ret))
+			return false;
+	}
+	return true;
+}
+
+/* ".25" as 25 of 100; digits behind the sixth change nothing. */
+static void fraction_of(const char **p, uint64_t *ret, uint64_t *ret_scale)
+{
+	*ret = 0;
+	*ret_scale = 1;
+	if (**p != '.')
+		return;
+	for (++*p; isdigit((unsigned char)**p); ++*p) {
+		if (*ret_scale >= 1000000)
+			continue;
+		*ret = *ret * 10 + (unsigned)(**p - '0');
+		*ret_scale *= 10;
+	}
+}
+
+/* The unit at *p, with or without "iB"; 1 when there is none. */
+static bool unit_of(const char **p, uint64_t *ret)
+{
+	const char *u = strchr(size_units, toupper((unsigned char)**p));
+
+	*ret = 1;
+	if (!**p)
+		return true;
+	if (!u)
+		return false;
+	*ret = UINT64_C(1) << (10 * (unsigned)(u - size_units + 1));
+	++*p;
+	if ((*p)[0] == 'i' && (*p)[1] == 'B')
+		*p += 2;
+	return **p == '\0';
+}
+
 int size_parse(const char *text, uint64_t *ret, struct error *err)
 {
-	uint64_t whole = 0, fraction = 0, scale = 1, unit = 1;
+	uint64_t whole, fraction, scale, unit;
 	const char *p = text;
+	bool fits;
 
 	if (!isdigit((unsigned char)*p))
-		return error_set(err, TM_E_USAGE,
-				 "'%s' is not a size (a number, perhaps with K, M, G, T or P)",
-				 text);
-	for (; isdigit((unsigned char)*p); p++) {
-		if (__builtin_mul_overflow(whole, 10u, &whole) ||
-		    __builtin_add_overflow(whole, (unsigned)(*p - '0'), &whole))
-			return error_set(err, TM_E_USAGE, "the size '%s' is too large", text);
-	}
-	if (*p == '.') {
-		for (p++; isdigit((unsigned char)*p); p++) {
-			if (scale >= 1000000)
-				continue; /* more digits change nothing */
-			fraction = fraction * 10 + (unsigned)(*p - '0');
-			scale *= 10;
-		}
-	}
-	if (*p) {
-		const char *u = strchr(size_units, toupper((unsigned char)*p));
-
-		if (!u)
-			return error_set(err, TM_E_USAGE,
-					 "'%s' is not a size (units are K, M, G, T and P)", text);
-		unit = UINT64_C(1) << (10 * (unsigned)(u - size_units + 1));
-		p++;
-		if (p[0] == 'i' && p[1] == 'B')
-			p += 2;
-	}
-	if (*p)
-		return error_set(err, TM_E_USAGE, "'%s' is not a size: '%s' is left over", text, p);
+		return error_set(err, TM_E_USAGE, "'%s' is not a size (a number, perhaps with K, M, G, T or P)",
+		                 text);
+	fits = whole_number(&p, &whole);
+	fraction_of(&p, &fraction, &scale);
+	if (!unit_of(&p, &unit))
+		return error_set(err, TM_E_USAGE, "'%s' is not a size (units are K, M, G, T and P)", text);
 	/* fraction < 10^6 and unit <= 2^50 in the divided form: no overflow */
-	if (__builtin_mul_overflow(whole, unit, &whole) ||
+	if (!fits || __builtin_mul_overflow(whole, unit, &whole) ||
 	    __builtin_add_overflow(whole, unit / 1024 * fraction / scale * 1024, ret))
 		return error_set(err, TM_E_USAGE, "the size '%s' is too large", text);
 	return 0;

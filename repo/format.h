@@ -242,7 +242,7 @@ static_assert(sizeof(struct format_own_segment) == 16, "docs/format.md");
 #define MAX_BLOCKS       (UINT64_C(1) << 39)
 #define MAX_SESSIONS     (1U << 20) /* of a disk's session table: 20-bit index */
 #define MAX_ORDINAL      ((UINT64_C(1) << 40) - 1)
-#define MAX_SEGMENT_INDEX ((1U << 24) - 1) /* three and five hex digits in names */
+#define MAX_SEGMENT_INDEX ((1U << 24) - 1) /* twice three hex digits in names */
 #define MAX_DISKS        256
 #define MAX_MANIFEST     (64u << 20)
 #define MAX_KEY_OBJECT   (64u << 10)

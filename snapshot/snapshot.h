@@ -62,8 +62,8 @@ enum guest_kind {
 
 /* All borrowed during the call. */
 struct guest_target {
-	enum guest_kind kind;
 	const char *name; /* or NULL: QEMU's -name, else made from the socket's or file's name */
+	enum guest_kind kind;
 	const char *qmp_socket;    /* GUEST_QMP */
 	const char *agent_socket;  /* GUEST_QMP; or NULL: no guest agent */
 	const char *const *images; /* GUEST_IMAGE */

@@ -259,7 +259,6 @@ static void pump_refined(struct mapper *m)
 {
 	ring_continue(&m->refined);
 	while (ring_may_ask(m, &m->refined)) {
-		struct ask *a;
 		uint64_t len;
 
 		if (!m->dirty.length) {
@@ -268,8 +267,7 @@ static void pump_refined(struct mapper *m)
 			m->refining = m->refine && m->dirty.length >= REFINE_MIN;
 		}
 		if (!m->refining) {
-			a = ring_push(&m->refined, m->dirty.offset, m->dirty.length);
-			a->whole = true;
+			ring_push(&m->refined, m->dirty.offset, m->dirty.length)->whole = true;
 			m->dirty.length = 0;
 			continue;
 		}

@@ -83,3 +83,7 @@ enum mapper_state mapper_next(struct mapper *m, struct map_range *ret);
 
 /* dirty_bytes is final. */
 bool mapper_complete(const struct mapper *m);
+
+/* Whether options and source go together; for everything that uses a mapper. */
+int reader_check(const struct block_source *src, const struct reader_options *opt,
+		 struct error *err) TM_WUR;

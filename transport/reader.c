@@ -16,10 +16,10 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#define TICK_MS      100   /* promised are 200 */
-#define SINK_END_MS  30000 /* for a sink to give its pieces back after a failure */
-#define ABORT_END_MS 30000 /* for an aborted source to end its requests */
-#define PIECES_MAX   65536
+#define TICK_MS      100       /* promised are 200 */
+#define SINK_END_MS  30000     /* for a sink to give its pieces back after a failure */
+#define ABORT_END_MS 30000     /* for an aborted source to end its requests */
+#define READ_AHEAD   4         /* pieces that wait for a read to become possible */
 #define RATE_BURST   (1 << 20) /* bytes that may be read ahead of a limited rate */
 
 struct reader_piece {
@@ -57,6 +57,7 @@ struct reader {
 	unsigned nfree;
 	struct reader_piece *filling;
 	struct piece_queue reading, ready;
+	unsigned nreading; /* pieces in `reading` */
 	uint64_t seq;
 	struct map_range range; /* rest of the range that is being cut into runs */
 	bool range_end;         /* there are no more */
@@ -109,10 +110,7 @@ static struct piece *queue_pop(struct piece_queue *q)
 	return p;
 }
 
-static struct reader_piece *reader_piece_of(struct piece *p)
-{
-	return container_of(p, struct reader_piece, p);
-}
+#define reader_piece_of(piece) container_of((piece), struct reader_piece, p)
 
 static void piece_returned(struct piece *p)
 {
@@ -161,6 +159,7 @@ static void close_piece(struct reader *r)
 
 	pad_piece(r, rp);
 	queue_push(rp->p.nclusters ? &r->reading : &r->ready, &rp->p);
+	r->nreading += rp->p.nclusters != 0;
 }
 
 /* Puts as much of the range as fits into the piece.  False: it is full. */
@@ -213,7 +212,8 @@ static bool fill_pieces(struct reader *r)
 			}
 			moved = true;
 		}
-		if (!r->filling && !r->free)
+		/* Not more pieces than are of use now: those that come back are warm. */
+		if (!r->filling && (!r->free || r->nreading >= READ_AHEAD))
 			return moved;
 		if (!r->filling)
 			r->filling = start_piece(r);
@@ -326,8 +326,10 @@ static bool issue_reads(struct reader *r)
 
 		start_read(r, rp);
 		/* Its reads end on a later turn of the loop at the earliest. */
-		if (rp->issued == all)
+		if (rp->issued == all) {
 			(void)queue_pop(&r->reading);
+			r->nreading--;
+		}
 		moved = true;
 	}
 	return moved;
@@ -417,7 +419,7 @@ static void tick(struct reader *r)
 		fail(r, code, &err);
 }
 
-/* How long the loop may sleep. */
+/* For the loop. */
 static int sleep_ms(const struct reader *r)
 {
 	uint64_t ms = r->tick_at_ms > r->now_ms ? r->tick_at_ms - r->now_ms : 0;
@@ -504,23 +506,6 @@ static void reader_free(struct reader *r)
 }
 TM_CLEANUP(struct reader, reader_free)
 
-static int check_options(const struct block_source *src, const struct reader_options *opt,
-			 struct error *err)
-{
-	uint32_t bs = opt->block_size;
-
-	if (!bs || (bs & (bs - 1)) || !opt->pieces || opt->pieces > PIECES_MAX)
-		return error_set(err, TM_E_RANGE,
-				 "cannot read with %u pieces of blocks of %u bytes", opt->pieces,
-				 bs);
-	if (opt->map == SOURCE_MAP_DIRTY && !src->has_dirty)
-		return error_set(err, TM_E_UNSUPPORTED, "the disk has no dirty bitmap");
-	if (!src->max_read || !src->depth || src->size > INT64_MAX)
-		return error_set(err, TM_E_PEER, "cannot read a disk of %llu bytes, %u at once",
-				 (unsigned long long)src->size, src->max_read);
-	return 0;
-}
-
 static int make_pieces(struct reader *r, struct error *err)
 {
 	size_t each, all;
@@ -564,7 +549,7 @@ static int reader_new(struct loop *loop, struct block_source *src, struct piece_
 		      const struct reader_options *opt, struct reader **ret, struct error *err)
 {
 	auto_clean(reader_free) struct reader *r = NULL;
-	int code = check_options(src, opt, err);
+	int code = reader_check(src, opt, err);
 
 	if (code)
 		return code;
@@ -606,79 +591,9 @@ int reader_run(struct loop *loop, struct block_source *src, struct piece_sink *s
 		code = r->code;
 		if (err)
 			*err = r->err;
-		if (!drain(r)) {
-			log_debug("a sink or source does not let go: memory is left to it");
+		if (!drain(r))
 			return code; /* r stays: others still point into it */
-		}
 	}
 	reader_free(r);
 	return code;
-}
-
-/* ---- estimate ---- */
-
-static int estimate(struct loop *loop, struct mapper *m, const struct reader_options *opt,
-		    uint64_t *ret_bytes, struct error *err)
-{
-	uint64_t bytes = 0, tick_at = now_ms() + TICK_MS;
-
-	for (;;) {
-		struct map_range range;
-		enum mapper_state state;
-		int r;
-
-		mapper_pump(m);
-		if (m->code) {
-			if (err)
-				*err = m->err;
-			return m->code;
-		}
-		state = mapper_next(m, &range);
-		if (state == MAPPER_END)
-			break;
-		if (state == MAPPER_RANGE) {
-			if (!range.zero || opt->map == SOURCE_MAP_DIRTY)
-				bytes += range.length;
-			continue;
-		}
-		r = loop_run_once(loop, TICK_MS, err);
-		if (!r && opt->tick && now_ms() >= tick_at) {
-			struct reader_counts counts = {.dirty_bytes = m->dirty_bytes};
-
-			tick_at = now_ms() + TICK_MS;
-			r = opt->tick(opt->data, &counts, err);
-		}
-		if (r)
-			return r;
-	}
-	*ret_bytes = bytes;
-	return 0;
-}
-
-int reader_estimate(struct loop *loop, struct block_source *src, const struct reader_options *opt,
-		    uint64_t *ret_bytes, struct error *err)
-{
-	struct mapper *m;
-	int r = check_options(src, opt, err);
-
-	if (r)
-		return r;
-	m = calloc(1, sizeof(*m));
-	if (!m)
-		return error_nomem(err);
-	mapper_init(m, src, opt->map, opt->block_size);
-	if (opt->map == SOURCE_MAP_DIRTY)
-		m->refine = false; /* zero or not, it is dirty */
-	r = estimate(loop, m, opt, ret_bytes, err);
-	if (r && m->running) {
-		mapper_stop(m);
-		src->ops->abort(src);
-	}
-	while (m->running) {
-		if (loop_run_once(loop, TICK_MS, NULL))
-			return r; /* the loop is broken; m is left to the source */
-	}
-	mapper_done(m);
-	free(m);
-	return r;
 }

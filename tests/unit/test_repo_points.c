@@ -67,7 +67,6 @@ static void points_are_found_by_what_people_type(void **state)
 
 static void a_point_is_gone_with_its_tombstone(void **state)
 {
-	auto_point_list struct point_list l = {0};
 	struct tm_id id;
 	char key[KEY_MAX];
 	struct rig rig;

@@ -143,10 +143,11 @@ static void random_sets_keep_the_rules(void **state)
 
 		for (size_t k = 0; k < n; k++) {
 			char flags[6] = "";
+			size_t len = 0;
 
 			for (const char *f = "ricsb"; *f; f++) {
 				if (test_below(&seed, *f == 'b' ? 20 : 3) == 0)
-					(void)strncat(flags, f, 1);
+					flags[len++] = *f;
 			}
 			v[k] = bitmap((unsigned)test_below(&seed, 6),
 				      (unsigned)test_below(&seed, 6), flags);

@@ -105,7 +105,7 @@ static void what_is_put_arrives(void **state)
 
 static void an_existing_file_is_kept_unless_forced(void **state)
 {
-	auto_buf struct buf got = {0};
+	auto_buf struct buf got = {0}, after = {0};
 	struct disk_sink_counts counts;
 	struct disk_sink *sink;
 	struct error err = {0};
@@ -119,9 +119,9 @@ static void an_existing_file_is_kept_unless_forced(void **state)
 	assert_int_equal(file_sink_open(loop, path, 100, BLOCK, true, &sink, &err), 0);
 	assert_int_equal(disk_sink_finish(sink, &counts, &err), 0);
 	disk_sink_free(sink);
-	assert_int_equal(io_read_file(path, 100, &got, NULL), 0);
-	assert_int_equal(got.len, 100);
-	assert_int_equal(got.data[0], 0);
+	assert_int_equal(io_read_file(path, 100, &after, NULL), 0);
+	assert_int_equal(after.len, 100);
+	assert_int_equal(after.data[0], 0);
 }
 
 static void odd_targets_are_refused(void **state)

@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* How much there is to report or read: the mapping alone. */
+#include "mapper.h"
+
+#define TICK_MS    100
+#define PIECES_MAX 65536
+
+int reader_check(const struct block_source *src, const struct reader_options *opt,
+		 struct error *err)
+{
+	uint32_t bs = opt->block_size;
+
+	if (!bs || (bs & (bs - 1)) || !opt->pieces || opt->pieces > PIECES_MAX)
+		return error_set(err, TM_E_RANGE,
+				 "cannot read with %u pieces of blocks of %u bytes", opt->pieces,
+				 bs);
+	if (opt->map == SOURCE_MAP_DIRTY && !src->has_dirty)
+		return error_set(err, TM_E_UNSUPPORTED, "the disk has no dirty bitmap");
+	if (!src->max_read || !src->depth || src->size > INT64_MAX)
+		return error_set(err, TM_E_PEER, "cannot read a disk of %llu bytes, %u at once",
+				 (unsigned long long)src->size, src->max_read);
+	return 0;
+}
+
+static int estimate(struct loop *loop, struct mapper *m, const struct reader_options *opt,
+		    uint64_t *ret_bytes, struct error *err)
+{
+	uint64_t bytes = 0, tick_at = clock_monotonic_ms(&clock_system) + TICK_MS;
+
+	for (;;) {
+		struct map_range range;
+		enum mapper_state state;
+		int r;
+
+		mapper_pump(m);
+		if (m->code) {
+			if (err)
+				*err = m->err;
+			return m->code;
+		}
+		state = mapper_next(m, &range);
+		if (state == MAPPER_END)
+			break;
+		if (state == MAPPER_RANGE) {
+			if (!range.zero || opt->map == SOURCE_MAP_DIRTY)
+				bytes += range.length;
+			continue;
+		}
+		r = loop_run_once(loop, TICK_MS, err);
+		if (!r && opt->tick && clock_monotonic_ms(&clock_system) >= tick_at) {
+			struct reader_counts counts = {.dirty_bytes = m->dirty_bytes};
+
+			tick_at = clock_monotonic_ms(&clock_system) + TICK_MS;
+			r = opt->tick(opt->data, &counts, err);
+		}
+		if (r)
+			return r;
+	}
+	*ret_bytes = bytes;
+	return 0;
+}
+
+int reader_estimate(struct loop *loop, struct block_source *src, const struct reader_options *opt,
+		    uint64_t *ret_bytes, struct error *err)
+{
+	struct mapper *m;
+	int r = reader_check(src, opt, err);
+
+	if (r)
+		return r;
+	m = calloc(1, sizeof(*m));
+	if (!m)
+		return error_nomem(err);
+	mapper_init(m, src, opt->map, opt->block_size);
+	if (opt->map == SOURCE_MAP_DIRTY)
+		m->refine = false; /* zero or not, it is dirty */
+	r = estimate(loop, m, opt, ret_bytes, err);
+	if (r && m->running) {
+		mapper_stop(m);
+		src->ops->abort(src);
+	}
+	while (m->running) {
+		if (loop_run_once(loop, TICK_MS, NULL))
+			return r; /* the loop is broken; m is left to the source */
+	}
+	mapper_done(m);
+	free(m);
+	return r;
+}
