@@ -21,7 +21,7 @@ bool bitmap_name_parse(const char *name, struct bitmap_id *ret)
 		return false;
 	name += strlen(PREFIX);
 	if (!parse_part(name, '-', &id.repo) || !parse_part(name + TM_ID_HEX + 1, '-', &id.point) ||
-	    !parse_part(name + 2 * (TM_ID_HEX + 1), '\0', &id.parent))
+	    !parse_part(name + (size_t)2 * (TM_ID_HEX + 1), '\0', &id.parent))
 		return false;
 	*ret = id;
 	return true;

@@ -112,7 +112,7 @@ static int start_commit(struct collapse *c, const struct collapse_view *v, struc
 	json_t *args;
 	int r;
 
-	if (!v->base)
+	if (!v->base || !v->top || !v->active)
 		return error_set(err, TM_E_STALE, "below its overlay %s is not its base %s",
 				 c->d->overlay, c->d->base);
 	if (c->commits++ >= COMMITS_MAX)

@@ -111,20 +111,15 @@ static int publish(const struct journal *j, const struct buf *text, bool both, s
 	int r = io_publish(j->path, text->data, text->len, 0600, &e);
 	int r_copy = j->copy ? io_publish(j->copy, text->data, text->len, 0600, &e_copy) : r;
 
-	if ((r && r_copy) || (both && r)) {
+	if (!r && !r_copy)
+		return 0;
+	if (both || (r && r_copy)) {
 		if (err && !err->code)
-			*err = e;
-		return r;
+			*err = r ? e : e_copy;
+		return r ? r : r_copy;
 	}
-	if (both && r_copy) {
-		if (err && !err->code)
-			*err = e_copy;
-		return r_copy;
-	}
-	if (r || r_copy) {
-		log_debug("%s", r ? e.text : e_copy.text);
-		(void)unlink(r ? j->path : j->copy);
-	}
+	log_debug("%s", r ? e.text : e_copy.text);
+	(void)unlink(r ? j->path : j->copy);
 	return 0;
 }
 
@@ -210,7 +205,7 @@ int journal_key(const char *path, char **ret, struct error *err)
 
 	for (const char *p = path; *p; p++)
 		hash = (hash ^ (unsigned char)*p) * FNV_PRIME;
-	for (; name[n] && n < KEY_NAME; n++)
+	for (; n < KEY_NAME && name[n]; n++)
 		readable[n] = isalnum((unsigned char)name[n]) ? name[n] : '_';
 	readable[n] = '\0';
 	return text_format(ret, err, "%s-%016llx", readable, (unsigned long long)hash);

@@ -71,9 +71,11 @@ static bool read_proc(pid_t pid, const char *name, char *text, size_t max, size_
 	return true;
 }
 
+/* starttime in proc(5); the second field ends with the last ')' and may hold anything. */
+#define START_TIME_FIELD 22
+
 uint64_t proc_start(pid_t pid)
 {
-	unsigned long long start;
 	char text[1024];
 	const char *p;
 	size_t len;
@@ -81,13 +83,9 @@ uint64_t proc_start(pid_t pid)
 	if (!read_proc(pid, "stat", text, sizeof(text), &len))
 		return 0;
 	p = strrchr(text, ')'); /* the name may hold anything */
-	if (!p ||
-	    sscanf(p,
-		   ") %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d "
-		   "%*d %llu",
-		   &start) != 1)
-		return 0;
-	return start;
+	for (unsigned field = 2; p && field < START_TIME_FIELD; field++)
+		p = strchr(p + 1, ' ');
+	return p ? strtoull(p + 1, NULL, 10) : 0;
 }
 
 bool proc_find_holder(const char *path, pid_t *ret_pid, char name[PROC_NAME_MAX])
@@ -162,7 +160,7 @@ bool proc_listener(const char *path, pid_t *ret_pid)
 
 	if (fd < 0 || strlen(path) >= sizeof(addr.sun_path))
 		return false;
-	(void)strcpy(addr.sun_path, path);
+	(void)memcpy(addr.sun_path, path, strlen(path) + 1);
 	/* A place in the queue is enough: the kernel knows who listens. */
 	if (connect(fd, (const struct sockaddr *)&addr, sizeof(addr)) < 0 ||
 	    getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) < 0)

@@ -122,7 +122,7 @@ static int sync_line(struct qga *a, uint64_t deadline, struct error *err)
 		r = send_text(a, msg, true, deadline, err);
 	while (!r) {
 		auto_json json_t *reply = NULL;
-		bool marked;
+		bool marked = false;
 		uint64_t id;
 
 		r = recv_text(a, deadline, &marked, &reply, err);
