@@ -94,15 +94,16 @@ static int choose_disks(struct backup *b, struct error *err)
 
 /* ---- dry run ---- */
 
-static void print_estimate(const struct guest_disk *d, bool bitmap, uint64_t dirty, const char *reason)
+static void print_estimate(const struct guest_disk *d, bool bitmap, uint64_t dirty,
+			   const char *reason)
 {
 	char text[SIZE_TEXT_MAX] = "changes", size[SIZE_TEXT_MAX];
 
 	if (dirty != UINT64_MAX)
 		size_format(dirty, text);
 	size_format(d->size, size);
-	(void)printf("%s: would read %s%s of %s%s%s\n", d->name, bitmap ? "" : "at most ", text, size,
-	             *reason ? ": " : "", reason);
+	(void)printf("%s: would read %s%s of %s%s%s\n", d->name, bitmap ? "" : "at most ", text,
+		     size, *reason ? ": " : "", reason);
 }
 
 /* Adds what a backup would read of one disk; prints it without --json. */
@@ -115,9 +116,9 @@ static int estimate(struct agent *a, const struct guest_disk *d, json_t *disks, 
 
 	if (!a->opt.json)
 		print_estimate(d, bitmap, dirty, reason);
-	o = json_pack("{s:s, s:I, s:s, s:s, s:o}", "disk", d->name, "size", (json_int_t)d->size, "source",
-	              bitmap ? "bitmap" : "full", "reason", reason, "dirty_bytes",
-	              dirty == UINT64_MAX ? json_null() : json_integer((json_int_t)dirty));
+	o = json_pack("{s:s, s:I, s:s, s:s, s:o}", "disk", d->name, "size", (json_int_t)d->size,
+		      "source", bitmap ? "bitmap" : "full", "reason", reason, "dirty_bytes",
+		      dirty == UINT64_MAX ? json_null() : json_integer((json_int_t)dirty));
 	return json_array_append_new(disks, o) ? error_nomem(err) : 0;
 }
 
@@ -133,9 +134,10 @@ static int dry_run(struct backup *b, struct error *err)
 		json_decref(disks);
 		return r;
 	}
-	return print_json(json_pack("{s:b, s:s, s:o, s:o}", "dry_run", 1, "guest", guest_name(b->guest), "disks",
-	                            disks, "warnings", take_warnings(a)),
-	                  err);
+	return print_json(json_pack("{s:b, s:s, s:o, s:o}", "dry_run", 1, "guest",
+				    guest_name(b->guest), "disks", disks, "warnings",
+				    take_warnings(a)),
+			  err);
 }
 
 /* ---- the point to be ---- */

@@ -417,8 +417,8 @@ static int check_used(const struct words *w, struct error *err)
 {
 	for (size_t i = 0; i < ARRAY_SIZE(specs); i++) {
 		if (w->used[i] && !(specs[i].commands & ON(w->o->command)))
-			return error_set(err, TM_E_USAGE, "%s has no option --%s", command_name(w->o->command),
-			                 specs[i].name);
+			return error_set(err, TM_E_USAGE, "%s has no option --%s",
+					 command_name(w->o->command), specs[i].name);
 	}
 	return 0;
 }

@@ -6,6 +6,7 @@
 #include "checked.h"
 #include "cleanup.h"
 #include "clock.h"
+#include "container.h"
 #include "crc32c.h"
 #include "endian.h"
 #include "error.h"

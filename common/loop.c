@@ -10,6 +10,7 @@
 #include "loop.h"
 
 #include "checked.h"
+#include "container.h"
 #include "log.h"
 
 #include <assert.h>
@@ -358,7 +359,7 @@ static void run_starved(struct loop *loop)
 
 static void wake_arrived(struct loop_op *op, int res)
 {
-	struct loop *loop = (struct loop *)(void *)((char *)op - offsetof(struct loop, wake_op));
+	struct loop *loop = container_of(op, struct loop, wake_op);
 	struct loop_waker *next;
 	uint64_t count;
 

@@ -5,6 +5,7 @@
  */
 #include "pool.h"
 
+#include "container.h"
 #include "log.h"
 
 #include <assert.h>
@@ -79,7 +80,7 @@ static void *worker_main(void *data)
 
 static void woken(struct loop_waker *waker)
 {
-	struct pool *pool = (struct pool *)(void *)((char *)waker - offsetof(struct pool, waker));
+	struct pool *pool = container_of(waker, struct pool, waker);
 	struct pool_task *t, *next;
 
 	(void)pthread_mutex_lock(&pool->lock);

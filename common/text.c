@@ -61,12 +61,14 @@ int size_parse(const char *text, uint64_t *ret, struct error *err)
 	bool fits;
 
 	if (!isdigit((unsigned char)*p))
-		return error_set(err, TM_E_USAGE, "'%s' is not a size (a number, perhaps with K, M, G, T or P)",
-		                 text);
+		return error_set(err, TM_E_USAGE,
+				 "'%s' is not a size (a number, perhaps with K, M, G, T or P)",
+				 text);
 	fits = whole_number(&p, &whole);
 	fraction_of(&p, &fraction, &scale);
 	if (!unit_of(&p, &unit))
-		return error_set(err, TM_E_USAGE, "'%s' is not a size (units are K, M, G, T and P)", text);
+		return error_set(err, TM_E_USAGE, "'%s' is not a size (units are K, M, G, T and P)",
+				 text);
 	/* fraction < 10^6 and unit <= 2^50 in the divided form: no overflow */
 	if (!fits || __builtin_mul_overflow(whole, unit, &whole) ||
 	    __builtin_add_overflow(whole, unit / 1024 * fraction / scale * 1024, ret))

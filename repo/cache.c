@@ -180,13 +180,14 @@ struct tables *cache_tables(struct cache *c, const struct tm_id *sid, uint8_t ty
 	return NULL;
 }
 
-static struct page *find_page(struct cache *c, const struct tm_id *sid, uint32_t index, uint32_t slot)
+static struct page *find_page(struct cache *c, const struct tm_id *sid, uint32_t index,
+			      uint32_t slot)
 {
 	for (struct page **p = &c->pages; *p; p = &(*p)->next) {
 		struct page *g = *p;
 
-		if (g->index != index || slot < g->first_slot || slot - g->first_slot >= g->nslots ||
-		    !id_equal(&g->sid, sid))
+		if (g->index != index || slot < g->first_slot ||
+		    slot - g->first_slot >= g->nslots || !id_equal(&g->sid, sid))
 			continue;
 		*p = g->next;
 		g->next = c->pages;
@@ -196,7 +197,8 @@ static struct page *find_page(struct cache *c, const struct tm_id *sid, uint32_t
 	return NULL;
 }
 
-const uint8_t *cache_node(struct cache *c, const struct tm_id *sid, uint64_t ordinal, size_t *ret_len)
+const uint8_t *cache_node(struct cache *c, const struct tm_id *sid, uint64_t ordinal,
+			  size_t *ret_len)
 {
 	uint32_t slot = (uint32_t)(ordinal & (MAP_SLOTS - 1));
 	struct page *g = find_page(c, sid, (uint32_t)(ordinal >> MAP_SLOTS_LOG2), slot);
@@ -340,8 +342,8 @@ static void tables_got(struct store_req *req, int code)
 	tables_loaded(l, r);
 }
 
-static struct seg_address segment_address(const struct repo *repo, const struct tm_id *sid, uint8_t type,
-                                          uint32_t index)
+static struct seg_address segment_address(const struct repo *repo, const struct tm_id *sid,
+					  uint8_t type, uint32_t index)
 {
 	return (struct seg_address){
 		.repo = repo->id,
@@ -360,13 +362,14 @@ static void wait_add(struct cache_wait **list, struct cache_wait *w)
 }
 
 void cache_load_tables(struct cache *c, const struct tm_id *sid, uint8_t type, uint32_t index,
-                       struct cache_wait *w)
+		       struct cache_wait *w)
 {
 	struct tables_load *l;
 
 	error_clear(&w->err);
 	for (l = c->tables_loads; l; l = l->next) {
-		if (l->addr.index == index && l->addr.type == type && id_equal(&l->addr.session, sid)) {
+		if (l->addr.index == index && l->addr.type == type &&
+		    id_equal(&l->addr.session, sid)) {
 			wait_add(&l->waiting, w);
 			return;
 		}
@@ -437,13 +440,17 @@ static int page_decode(struct cache *c, struct page_load *l, struct page **ret, 
 		if (ZSTD_isError(n))
 			return error_set(err, TM_E_CORRUPT, "map page: %s", ZSTD_getErrorName(n));
 	} else {
-		return error_set(err, TM_E_UNSUPPORTED, "map page of unknown encoding %u", l->buf[0]);
+		return error_set(err, TM_E_UNSUPPORTED, "map page of unknown encoding %u",
+				 l->buf[0]);
 	}
 	r = page_check(g->bytes, n, f->nslots, err);
 	if (r < 0)
 		return r;
-	*g = (struct page){.sid = l->sid, .index = l->index, .first_slot = f->first_slot, .nslots = f->nslots,
-	                   .len = n};
+	*g = (struct page){.sid = l->sid,
+			   .index = l->index,
+			   .first_slot = f->first_slot,
+			   .nslots = f->nslots,
+			   .len = n};
 	*ret = realloc(g, sizeof(*g) + n);
 	if (!*ret)
 		return error_nomem(err);
@@ -488,7 +495,9 @@ static void page_tables_there(struct cache_wait *w, int code)
 	assert(l->tables);
 	l->frame = seg_find(l->tables->t, l->slot);
 	if (!l->frame) {
-		page_loaded(l, error_set(&err, TM_E_CORRUPT, "there is no map node %" PRIu32, l->slot), &err);
+		page_loaded(l,
+			    error_set(&err, TM_E_CORRUPT, "there is no map node %" PRIu32, l->slot),
+			    &err);
 		return;
 	}
 	l->buf = malloc(l->frame->stored_len);
@@ -503,11 +512,13 @@ static void page_tables_there(struct cache_wait *w, int code)
 static bool page_covers(const struct page_load *l, uint32_t slot)
 {
 	if (l->frame)
-		return slot >= l->frame->first_slot && slot - l->frame->first_slot < l->frame->nslots;
+		return slot >= l->frame->first_slot &&
+		       slot - l->frame->first_slot < l->frame->nslots;
 	return l->slot == slot;
 }
 
-void cache_load_node(struct cache *c, const struct tm_id *sid, uint64_t ordinal, struct cache_wait *w)
+void cache_load_node(struct cache *c, const struct tm_id *sid, uint64_t ordinal,
+		     struct cache_wait *w)
 {
 	uint32_t slot = (uint32_t)(ordinal & (MAP_SLOTS - 1));
 	uint32_t index = (uint32_t)(ordinal >> MAP_SLOTS_LOG2);
@@ -526,7 +537,8 @@ void cache_load_node(struct cache *c, const struct tm_id *sid, uint64_t ordinal,
 		w->done(w, error_nomem(&w->err));
 		return;
 	}
-	*l = (struct page_load){.c = c, .sid = *sid, .index = index, .slot = slot, .next = c->page_loads};
+	*l = (struct page_load){
+		.c = c, .sid = *sid, .index = index, .slot = slot, .next = c->page_loads};
 	c->page_loads = l;
 	l->tables_wait.done = page_tables_there;
 	wait_add(&l->waiting, w);

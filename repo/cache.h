@@ -34,11 +34,13 @@ struct tables *cache_tables(struct cache *c, const struct tm_id *sid, uint8_t ty
 void tables_ref(struct tables *t);
 void tables_unref(struct tables *t);
 void cache_load_tables(struct cache *c, const struct tm_id *sid, uint8_t type, uint32_t index,
-                       struct cache_wait *w);
+		       struct cache_wait *w);
 
 /* The bytes of a map node, valid until the next call; NULL: load it. */
-const uint8_t *cache_node(struct cache *c, const struct tm_id *sid, uint64_t ordinal, size_t *ret_len);
-void cache_load_node(struct cache *c, const struct tm_id *sid, uint64_t ordinal, struct cache_wait *w);
+const uint8_t *cache_node(struct cache *c, const struct tm_id *sid, uint64_t ordinal,
+			  size_t *ret_len);
+void cache_load_node(struct cache *c, const struct tm_id *sid, uint64_t ordinal,
+		     struct cache_wait *w);
 
 /* Forgets everything that is not in use. */
 void cache_drop(struct cache *c);

@@ -38,14 +38,16 @@ static void *unconst(const void *p)
 	return (void *)(uintptr_t)p;
 }
 
-int derive(const struct secret *key, const void *info, size_t len, struct secret *ret, struct error *err)
+int derive(const struct secret *key, const void *info, size_t len, struct secret *ret,
+	   struct error *err)
 {
 	EVP_KDF *kdf = EVP_KDF_fetch(NULL, "HKDF", NULL);
 	EVP_KDF_CTX *ctx = kdf ? EVP_KDF_CTX_new(kdf) : NULL;
 	char digest[] = "SHA256";
 	OSSL_PARAM params[] = {
 		OSSL_PARAM_construct_utf8_string(OSSL_KDF_PARAM_DIGEST, digest, 0),
-		OSSL_PARAM_construct_octet_string(OSSL_KDF_PARAM_KEY, unconst(key->b), sizeof(key->b)),
+		OSSL_PARAM_construct_octet_string(OSSL_KDF_PARAM_KEY, unconst(key->b),
+						  sizeof(key->b)),
 		OSSL_PARAM_construct_octet_string(OSSL_KDF_PARAM_INFO, unconst(info), len),
 		OSSL_PARAM_construct_end(),
 	};
@@ -56,8 +58,8 @@ int derive(const struct secret *key, const void *info, size_t len, struct secret
 	return ok ? 0 : crypt_failed(err, "HKDF");
 }
 
-int derive_id(const struct secret *key, const char *label, const struct tm_id *id, struct secret *ret,
-              struct error *err)
+int derive_id(const struct secret *key, const char *label, const struct tm_id *id,
+	      struct secret *ret, struct error *err)
 {
 	uint8_t info[64];
 	size_t len = strlen(label);
@@ -111,8 +113,8 @@ static bool aead_begin(struct aead *a, uint32_t number, const void *aad, size_t 
 	       EVP_CipherUpdate(a->ctx, NULL, &out, aad, (int)aad_len) == 1;
 }
 
-int aead_seal(struct aead *a, uint32_t number, const void *aad, size_t aad_len, const void *in, size_t len,
-              void *out, struct error *err)
+int aead_seal(struct aead *a, uint32_t number, const void *aad, size_t aad_len, const void *in,
+	      size_t len, void *out, struct error *err)
 {
 	uint8_t *o = out;
 	int n = 0, rest = 0;
@@ -126,8 +128,8 @@ int aead_seal(struct aead *a, uint32_t number, const void *aad, size_t aad_len, 
 	return 0;
 }
 
-int aead_open(struct aead *a, uint32_t number, const void *aad, size_t aad_len, const void *in, size_t len,
-              void *out, struct error *err)
+int aead_open(struct aead *a, uint32_t number, const void *aad, size_t aad_len, const void *in,
+	      size_t len, void *out, struct error *err)
 {
 	const uint8_t *i = in;
 	uint8_t *o = out;
@@ -141,7 +143,8 @@ int aead_open(struct aead *a, uint32_t number, const void *aad, size_t aad_len, 
 	    EVP_CIPHER_CTX_ctrl(a->ctx, EVP_CTRL_AEAD_SET_TAG, TAG_BYTES, unconst(i + len)) != 1)
 		return crypt_failed(err, "decryption");
 	if (EVP_CipherFinal_ex(a->ctx, o + len, &rest) != 1)
-		return error_set(err, TM_E_CORRUPT, "the seal is broken (wrong key or changed bytes)");
+		return error_set(err, TM_E_CORRUPT,
+				 "the seal is broken (wrong key or changed bytes)");
 	return 0;
 }
 
@@ -187,7 +190,7 @@ int mac_do(struct mac *m, const void *bytes, size_t len, uint8_t ret[KEY_BYTES],
 }
 
 int mac_once(const struct secret *key, const void *bytes, size_t len, uint8_t ret[KEY_BYTES],
-             struct error *err)
+	     struct error *err)
 {
 	auto_clean(mac_free) struct mac *m = NULL;
 	int r = mac_new(key, &m, err);
@@ -205,7 +208,8 @@ static void cleanup_pkey(EVP_PKEY **p)
 
 int data_public(const struct secret *data, uint8_t ret[KEY_BYTES], struct error *err)
 {
-	auto_pkey EVP_PKEY *k = EVP_PKEY_new_raw_private_key(EVP_PKEY_X25519, NULL, data->b, KEY_BYTES);
+	auto_pkey EVP_PKEY *k =
+		EVP_PKEY_new_raw_private_key(EVP_PKEY_X25519, NULL, data->b, KEY_BYTES);
 	size_t n = KEY_BYTES;
 
 	if (!k || EVP_PKEY_get_raw_public_key(k, ret, &n) != 1)
@@ -214,29 +218,34 @@ int data_public(const struct secret *data, uint8_t ret[KEY_BYTES], struct error 
 }
 
 /* ret = HKDF(X25519(mine, theirs), theirs' and my public key ‖ info) */
-static int agree(const struct secret *mine, const uint8_t theirs[KEY_BYTES], const uint8_t epk[KEY_BYTES],
-                 const void *info, size_t info_len, struct secret *ret, struct error *err)
+static int agree(const struct secret *mine, const uint8_t theirs[KEY_BYTES],
+		 const uint8_t epk[KEY_BYTES], const void *info, size_t info_len,
+		 struct secret *ret, struct error *err)
 {
-	auto_pkey EVP_PKEY *sk = EVP_PKEY_new_raw_private_key(EVP_PKEY_X25519, NULL, mine->b, KEY_BYTES);
-	auto_pkey EVP_PKEY *pk = EVP_PKEY_new_raw_public_key(EVP_PKEY_X25519, NULL, theirs, KEY_BYTES);
+	auto_pkey EVP_PKEY *sk =
+		EVP_PKEY_new_raw_private_key(EVP_PKEY_X25519, NULL, mine->b, KEY_BYTES);
+	auto_pkey EVP_PKEY *pk =
+		EVP_PKEY_new_raw_public_key(EVP_PKEY_X25519, NULL, theirs, KEY_BYTES);
 	EVP_PKEY_CTX *ctx = sk ? EVP_PKEY_CTX_new(sk, NULL) : NULL;
 	auto_secret struct secret shared = {{0}};
 	uint8_t all[128];
 	size_t n = KEY_BYTES;
-	bool ok = ctx && pk && EVP_PKEY_derive_init(ctx) == 1 && EVP_PKEY_derive_set_peer(ctx, pk) == 1 &&
-	          EVP_PKEY_derive(ctx, shared.b, &n) == 1 && n == KEY_BYTES;
+	bool ok = ctx && pk && EVP_PKEY_derive_init(ctx) == 1 &&
+		  EVP_PKEY_derive_set_peer(ctx, pk) == 1 &&
+		  EVP_PKEY_derive(ctx, shared.b, &n) == 1 && n == KEY_BYTES;
 
 	EVP_PKEY_CTX_free(ctx);
 	if (!ok)
-		return error_set(err, TM_E_CORRUPT, "the session's key wrap holds no valid public key");
+		return error_set(err, TM_E_CORRUPT,
+				 "the session's key wrap holds no valid public key");
 	assert(KEY_BYTES + info_len <= sizeof(all));
 	memcpy(all, epk, KEY_BYTES);
 	memcpy(all + KEY_BYTES, info, info_len);
 	return derive(&shared, all, KEY_BYTES + info_len, ret, err);
 }
 
-int wrap_seal(const uint8_t data_pk[KEY_BYTES], const void *info, size_t info_len, const struct secret *key,
-              uint8_t ret[WRAP_BYTES], struct error *err)
+int wrap_seal(const uint8_t data_pk[KEY_BYTES], const void *info, size_t info_len,
+	      const struct secret *key, uint8_t ret[WRAP_BYTES], struct error *err)
 {
 	auto_clean(aead_free) struct aead *a = NULL;
 	auto_secret struct secret esk = {{0}}, kek = {{0}};
@@ -259,8 +268,8 @@ int wrap_seal(const uint8_t data_pk[KEY_BYTES], const void *info, size_t info_le
 	return r;
 }
 
-int wrap_open(const struct secret *data, const void *info, size_t info_len, const uint8_t wrap[WRAP_BYTES],
-              struct secret *ret, struct error *err)
+int wrap_open(const struct secret *data, const void *info, size_t info_len,
+	      const uint8_t wrap[WRAP_BYTES], struct secret *ret, struct error *err)
 {
 	auto_clean(aead_free) struct aead *a = NULL;
 	auto_secret struct secret kek = {{0}}, key = {{0}};
@@ -272,7 +281,8 @@ int wrap_open(const struct secret *data, const void *info, size_t info_len, cons
 	if (r == 0)
 		r = aead_set_key(a, &kek, err);
 	if (r == 0)
-		r = aead_open(a, 0, info, info_len, wrap + KEY_BYTES, WRAP_BYTES - KEY_BYTES, key.b, err);
+		r = aead_open(a, 0, info, info_len, wrap + KEY_BYTES, WRAP_BYTES - KEY_BYTES, key.b,
+			      err);
 	if (r == 0)
 		*ret = key;
 	return r;

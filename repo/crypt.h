@@ -16,10 +16,10 @@ void secret_wipe(struct secret *k);
 
 /* ret = HKDF-SHA256(key, info) */
 int derive(const struct secret *key, const void *info, size_t len, struct secret *ret,
-           struct error *err) TM_WUR;
+	   struct error *err) TM_WUR;
 /* the same with info = label ‖ id */
-int derive_id(const struct secret *key, const char *label, const struct tm_id *id, struct secret *ret,
-              struct error *err) TM_WUR;
+int derive_id(const struct secret *key, const char *label, const struct tm_id *id,
+	      struct secret *ret, struct error *err) TM_WUR;
 
 /* ---- AES-256-GCM: nonce = number (le32) ‖ 0^64 ---- */
 
@@ -31,13 +31,13 @@ TM_CLEANUP(struct aead, aead_free)
 int aead_set_key(struct aead *a, const struct secret *key, struct error *err) TM_WUR;
 
 /* In place or not; out has room for len + TAG_BYTES. */
-int aead_seal(struct aead *a, uint32_t number, const void *aad, size_t aad_len, const void *in, size_t len,
-              void *out, struct error *err) TM_WUR;
+int aead_seal(struct aead *a, uint32_t number, const void *aad, size_t aad_len, const void *in,
+	      size_t len, void *out, struct error *err) TM_WUR;
 
-/* len includes the tag; out gets len - TAG_BYTES bytes.  TM_E_CORRUPT without a text of its own place:
- * callers prefix it. */
-int aead_open(struct aead *a, uint32_t number, const void *aad, size_t aad_len, const void *in, size_t len,
-              void *out, struct error *err) TM_WUR;
+/* len includes the tag; out gets len - TAG_BYTES bytes.  TM_E_CORRUPT without a text of its own
+ * place: callers prefix it. */
+int aead_open(struct aead *a, uint32_t number, const void *aad, size_t aad_len, const void *in,
+	      size_t len, void *out, struct error *err) TM_WUR;
 
 /* ---- HMAC-SHA256 ---- */
 
@@ -45,18 +45,19 @@ struct mac;
 int mac_new(const struct secret *key, struct mac **ret, struct error *err) TM_WUR;
 void mac_free(struct mac *m);
 TM_CLEANUP(struct mac, mac_free)
-int mac_do(struct mac *m, const void *bytes, size_t len, uint8_t ret[KEY_BYTES], struct error *err) TM_WUR;
+int mac_do(struct mac *m, const void *bytes, size_t len, uint8_t ret[KEY_BYTES],
+	   struct error *err) TM_WUR;
 
 /* One shot. */
 int mac_once(const struct secret *key, const void *bytes, size_t len, uint8_t ret[KEY_BYTES],
-             struct error *err) TM_WUR;
+	     struct error *err) TM_WUR;
 
 bool equal_secret(const void *a, const void *b, size_t len);
 
 /* ---- X25519: sealing 32 bytes to a public key ---- */
 
 int data_public(const struct secret *data, uint8_t ret[KEY_BYTES], struct error *err) TM_WUR;
-int wrap_seal(const uint8_t data_pk[KEY_BYTES], const void *info, size_t info_len, const struct secret *key,
-              uint8_t ret[WRAP_BYTES], struct error *err) TM_WUR;
-int wrap_open(const struct secret *data, const void *info, size_t info_len, const uint8_t wrap[WRAP_BYTES],
-              struct secret *ret, struct error *err) TM_WUR;
+int wrap_seal(const uint8_t data_pk[KEY_BYTES], const void *info, size_t info_len,
+	      const struct secret *key, uint8_t ret[WRAP_BYTES], struct error *err) TM_WUR;
+int wrap_open(const struct secret *data, const void *info, size_t info_len,
+	      const uint8_t wrap[WRAP_BYTES], struct secret *ret, struct error *err) TM_WUR;

@@ -9,9 +9,9 @@
  * Checks, opens and decompresses a data frame: f->nslots clusters at out.  The key of the
  * segment must be set in w->aead.
  */
-int frame_decode(struct worker *w, const struct seg_tables *t, const struct seg_frame *f, const void *stored,
-                 void *out, struct error *err) TM_WUR;
+int frame_decode(struct worker *w, const struct seg_tables *t, const struct seg_frame *f,
+		 const void *stored, void *out, struct error *err) TM_WUR;
 
 /* Compares a cluster with the content id of its slot. */
 int cluster_prove(struct worker *w, const struct seg_tables *t, uint32_t slot, const void *cluster,
-                  struct error *err) TM_WUR;
+		  struct error *err) TM_WUR;

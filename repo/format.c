@@ -5,7 +5,8 @@
 #include <inttypes.h>
 #include <string.h>
 
-void format_head_init(struct format_head *h, const char *magic, size_t head_len, const struct tm_id *repo)
+void format_head_init(struct format_head *h, const char *magic, size_t head_len,
+		      const struct tm_id *repo)
 {
 	memset(h, 0, sizeof(*h));
 	memcpy(h->magic, magic, sizeof(h->magic));
@@ -28,7 +29,7 @@ void format_head_seal(void *header, size_t head_len)
 
 /* Whole and unchanged, whatever its version. */
 static int check_intact(const uint8_t *object, size_t len, const char *magic, const char *what,
-                        struct error *err)
+			struct error *err)
 {
 	struct format_head h;
 	struct le32 crc;
@@ -41,7 +42,8 @@ static int check_intact(const uint8_t *object, size_t len, const char *magic, co
 		return error_set(err, TM_E_CORRUPT, "%s: wrong magic bytes", what);
 	head_len = le16_get(h.head_len);
 	if (head_len < sizeof(h) + sizeof(crc) || head_len > len)
-		return error_set(err, TM_E_CORRUPT, "%s is %zu bytes, its header %zu", what, len, head_len);
+		return error_set(err, TM_E_CORRUPT, "%s is %zu bytes, its header %zu", what, len,
+				 head_len);
 	memcpy(&crc, object + head_len - sizeof(crc), sizeof(crc));
 	if (le32_get(crc) != header_crc(object, head_len))
 		return error_set(err, TM_E_CORRUPT, "%s: the header's checksum is wrong", what);
@@ -49,7 +51,7 @@ static int check_intact(const uint8_t *object, size_t len, const char *magic, co
 }
 
 int format_head_check(const void *object, size_t len, const char *magic, size_t head_len,
-                      const struct tm_id *repo, const char *what, struct error *err)
+		      const struct tm_id *repo, const char *what, struct error *err)
 {
 	struct format_head h;
 	int r = check_intact(object, len, magic, what, err);
@@ -58,15 +60,16 @@ int format_head_check(const void *object, size_t len, const char *magic, size_t 
 		return r;
 	memcpy(&h, object, sizeof(h));
 	if (le16_get(h.version) != FORMAT_VERSION)
-		return error_set(err, TM_E_UNSUPPORTED, "%s has format version %u, this program knows %u",
-		                 what, (unsigned)le16_get(h.version), (unsigned)FORMAT_VERSION);
+		return error_set(err, TM_E_UNSUPPORTED,
+				 "%s has format version %u, this program knows %u", what,
+				 (unsigned)le16_get(h.version), (unsigned)FORMAT_VERSION);
 	if (le64_get(h.incompat) & ~KNOWN_INCOMPAT)
 		return error_set(err, TM_E_UNSUPPORTED,
-		                 "%s needs features this program does not have (bits %#" PRIx64 ")", what,
-		                 le64_get(h.incompat) & ~KNOWN_INCOMPAT);
+				 "%s needs features this program does not have (bits %#" PRIx64 ")",
+				 what, le64_get(h.incompat) & ~KNOWN_INCOMPAT);
 	if (le16_get(h.head_len) != head_len || le32_get(h.reserved) != 0)
 		return error_set(err, TM_E_CORRUPT, "%s: a header of %u bytes, expected %zu", what,
-		                 (unsigned)le16_get(h.head_len), head_len);
+				 (unsigned)le16_get(h.head_len), head_len);
 	if (repo && !id_equal(&h.repo, repo))
 		return error_set(err, TM_E_CORRUPT, "%s belongs to another repository", what);
 	return 0;

@@ -61,7 +61,8 @@ struct format_repo {
 };
 static_assert(sizeof(struct format_repo) == 132, "docs/format.md");
 
-/* Object "keys/<kid>": header, then the body (struct format_key_record, …), then a tag if wrapped. */
+/* Object "keys/<kid>": header, then the body (struct format_key_record, …), then a tag if wrapped.
+ */
 #define KDF_NONE   0
 #define KDF_SCRYPT 1
 #define ROLE_FULL  1
@@ -141,7 +142,7 @@ struct format_segment {
 	struct le32 nslots;
 	struct le32 nframes;
 	struct le32 nextras;
-	struct le32 desc_len;    /* tag included; 0: no table */
+	struct le32 desc_len; /* tag included; 0: no table */
 	struct le64 payload_len;
 	uint8_t wrap[WRAP_BYTES];
 	struct le32 frames_crc; /* of the frame table */
@@ -171,7 +172,7 @@ static_assert(sizeof(struct format_frame) == 12, "docs/format.md");
 struct format_desc {
 	struct le64 place; /* block (48 bits), disk (8), kind (8) */
 	uint8_t b[16];     /* slot: content id; hole: count (le32), zeroes;
-	                    * alias: count (le32), session index (le32), ordinal (le64) */
+			    * alias: count (le32), session index (le32), ordinal (le64) */
 };
 static_assert(sizeof(struct format_desc) == 24, "docs/format.md");
 
@@ -224,8 +225,8 @@ static_assert(sizeof(struct format_own_segment) == 16, "docs/format.md");
 #define MIN_BLOCK_BITS  12
 #define MAX_BLOCK_BITS  20
 
-#define FRAME_MAX_SLOTS   16         /* of a data frame: what a piece carries */
-#define PAGE_MAX_NODES    1024       /* of a map frame */
+#define FRAME_MAX_SLOTS   16          /* of a data frame: what a piece carries */
+#define PAGE_MAX_NODES    1024        /* of a map frame */
 #define PAGE_MAX_BYTES    (40u << 10) /* decompressed: the writer's target plus one node */
 #define PAGE_TARGET_BYTES (32u << 10)
 
@@ -233,22 +234,24 @@ static_assert(sizeof(struct format_own_segment) == 16, "docs/format.md");
 #define SEGMENT_TARGET_PAYLOAD (16u << 20)
 #define SEGMENT_MAX_EXTRAS     1024
 /* What a reader accepts: 1024 incompressible slots of the largest block. */
-#define SEGMENT_MAX_PAYLOAD ((UINT64_C(1) << (DATA_SLOTS_LOG2 + MAX_BLOCK_BITS)) + (UINT64_C(1) << 20))
+#define SEGMENT_MAX_PAYLOAD \
+	((UINT64_C(1) << (DATA_SLOTS_LOG2 + MAX_BLOCK_BITS)) + (UINT64_C(1) << 20))
 
-#define NODE_LEAF_BLOCKS 128
-#define NODE_CHILDREN    256
-#define NODE_MAX_LEVEL   4
-#define NODE_MAX_BYTES   3072 /* 256 runs of at most 11 bytes, and the head */
-#define MAX_BLOCKS       (UINT64_C(1) << 39)
-#define MAX_SESSIONS     (1U << 20) /* of a disk's session table: 20-bit index */
-#define MAX_ORDINAL      ((UINT64_C(1) << 40) - 1)
+#define NODE_LEAF_BLOCKS  128
+#define NODE_CHILDREN     256
+#define NODE_MAX_LEVEL    4
+#define NODE_MAX_BYTES    3072 /* 256 runs of at most 11 bytes, and the head */
+#define MAX_BLOCKS        (UINT64_C(1) << 39)
+#define MAX_SESSIONS      (1U << 20) /* of a disk's session table: 20-bit index */
+#define MAX_ORDINAL       ((UINT64_C(1) << 40) - 1)
 #define MAX_SEGMENT_INDEX ((1U << 24) - 1) /* twice three hex digits in names */
-#define MAX_DISKS        256
-#define MAX_MANIFEST     (64u << 20)
-#define MAX_KEY_OBJECT   (64u << 10)
-#define MAX_MARKER       (64u << 10)
+#define MAX_DISKS         256
+#define MAX_MANIFEST      (64u << 20)
+#define MAX_KEY_OBJECT    (64u << 10)
+#define MAX_MARKER        (64u << 10)
 
-void format_head_init(struct format_head *h, const char *magic, size_t head_len, const struct tm_id *repo);
+void format_head_init(struct format_head *h, const char *magic, size_t head_len,
+		      const struct tm_id *repo);
 
 /*
  * Checks the fixed header of head_len bytes that an object of len bytes begins with: its
@@ -256,7 +259,7 @@ void format_head_init(struct format_head *h, const char *magic, size_t head_len,
  * repository (NULL: any).  `what` names the object in messages.
  */
 int format_head_check(const void *object, size_t len, const char *magic, size_t head_len,
-                      const struct tm_id *repo, const char *what, struct error *err) TM_WUR;
+		      const struct tm_id *repo, const char *what, struct error *err) TM_WUR;
 
 /* Sets the checksum of a header whose other fields are final. */
 void format_head_seal(void *header, size_t head_len);

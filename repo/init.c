@@ -16,7 +16,7 @@
 /* ---- encoding of the two descriptors ---- */
 
 static int mac_with(const struct secret *meta, const char *label, const void *bytes, size_t len,
-                    uint8_t ret[KEY_BYTES], struct error *err)
+		    uint8_t ret[KEY_BYTES], struct error *err)
 {
 	auto_secret struct secret key = {{0}};
 	int r = derive(meta, label, strlen(label), &key, err);
@@ -25,13 +25,13 @@ static int mac_with(const struct secret *meta, const char *label, const void *by
 }
 
 static int repo_mac(const struct secret *meta, const struct format_repo *h, uint8_t ret[KEY_BYTES],
-                    struct error *err)
+		    struct error *err)
 {
 	return mac_with(meta, "tidemark repo", h, offsetof(struct format_repo, mac), ret, err);
 }
 
-static int domain_mac(const struct secret *meta, const struct format_domain *h, uint8_t ret[KEY_BYTES],
-                      struct error *err)
+static int domain_mac(const struct secret *meta, const struct format_domain *h,
+		      uint8_t ret[KEY_BYTES], struct error *err)
 {
 	return mac_with(meta, "tidemark domain", h, offsetof(struct format_domain, mac), ret, err);
 }
@@ -125,10 +125,11 @@ static int do_init(struct repo *repo, uint32_t block_size, struct error *err)
 	auto_master struct master_keys master = {.has = 0};
 	int r;
 
-	if (block_size < UINT32_C(1) << MIN_BLOCK_BITS || block_size > UINT32_C(1) << MAX_BLOCK_BITS ||
-	    (block_size & (block_size - 1)) != 0)
-		return error_set(err, TM_E_USAGE, "block size %" PRIu32 " is not a power of two from 4K to 1M",
-		                 block_size);
+	if (block_size < UINT32_C(1) << MIN_BLOCK_BITS ||
+	    block_size > UINT32_C(1) << MAX_BLOCK_BITS || (block_size & (block_size - 1)) != 0)
+		return error_set(err, TM_E_USAGE,
+				 "block size %" PRIu32 " is not a power of two from 4K to 1M",
+				 block_size);
 	repo->block_bits = (unsigned)__builtin_ctz(block_size);
 	r = repo->st->ops->list(repo->st, "", any_object, NULL, err);
 	r = r ? r : id_new(&repo->id, err);
@@ -140,12 +141,14 @@ static int do_init(struct repo *repo, uint32_t block_size, struct error *err)
 	return r ? r : put_repo(repo, &master, err);
 }
 
-int repo_init(struct store *st, const struct repo_init_options *opt, struct repo **ret, struct error *err)
+int repo_init(struct store *st, const struct repo_init_options *opt, struct repo **ret,
+	      struct error *err)
 {
 	auto_clean(repo_free) struct repo *repo = NULL;
 	int r = repo_alloc(st, &repo, err);
 
-	r = r ? r : do_init(repo, opt && opt->block_size ? opt->block_size : DEFAULT_BLOCK_SIZE, err);
+	r = r ? r
+	      : do_init(repo, opt && opt->block_size ? opt->block_size : DEFAULT_BLOCK_SIZE, err);
 	if (r == 0)
 		*ret = tm_steal(repo);
 	return r;
@@ -160,7 +163,8 @@ static int read_repo(struct repo *repo, struct format_repo *ret, struct error *e
 
 	if (r == TM_E_NOTFOUND) {
 		error_clear(err);
-		return error_set(err, TM_E_NOTFOUND, "this is not a Tidemark repository (it has no object 'repo')");
+		return error_set(err, TM_E_NOTFOUND,
+				 "this is not a Tidemark repository (it has no object 'repo')");
 	}
 	if (r < 0)
 		return r;
@@ -168,12 +172,14 @@ static int read_repo(struct repo *repo, struct format_repo *ret, struct error *e
 	if (r < 0)
 		return r;
 	if (b.len != sizeof(*ret))
-		return error_set(err, TM_E_CORRUPT, "object repo is %zu bytes, expected %zu", b.len, sizeof(*ret));
+		return error_set(err, TM_E_CORRUPT, "object repo is %zu bytes, expected %zu", b.len,
+				 sizeof(*ret));
 	memcpy(ret, b.data, sizeof(*ret));
 	if (ret->cipher != CIPHER_AES256_GCM || ret->id_alg != ID_ALG_HMAC_SHA256 ||
 	    ret->data_slots_log2 != DATA_SLOTS_LOG2 || ret->map_slots_log2 != MAP_SLOTS_LOG2 ||
 	    ret->block_bits < MIN_BLOCK_BITS || ret->block_bits > MAX_BLOCK_BITS)
-		return error_set(err, TM_E_UNSUPPORTED, "the repository has parameters this program does not know");
+		return error_set(err, TM_E_UNSUPPORTED,
+				 "the repository has parameters this program does not know");
 	repo->id = ret->head.repo;
 	repo->domain = ret->domain;
 	repo->block_bits = ret->block_bits;
@@ -184,7 +190,7 @@ struct slot_search {
 	struct repo *repo;
 	struct master_keys *master;
 	bool found;
-	unsigned locked; /* slots that need a password */
+	unsigned locked;  /* slots that need a password */
 	struct error err; /* of the first slot that cannot be used */
 };
 
@@ -220,10 +226,12 @@ static int find_keys(struct repo *repo, struct master_keys *master, struct error
 	if (r < 0 || s.found)
 		return r;
 	if (s.locked)
-		return error_set(err, TM_E_DENIED, "the repository is encrypted: a password is needed");
+		return error_set(err, TM_E_DENIED,
+				 "the repository is encrypted: a password is needed");
 	if (s.err.code && err && !err->code)
 		*err = s.err;
-	return s.err.code ? (int)s.err.code : error_set(err, TM_E_CORRUPT, "the repository has no keys");
+	return s.err.code ? (int)s.err.code
+			  : error_set(err, TM_E_CORRUPT, "the repository has no keys");
 }
 
 static int read_domain(struct repo *repo, struct error *err)
@@ -246,7 +254,8 @@ static int read_domain(struct repo *repo, struct error *err)
 		return error_set(err, TM_E_CORRUPT, "%s: length or id is wrong", key);
 	r = domain_mac(&repo->keys.meta, &h, mac, err);
 	if (r == 0 && !equal_secret(mac, h.mac, sizeof(mac)))
-		return error_set(err, TM_E_CORRUPT, "%s was not written with this repository's keys", key);
+		return error_set(err, TM_E_CORRUPT,
+				 "%s was not written with this repository's keys", key);
 	if (r == 0)
 		memcpy(repo->keys.data_public, h.data_public, KEY_BYTES);
 	return r;
@@ -265,7 +274,8 @@ static int do_open(struct repo *repo, struct error *err)
 	if (r < 0)
 		return r;
 	if (!equal_secret(mac, h.mac, sizeof(mac)))
-		return error_set(err, TM_E_CORRUPT, "object repo was not written with the repository's keys");
+		return error_set(err, TM_E_CORRUPT,
+				 "object repo was not written with the repository's keys");
 	r = domain_derive(&master, &repo->domain, &repo->keys, err);
 	return r ? r : read_domain(repo, err);
 }

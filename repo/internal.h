@@ -2,7 +2,6 @@
 /* The repository as its own files see it. */
 #pragma once
 
-#include "container.h"
 #include "keys.h"
 #include "repo.h"
 #include "store.h"
@@ -48,13 +47,14 @@ enum session_flag {
 };
 
 void name_domain(const struct repo *repo, char key[KEY_MAX]);
-void name_flag(const struct repo *repo, enum session_flag flag, const struct tm_id *sid, char key[KEY_MAX]);
+void name_flag(const struct repo *repo, enum session_flag flag, const struct tm_id *sid,
+	       char key[KEY_MAX]);
 void name_flag_prefix(const struct repo *repo, enum session_flag flag, char key[KEY_MAX]);
 void name_pin(const struct repo *repo, const struct tm_id *sid, uint32_t pin, char key[KEY_MAX]);
 void name_segment(const struct repo *repo, const struct tm_id *sid, uint8_t type, uint32_t index,
-                  uint32_t generation, uint32_t run, char key[KEY_MAX]);
-void name_point(const struct repo *repo, const struct tm_id *src, uint32_t seq, const struct tm_id *sid,
-                char key[KEY_MAX]);
+		  uint32_t generation, uint32_t run, char key[KEY_MAX]);
+void name_point(const struct repo *repo, const struct tm_id *src, uint32_t seq,
+		const struct tm_id *sid, char key[KEY_MAX]);
 void name_source_prefix(const struct repo *repo, const struct tm_id *src, char key[KEY_MAX]);
 
 struct point_name {
@@ -64,4 +64,5 @@ struct point_name {
 /* "d/<dom>/p/<src>/<seq>-<sid>" of this repository's domain. */
 bool name_parse_point(const struct repo *repo, const char *key, struct point_name *ret);
 /* "d/<dom>/<flag>/<sid>", perhaps with ".…" behind it. */
-bool name_parse_flag(const struct repo *repo, enum session_flag flag, const char *key, struct tm_id *ret);
+bool name_parse_flag(const struct repo *repo, enum session_flag flag, const char *key,
+		     struct tm_id *ret);

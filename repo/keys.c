@@ -34,8 +34,8 @@ int master_new(struct master_keys *ret, struct error *err)
 	return r;
 }
 
-int domain_derive(const struct master_keys *master, const struct tm_id *domain, struct domain_keys *ret,
-                  struct error *err)
+int domain_derive(const struct master_keys *master, const struct tm_id *domain,
+		  struct domain_keys *ret, struct error *err)
 {
 	int r = 0;
 
@@ -52,14 +52,15 @@ int domain_derive(const struct master_keys *master, const struct tm_id *domain, 
 }
 
 /* What a wrap is bound to: repository and session. */
-static void wrap_info(const struct tm_id *repo, const struct tm_id *sid, uint8_t info[2 * TM_ID_BYTES])
+static void wrap_info(const struct tm_id *repo, const struct tm_id *sid,
+		      uint8_t info[2 * TM_ID_BYTES])
 {
 	memcpy(info, repo, TM_ID_BYTES);
 	memcpy(info + TM_ID_BYTES, sid, TM_ID_BYTES);
 }
 
-int session_keys_new(const struct domain_keys *domain, const struct tm_id *repo, const struct tm_id *sid,
-                     struct session_keys *ret, struct error *err)
+int session_keys_new(const struct domain_keys *domain, const struct tm_id *repo,
+		     const struct tm_id *sid, struct session_keys *ret, struct error *err)
 {
 	uint8_t info[2 * TM_ID_BYTES];
 	int r;
@@ -74,8 +75,9 @@ int session_keys_new(const struct domain_keys *domain, const struct tm_id *repo,
 	return r;
 }
 
-int session_keys_open(const struct domain_keys *domain, const struct tm_id *repo, const struct tm_id *sid,
-                      const uint8_t wrap[WRAP_BYTES], struct session_keys *ret, struct error *err)
+int session_keys_open(const struct domain_keys *domain, const struct tm_id *repo,
+		      const struct tm_id *sid, const uint8_t wrap[WRAP_BYTES],
+		      struct session_keys *ret, struct error *err)
 {
 	uint8_t info[2 * TM_ID_BYTES];
 	int r;
@@ -92,7 +94,7 @@ int session_keys_open(const struct domain_keys *domain, const struct tm_id *repo
 }
 
 int segment_key(const struct secret *session, uint8_t type, uint32_t index, struct secret *ret,
-                struct error *err)
+		struct error *err)
 {
 	static const char label[] = "tidemark segment";
 	struct {
@@ -106,7 +108,8 @@ int segment_key(const struct secret *session, uint8_t type, uint32_t index, stru
 	return derive(session, &info, sizeof(info), ret, err);
 }
 
-int source_id(const struct domain_keys *domain, const char *guest, struct tm_id *ret, struct error *err)
+int source_id(const struct domain_keys *domain, const char *guest, struct tm_id *ret,
+	      struct error *err)
 {
 	static const char label[] = "tidemark source names";
 	auto_secret struct secret key = {{0}};
@@ -123,11 +126,12 @@ int source_id(const struct domain_keys *domain, const char *guest, struct tm_id 
 
 /* ---- key slots ---- */
 
-int slot_encode_plain(const struct tm_id *repo, const struct tm_id *kid, const struct master_keys *keys,
-                      struct buf *ret, struct error *err)
+int slot_encode_plain(const struct tm_id *repo, const struct tm_id *kid,
+		      const struct master_keys *keys, struct buf *ret, struct error *err)
 {
 	struct format_key_record rec = {.has = le32_of(keys->has)};
-	struct format_key h = {.kid = *kid, .kdf = KDF_NONE, .cipher = CIPHER_AES256_GCM, .role = ROLE_FULL};
+	struct format_key h = {
+		.kid = *kid, .kdf = KDF_NONE, .cipher = CIPHER_AES256_GCM, .role = ROLE_FULL};
 	int r;
 
 	memcpy(rec.meta, keys->meta.b, KEY_BYTES);
@@ -144,20 +148,21 @@ int slot_encode_plain(const struct tm_id *repo, const struct tm_id *kid, const s
 	return r;
 }
 
-static int slot_check(const char *name, const struct format_key *h, const uint8_t *body, size_t body_len,
-                      struct error *err)
+static int slot_check(const char *name, const struct format_key *h, const uint8_t *body,
+		      size_t body_len, struct error *err)
 {
 	if (le32_get(h->body_len) != body_len || le32_get(h->body_crc) != crc32c(0, body, body_len))
 		return error_set(err, TM_E_CORRUPT, "%s: body checksum is wrong", name);
 	if (h->cipher != CIPHER_AES256_GCM || h->kdf > KDF_SCRYPT)
-		return error_set(err, TM_E_UNSUPPORTED, "%s: unknown cipher or key derivation", name);
+		return error_set(err, TM_E_UNSUPPORTED, "%s: unknown cipher or key derivation",
+				 name);
 	if (h->kdf != KDF_NONE)
 		return error_set(err, TM_E_DENIED, "%s needs a password", name);
 	return 0;
 }
 
 int slot_decode(const struct tm_id *repo, const char *name, const void *bytes, size_t len,
-                struct master_keys *ret, struct error *err)
+		struct master_keys *ret, struct error *err)
 {
 	struct format_key h;
 	struct format_key_record rec;
@@ -172,11 +177,12 @@ int slot_decode(const struct tm_id *repo, const char *name, const void *bytes, s
 	if (r < 0)
 		return r;
 	if (len - sizeof(h) != sizeof(rec))
-		return error_set(err, TM_E_UNSUPPORTED, "%s does not hold exactly one set of keys", name);
+		return error_set(err, TM_E_UNSUPPORTED, "%s does not hold exactly one set of keys",
+				 name);
 	memcpy(&rec, (const uint8_t *)bytes + sizeof(h), sizeof(rec));
 	has = le32_get(rec.has);
-	if (!id_is_zero(&rec.scope) || has & ~(uint32_t)(KEY_HAS_META | KEY_HAS_ID | KEY_HAS_DATA) ||
-	    !(has & KEY_HAS_META)) {
+	if (!id_is_zero(&rec.scope) ||
+	    has & ~(uint32_t)(KEY_HAS_META | KEY_HAS_ID | KEY_HAS_DATA) || !(has & KEY_HAS_META)) {
 		OPENSSL_cleanse(&rec, sizeof(rec));
 		return error_set(err, TM_E_UNSUPPORTED, "%s holds keys of an unknown kind", name);
 	}

@@ -37,25 +37,27 @@ void session_keys_wipe(struct session_keys *k);
 int master_new(struct master_keys *ret, struct error *err) TM_WUR;
 
 /* All but data_public, which is computed when the data key is there. */
-int domain_derive(const struct master_keys *master, const struct tm_id *domain, struct domain_keys *ret,
-                  struct error *err) TM_WUR;
+int domain_derive(const struct master_keys *master, const struct tm_id *domain,
+		  struct domain_keys *ret, struct error *err) TM_WUR;
 
 /* Fresh keys for a session that begins, and keys of one that is read, from its wrap. */
-int session_keys_new(const struct domain_keys *domain, const struct tm_id *repo, const struct tm_id *sid,
-                     struct session_keys *ret, struct error *err) TM_WUR;
-int session_keys_open(const struct domain_keys *domain, const struct tm_id *repo, const struct tm_id *sid,
-                      const uint8_t wrap[WRAP_BYTES], struct session_keys *ret, struct error *err) TM_WUR;
+int session_keys_new(const struct domain_keys *domain, const struct tm_id *repo,
+		     const struct tm_id *sid, struct session_keys *ret, struct error *err) TM_WUR;
+int session_keys_open(const struct domain_keys *domain, const struct tm_id *repo,
+		      const struct tm_id *sid, const uint8_t wrap[WRAP_BYTES],
+		      struct session_keys *ret, struct error *err) TM_WUR;
 
 /* The key of a segment's frames (data: true for data segments) or of its descriptor table. */
 int segment_key(const struct secret *session, uint8_t type, uint32_t index, struct secret *ret,
-                struct error *err) TM_WUR;
+		struct error *err) TM_WUR;
 
 /* 16 bytes that stand for a guest's name in object names. */
-int source_id(const struct domain_keys *domain, const char *guest, struct tm_id *ret, struct error *err) TM_WUR;
+int source_id(const struct domain_keys *domain, const char *guest, struct tm_id *ret,
+	      struct error *err) TM_WUR;
 
 /* A key slot that stores the master keys unwrapped. */
-int slot_encode_plain(const struct tm_id *repo, const struct tm_id *kid, const struct master_keys *keys,
-                      struct buf *ret, struct error *err) TM_WUR;
+int slot_encode_plain(const struct tm_id *repo, const struct tm_id *kid,
+		      const struct master_keys *keys, struct buf *ret, struct error *err) TM_WUR;
 /* TM_E_DENIED when the slot needs a password. */
 int slot_decode(const struct tm_id *repo, const char *name, const void *bytes, size_t len,
-                struct master_keys *ret, struct error *err) TM_WUR;
+		struct master_keys *ret, struct error *err) TM_WUR;

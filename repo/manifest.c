@@ -11,7 +11,8 @@
 
 #define LEVEL 3
 
-int own_segments_set(struct own_segments *l, uint32_t index, const struct own_segment *s, struct error *err)
+int own_segments_set(struct own_segments *l, uint32_t index, const struct own_segment *s,
+		     struct error *err)
 {
 	if (index >= l->cap) {
 		uint32_t cap = l->cap ? l->cap : 16;
@@ -104,7 +105,7 @@ static int add_own(struct buf *b, unsigned tag, const struct own_segments *l, st
 }
 
 static int add_point(struct buf *b, const struct point *p, const struct manifest_own *own,
-                     struct error *err)
+		     struct error *err)
 {
 	int r = tlv_add_text(b, POINT_TAG_GUEST, p->guest, err);
 
@@ -127,7 +128,7 @@ static int add_point(struct buf *b, const struct point *p, const struct manifest
 }
 
 static int manifest_key(const struct repo *repo, const struct tm_id *sid, struct aead **ret,
-                        struct error *err)
+			struct error *err)
 {
 	static const char label[] = "tidemark manifest";
 	auto_clean(aead_free) struct aead *a = NULL;
@@ -144,7 +145,7 @@ static int manifest_key(const struct repo *repo, const struct tm_id *sid, struct
 }
 
 int manifest_encode(const struct repo *repo, const struct tm_id *source, const struct point *p,
-                    const struct manifest_own *own, struct buf *ret, struct error *err)
+		    const struct manifest_own *own, struct buf *ret, struct error *err)
 {
 	auto_buf struct buf plain = {0}, out = {0};
 	auto_clean(aead_free) struct aead *a = NULL;
@@ -165,7 +166,8 @@ int manifest_encode(const struct repo *repo, const struct tm_id *source, const s
 	body = out.data + sizeof(h);
 	n = ZSTD_compress(body, ZSTD_compressBound(plain.len), plain.data, plain.len, LEVEL);
 	if (ZSTD_isError(n))
-		return error_set(err, TM_E_NOMEM, "compressing the manifest: %s", ZSTD_getErrorName(n));
+		return error_set(err, TM_E_NOMEM, "compressing the manifest: %s",
+				 ZSTD_getErrorName(n));
 	format_head_init(&h.head, MAGIC_POINT, sizeof(h), &repo->id);
 	h.seq = le32_of(p->seq);
 	h.body_len = le32_of((uint32_t)(n + TAG_BYTES));
@@ -198,10 +200,12 @@ static int parse_sessions(const struct tlv *t, struct disk_map *m, struct error 
 		struct format_table_entry e;
 
 		memcpy(&e, t->bytes + i * sizeof(e), sizeof(e));
-		m->table[i] = (struct table_entry){.session = e.session, .ndata = le32_get(e.ndata),
-		                                   .nmap = le32_get(e.nmap)};
-		if (m->table[i].ndata > MAX_SEGMENT_INDEX + 1 || m->table[i].nmap > MAX_SEGMENT_INDEX + 1)
-			return error_set(err, TM_E_CORRUPT, "session table names too many segments");
+		m->table[i] = (struct table_entry){
+			.session = e.session, .ndata = le32_get(e.ndata), .nmap = le32_get(e.nmap)};
+		if (m->table[i].ndata > MAX_SEGMENT_INDEX + 1 ||
+		    m->table[i].nmap > MAX_SEGMENT_INDEX + 1)
+			return error_set(err, TM_E_CORRUPT,
+					 "session table names too many segments");
 	}
 	m->nsessions = (uint32_t)n;
 	return 0;
@@ -220,7 +224,8 @@ static int parse_disk_number(const struct tlv *t, struct point_disk *d, struct e
 		break;
 	case DISK_TAG_BLOCK_BITS:
 		if (v < MIN_BLOCK_BITS || v > MAX_BLOCK_BITS)
-			return error_set(err, TM_E_CORRUPT, "disk with blocks of 2^%" PRIu64 " bytes", v);
+			return error_set(err, TM_E_CORRUPT,
+					 "disk with blocks of 2^%" PRIu64 " bytes", v);
 		d->block_size = UINT32_C(1) << v;
 		break;
 	case DISK_TAG_RUNG:
@@ -274,18 +279,22 @@ static int parse_disk_field(const struct tlv *t, struct point_disk *d, struct er
 static int check_disk(const struct repo *repo, const struct point_disk *d, struct error *err)
 {
 	if (!d->name || d->block_size == 0 || !d->map->table)
-		return error_set(err, TM_E_CORRUPT, "a disk without name, block size or session table");
+		return error_set(err, TM_E_CORRUPT,
+				 "a disk without name, block size or session table");
 	if (d->block_size != UINT32_C(1) << repo->block_bits)
-		return error_set(err, TM_E_CORRUPT, "disk %s has blocks of %" PRIu32 " bytes", d->name,
-		                 d->block_size);
+		return error_set(err, TM_E_CORRUPT, "disk %s has blocks of %" PRIu32 " bytes",
+				 d->name, d->block_size);
 	if (disk_blocks(d->size, repo->block_bits) > MAX_BLOCKS || d->size > INT64_MAX)
-		return error_set(err, TM_E_CORRUPT, "disk %s of %" PRIu64 " bytes is too large", d->name, d->size);
+		return error_set(err, TM_E_CORRUPT, "disk %s of %" PRIu64 " bytes is too large",
+				 d->name, d->size);
 	if (d->map->root != REF_HOLE && (ref_session(d->map->root) >= d->map->nsessions))
-		return error_set(err, TM_E_CORRUPT, "disk %s: its root is in an unknown session", d->name);
+		return error_set(err, TM_E_CORRUPT, "disk %s: its root is in an unknown session",
+				 d->name);
 	return 0;
 }
 
-static int parse_disk(const struct repo *repo, const struct tlv *t, struct point *p, struct error *err)
+static int parse_disk(const struct repo *repo, const struct tlv *t, struct point *p,
+		      struct error *err)
 {
 	struct tlv_reader r = {.p = t->bytes, .end = t->bytes + t->len};
 	struct point_disk *d, *v;
@@ -323,8 +332,9 @@ static int parse_own(const struct tlv *t, struct own_segments *ret, struct error
 		int r;
 
 		memcpy(&raw, t->bytes + i * sizeof(raw), sizeof(raw));
-		s = (struct own_segment){.nslots = le32_get(raw.nslots), .head_crc = le32_get(raw.head_crc),
-		                         .size = le64_get(raw.size)};
+		s = (struct own_segment){.nslots = le32_get(raw.nslots),
+					 .head_crc = le32_get(raw.head_crc),
+					 .size = le64_get(raw.size)};
 		r = own_segments_set(ret, (uint32_t)i, &s, err);
 		if (r < 0)
 			return r;
@@ -373,7 +383,7 @@ static int parse_point_number(const struct tlv *t, struct point *p, struct error
 }
 
 static int parse_point_field(const struct repo *repo, const struct tlv *t, struct point *p,
-                             struct manifest_own *own, struct error *err)
+			     struct manifest_own *own, struct error *err)
 {
 	switch (t->tag) {
 	case POINT_TAG_GUEST:
@@ -404,7 +414,7 @@ static int parse_point_field(const struct repo *repo, const struct tlv *t, struc
 }
 
 static int parse_body(const struct repo *repo, const uint8_t *plain, size_t len, struct point *p,
-                      struct manifest_own *own, struct error *err)
+		      struct manifest_own *own, struct error *err)
 {
 	struct tlv_reader reader = {.p = plain, .end = plain + len};
 	struct tlv t;
@@ -425,8 +435,8 @@ static int parse_body(const struct repo *repo, const uint8_t *plain, size_t len,
 }
 
 static int check_header(const struct repo *repo, const struct point_name *name, const char *key,
-                        const struct format_point *h, const uint8_t *body, size_t body_len,
-                        struct error *err)
+			const struct format_point *h, const uint8_t *body, size_t body_len,
+			struct error *err)
 {
 	if (!id_equal(&h->domain, &repo->domain) || !id_equal(&h->source, &name->source) ||
 	    !id_equal(&h->session, &name->session) || le32_get(h->seq) != name->seq)
@@ -434,12 +444,13 @@ static int check_header(const struct repo *repo, const struct point_name *name, 
 	if (le32_get(h->body_len) != body_len || le32_get(h->body_crc) != crc32c(0, body, body_len))
 		return error_set(err, TM_E_CORRUPT, "%s: body checksum is wrong", key);
 	if (le32_get(h->plain_len) > MAX_MANIFEST)
-		return error_set(err, TM_E_CORRUPT, "%s: body of %u bytes", key, le32_get(h->plain_len));
+		return error_set(err, TM_E_CORRUPT, "%s: body of %u bytes", key,
+				 le32_get(h->plain_len));
 	return 0;
 }
 
-static int open_body(const struct repo *repo, const struct format_point *h, const uint8_t *body, size_t len,
-                     struct buf *ret, struct error *err)
+static int open_body(const struct repo *repo, const struct format_point *h, const uint8_t *body,
+		     size_t len, struct buf *ret, struct error *err)
 {
 	auto_clean(aead_free) struct aead *a = NULL;
 	auto_buf struct buf packed = {0};
@@ -448,7 +459,9 @@ static int open_body(const struct repo *repo, const struct format_point *h, cons
 
 	r = manifest_key(repo, &h->session, &a, err);
 	r = r ? r : buf_reserve(&packed, len, err);
-	r = r ? r : aead_open(a, 0, h, offsetof(struct format_point, body_crc), body, len, packed.data, err);
+	r = r ? r
+	      : aead_open(a, 0, h, offsetof(struct format_point, body_crc), body, len, packed.data,
+			  err);
 	r = r ? r : buf_reserve(ret, plain_len + 1, err);
 	if (r < 0)
 		return r;
@@ -460,8 +473,8 @@ static int open_body(const struct repo *repo, const struct format_point *h, cons
 }
 
 int manifest_decode(const struct repo *repo, const struct point_name *name, const char *key,
-                    const void *bytes, size_t len, struct point **ret, struct manifest_own *own,
-                    struct error *err)
+		    const void *bytes, size_t len, struct point **ret, struct manifest_own *own,
+		    struct error *err)
 {
 	auto_clean(point_free) struct point *p = NULL;
 	auto_buf struct buf plain = {0};

@@ -16,7 +16,7 @@ struct own_segments {
 };
 
 int own_segments_set(struct own_segments *l, uint32_t index, const struct own_segment *s,
-                     struct error *err) TM_WUR;
+		     struct error *err) TM_WUR;
 void own_segments_done(struct own_segments *l);
 
 /* What the session that made the point wrote. */
@@ -25,9 +25,9 @@ struct manifest_own {
 };
 
 int manifest_encode(const struct repo *repo, const struct tm_id *source, const struct point *p,
-                    const struct manifest_own *own, struct buf *ret, struct error *err) TM_WUR;
+		    const struct manifest_own *own, struct buf *ret, struct error *err) TM_WUR;
 
 /* own may be NULL. */
 int manifest_decode(const struct repo *repo, const struct point_name *name, const char *key,
-                    const void *bytes, size_t len, struct point **ret, struct manifest_own *own,
-                    struct error *err) TM_WUR;
+		    const void *bytes, size_t len, struct point **ret, struct manifest_own *own,
+		    struct error *err) TM_WUR;

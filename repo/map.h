@@ -35,11 +35,11 @@ struct map_level {
 
 struct map_writer {
 	uint64_t blocks;
-	unsigned root;  /* level */
-	uint32_t own;   /* index of this session in the table */
-	uint64_t next;  /* blocks before are done */
-	bool resuming;  /* the last call returned MAP_NEED */
-	bool cut;       /* the parent has blocks behind the end */
+	unsigned root;    /* level */
+	uint32_t own;     /* index of this session in the table */
+	uint64_t next;    /* blocks before are done */
+	bool resuming;    /* the last call returned MAP_NEED */
+	bool cut;         /* the parent has blocks behind the end */
 	uint64_t old_ref; /* the parent's tree at old_level, position 0 */
 	unsigned old_level;
 	uint64_t root_ref; /* of the new tree as far as it is closed */
@@ -51,15 +51,16 @@ struct map_writer {
 };
 
 /* parent may be NULL. own: index of this session in the table, not below parent->nsessions. */
-void map_writer_init(struct map_writer *w, uint64_t blocks, uint32_t own, const struct map_root *parent,
-                     map_emit_fn *emit, void *data);
+void map_writer_init(struct map_writer *w, uint64_t blocks, uint32_t own,
+		     const struct map_root *parent, map_emit_fn *emit, void *data);
 
 /* Blocks [block, block + count) become ref, ref + 1, … or all holes.  0, MAP_NEED or an error. */
 int map_writer_set(struct map_writer *w, uint64_t block, uint64_t count, uint64_t ref,
-                   struct error *err) TM_WUR;
+		   struct error *err) TM_WUR;
 /* *ret is the new root.  0, MAP_NEED or an error. */
 int map_writer_end(struct map_writer *w, uint64_t *ret, struct error *err) TM_WUR;
-int map_writer_supply(struct map_writer *w, const uint8_t *bytes, size_t len, struct error *err) TM_WUR;
+int map_writer_supply(struct map_writer *w, const uint8_t *bytes, size_t len,
+		      struct error *err) TM_WUR;
 
 /* ---- reading ---- */
 
@@ -80,4 +81,5 @@ void map_cursor_init(struct map_cursor *c, const struct map_root *root);
 void map_cursor_seek(struct map_cursor *c, uint64_t block);
 /* The next run, never empty; one of count 0 at the end.  0, MAP_NEED or an error. */
 int map_cursor_next(struct map_cursor *c, struct map_run *ret, struct error *err) TM_WUR;
-int map_cursor_supply(struct map_cursor *c, const uint8_t *bytes, size_t len, struct error *err) TM_WUR;
+int map_cursor_supply(struct map_cursor *c, const uint8_t *bytes, size_t len,
+		      struct error *err) TM_WUR;

@@ -65,7 +65,8 @@ int map_cursor_next(struct map_cursor *c, struct map_run *ret, struct error *err
 int map_cursor_supply(struct map_cursor *c, const uint8_t *bytes, size_t len, struct error *err)
 {
 	struct map_level *at = &c->path[c->need.level];
-	int r = node_decode(bytes, len, c->need.level, c->need.pos, c->root.nsessions, &at->node, err);
+	int r = node_decode(bytes, len, c->need.level, c->need.pos, c->root.nsessions, &at->node,
+			    err);
 
 	at->open = r == 0;
 	return r;

@@ -21,8 +21,8 @@ static void open_cleared(struct map_writer *w, unsigned level, uint64_t pos, boo
 	w->level[level].dirty = dirty;
 }
 
-void map_writer_init(struct map_writer *w, uint64_t blocks, uint32_t own, const struct map_root *parent,
-                     map_emit_fn *emit, void *data)
+void map_writer_init(struct map_writer *w, uint64_t blocks, uint32_t own,
+		     const struct map_root *parent, map_emit_fn *emit, void *data)
 {
 	assert(blocks <= MAX_BLOCKS && (!parent || own >= parent->nsessions));
 	w->blocks = blocks;
@@ -117,7 +117,8 @@ static int close_up_to(struct map_writer *w, unsigned level, struct error *err)
  * Opens the path to the node of `level` that holds block.  fresh: that node's old content
  * does not matter, all its entries will be set.
  */
-static int open_path(struct map_writer *w, unsigned level, uint64_t block, bool fresh, struct error *err)
+static int open_path(struct map_writer *w, unsigned level, uint64_t block, bool fresh,
+		     struct error *err)
 {
 	int r = find_root(w);
 
@@ -155,7 +156,8 @@ static unsigned hole_level(const struct map_writer *w, uint64_t block, uint64_t 
 {
 	unsigned level = 0;
 
-	while (level < w->root && block % entry_blocks(level + 1) == 0 && end - block >= entry_blocks(level + 1))
+	while (level < w->root && block % entry_blocks(level + 1) == 0 &&
+	       end - block >= entry_blocks(level + 1))
 		level++;
 	return level;
 }
@@ -173,12 +175,14 @@ static int set_step(struct map_writer *w, uint64_t end, uint64_t ref, struct err
 	first = (unsigned)(w->next / unit % node_entries(level));
 	n = min_u64(node_entries(level) - first, (end - w->next) / unit);
 	for (uint64_t i = 0; i < n; i++)
-		set_entry(&w->level[level], first + (unsigned)i, ref == REF_HOLE ? REF_HOLE : ref + i);
+		set_entry(&w->level[level], first + (unsigned)i,
+			  ref == REF_HOLE ? REF_HOLE : ref + i);
 	w->next += n * unit;
 	return 0;
 }
 
-static int set_range(struct map_writer *w, uint64_t block, uint64_t end, uint64_t ref, struct error *err)
+static int set_range(struct map_writer *w, uint64_t block, uint64_t end, uint64_t ref,
+		     struct error *err)
 {
 	if (!w->resuming)
 		w->next = block;
@@ -194,15 +198,19 @@ static int set_range(struct map_writer *w, uint64_t block, uint64_t end, uint64_
 	return 0;
 }
 
-int map_writer_set(struct map_writer *w, uint64_t block, uint64_t count, uint64_t ref, struct error *err)
+int map_writer_set(struct map_writer *w, uint64_t block, uint64_t count, uint64_t ref,
+		   struct error *err)
 {
 	uint64_t end;
 
 	if (!range_end(block, count, &end) || end > w->blocks)
-		return error_set(err, TM_E_RANGE, "blocks %" PRIu64 " + %" PRIu64 " are outside the disk of %" PRIu64,
-		                 block, count, w->blocks);
+		return error_set(err, TM_E_RANGE,
+				 "blocks %" PRIu64 " + %" PRIu64
+				 " are outside the disk of %" PRIu64,
+				 block, count, w->blocks);
 	if (!w->resuming && block < w->next)
-		return error_set(err, TM_E_RANGE, "block %" PRIu64 " comes after block %" PRIu64, block, w->next);
+		return error_set(err, TM_E_RANGE, "block %" PRIu64 " comes after block %" PRIu64,
+				 block, w->next);
 	/* Behind the disk's end there are only holes, so that a hole up to it may go on. */
 	if (ref == REF_HOLE && end == w->blocks && count > 0)
 		end = node_blocks(w->root);

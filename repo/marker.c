@@ -27,11 +27,12 @@ static int marker_key(const struct repo_session *s, struct aead *a, struct error
 }
 
 static int put_object(struct repo_session *s, const char *key, uint32_t pin, const struct buf *body,
-                      struct error *err)
+		      struct error *err)
 {
 	auto_clean(aead_free) struct aead *a = NULL;
 	auto_buf struct buf out = {0};
-	struct format_session h = {.domain = s->repo->domain, .session = s->sid, .pin = le32_of(pin)};
+	struct format_session h = {
+		.domain = s->repo->domain, .session = s->sid, .pin = le32_of(pin)};
 	size_t sealed = body->len + TAG_BYTES;
 	uint8_t *p;
 	int r;
@@ -45,11 +46,13 @@ static int put_object(struct repo_session *s, const char *key, uint32_t pin, con
 	format_head_init(&h.head, MAGIC_SESSION, sizeof(h), &s->repo->id);
 	h.body_len = le32_of((uint32_t)sealed);
 	memcpy(h.wrap, s->keys.wrap, WRAP_BYTES);
-	r = aead_seal(a, pin, &h, offsetof(struct format_session, body_crc), body->data, body->len, p, err);
+	r = aead_seal(a, pin, &h, offsetof(struct format_session, body_crc), body->data, body->len,
+		      p, err);
 	if (r < 0)
 		return r;
 	h.body_crc = le32_of(crc32c(0, p, sealed));
 	format_head_seal(&h, sizeof(h));
+	assert(out.data);
 	memcpy(out.data, &h, sizeof(h));
 	return store_put_wait(s->repo->st, key, out.data, sizeof(h) + sealed, err);
 }
@@ -64,7 +67,8 @@ int marker_put(struct repo_session *s, struct error *err)
 		host[0] = 0; /* only for people */
 	r = tlv_add_text(&body, MARKER_TAG_GUEST, s->guest, err);
 	r = r ? r : tlv_add_text(&body, MARKER_TAG_HOST, host, err);
-	r = r ? r : tlv_add_u64(&body, MARKER_TAG_STARTED_MS, false, clock_unix_ms(&clock_system), err);
+	r = r ? r
+	      : tlv_add_u64(&body, MARKER_TAG_STARTED_MS, false, clock_unix_ms(&clock_system), err);
 	if (r < 0)
 		return r;
 	name_flag(s->repo, FLAG_MARKER, &s->sid, key);
@@ -106,10 +110,10 @@ static int exists(struct repo *repo, const char *key, bool *ret, struct error *e
 
 /* The point may be built upon: it is there and nobody is removing it. */
 static int check_point(struct repo *repo, const struct tm_id *point, const char *manifest_key,
-                       struct error *err)
+		       struct error *err)
 {
 	static const enum session_flag flags[] = {FLAG_TOMBSTONE, FLAG_VERDICT};
-	bool there, bad = false;
+	bool there = false, bad = false;
 	char key[KEY_MAX];
 	int r = 0;
 
@@ -123,12 +127,13 @@ static int check_point(struct repo *repo, const struct tm_id *point, const char 
 	if (r < 0)
 		return r;
 	if (bad || !there)
-		return error_set(err, TM_E_STALE, "parent point %s is being deleted", id_text(point).s);
+		return error_set(err, TM_E_STALE, "parent point %s is being deleted",
+				 id_text(point).s);
 	return 0;
 }
 
 int marker_pin(struct repo_session *s, const struct tm_id *point, const char *manifest_key,
-               struct error *err)
+	       struct error *err)
 {
 	auto_buf struct buf body = {0};
 	char key[KEY_MAX];

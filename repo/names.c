@@ -25,7 +25,8 @@ void name_domain(const struct repo *repo, char key[KEY_MAX])
 	name_print(key, "d/%s/dom", id_text(&repo->domain).s);
 }
 
-void name_flag(const struct repo *repo, enum session_flag flag, const struct tm_id *sid, char key[KEY_MAX])
+void name_flag(const struct repo *repo, enum session_flag flag, const struct tm_id *sid,
+	       char key[KEY_MAX])
 {
 	name_print(key, "d/%s/%c/%s", id_text(&repo->domain).s, (char)flag, id_text(sid).s);
 }
@@ -41,11 +42,11 @@ void name_pin(const struct repo *repo, const struct tm_id *sid, uint32_t pin, ch
 }
 
 void name_segment(const struct repo *repo, const struct tm_id *sid, uint8_t type, uint32_t index,
-                  uint32_t generation, uint32_t run, char key[KEY_MAX])
+		  uint32_t generation, uint32_t run, char key[KEY_MAX])
 {
 	name_print(key, "d/%s/s/%s/%03" PRIx32 "/%c%03" PRIx32 ".%04" PRIx32 "-%08" PRIx32,
-	           id_text(&repo->domain).s, id_text(sid).s, index >> 12, type == SEGMENT_DATA ? 'd' : 'm',
-	           index & 0xfff, generation, run);
+		   id_text(&repo->domain).s, id_text(sid).s, index >> 12,
+		   type == SEGMENT_DATA ? 'd' : 'm', index & 0xfff, generation, run);
 }
 
 void name_source_prefix(const struct repo *repo, const struct tm_id *src, char key[KEY_MAX])
@@ -56,11 +57,11 @@ void name_source_prefix(const struct repo *repo, const struct tm_id *src, char k
 		name_print(key, "d/%s/p/", id_text(&repo->domain).s);
 }
 
-void name_point(const struct repo *repo, const struct tm_id *src, uint32_t seq, const struct tm_id *sid,
-                char key[KEY_MAX])
+void name_point(const struct repo *repo, const struct tm_id *src, uint32_t seq,
+		const struct tm_id *sid, char key[KEY_MAX])
 {
 	name_print(key, "d/%s/p/%s/%08" PRIx32 "-%s", id_text(&repo->domain).s, id_text(src).s, seq,
-	           id_text(sid).s);
+		   id_text(sid).s);
 }
 
 static bool skip(const char **p, const char *text)
@@ -99,7 +100,8 @@ bool name_parse_point(const struct repo *repo, const char *key, struct point_nam
 	return skip(&p, "-") && skip_id(&p, &ret->session) && *p == 0;
 }
 
-bool name_parse_flag(const struct repo *repo, enum session_flag flag, const char *key, struct tm_id *ret)
+bool name_parse_flag(const struct repo *repo, enum session_flag flag, const char *key,
+		     struct tm_id *ret)
 {
 	char prefix[KEY_MAX];
 	const char *p = key;

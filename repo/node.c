@@ -61,8 +61,7 @@ static unsigned run_length(const struct node *n, unsigned i)
 {
 	unsigned end = node_entries(n->level), len = 1;
 
-	while (i + len < end &&
-	       n->e[i + len] == (n->e[i] == REF_HOLE ? REF_HOLE : n->e[i] + len))
+	while (i + len < end && n->e[i + len] == (n->e[i] == REF_HOLE ? REF_HOLE : n->e[i] + len))
 		len++;
 	return len;
 }
@@ -142,7 +141,7 @@ struct run_state {
 };
 
 static int decode_refs(struct cursor *c, unsigned len, uint32_t nsessions, struct node *n,
-                       struct run_state *s, struct error *err)
+		       struct run_state *s, struct error *err)
 {
 	int64_t dsession = unzigzag(get_varint(c)), dordinal = unzigzag(get_varint(c));
 	int64_t session, ordinal;
@@ -152,8 +151,10 @@ static int decode_refs(struct cursor *c, unsigned len, uint32_t nsessions, struc
 		return error_set(err, TM_E_CORRUPT, "a reference cannot be read");
 	if (session < 0 || session >= nsessions || ordinal < 0 || ordinal > (int64_t)MAX_ORDINAL ||
 	    (int64_t)len > (int64_t)MAX_ORDINAL - ordinal)
-		return error_set(err, TM_E_CORRUPT, "reference to session %" PRId64 " of %" PRIu32
-		                 ", ordinal %" PRId64, session, nsessions, ordinal);
+		return error_set(err, TM_E_CORRUPT,
+				 "reference to session %" PRId64 " of %" PRIu32
+				 ", ordinal %" PRId64,
+				 session, nsessions, ordinal);
 	if (s->last == RUN_REFS && dsession == 0 && dordinal == 0)
 		return error_set(err, TM_E_CORRUPT, "one run is written as two");
 	for (unsigned i = 0; i < len; i++)
@@ -163,8 +164,8 @@ static int decode_refs(struct cursor *c, unsigned len, uint32_t nsessions, struc
 	return 0;
 }
 
-static int decode_run(struct cursor *c, bool last, uint32_t nsessions, struct node *n, struct run_state *s,
-                      struct error *err)
+static int decode_run(struct cursor *c, bool last, uint32_t nsessions, struct node *n,
+		      struct run_state *s, struct error *err)
 {
 	uint64_t v = get_varint(c);
 	uint64_t len = (v >> RUN_BITS) + 1;
@@ -185,7 +186,7 @@ static int decode_run(struct cursor *c, bool last, uint32_t nsessions, struct no
 }
 
 int node_decode(const uint8_t *bytes, size_t len, unsigned level, uint64_t pos, uint32_t nsessions,
-                struct node *ret, struct error *err)
+		struct node *ret, struct error *err)
 {
 	struct cursor c = {.p = bytes, .end = bytes + len};
 	struct run_state s = {.last = ~0U};
@@ -208,7 +209,8 @@ int node_decode(const uint8_t *bytes, size_t len, unsigned level, uint64_t pos, 
 			return r;
 	}
 	if (c.p != c.end)
-		return error_set(err, TM_E_CORRUPT, "%zu bytes after the map node's end", (size_t)(c.end - c.p));
+		return error_set(err, TM_E_CORRUPT, "%zu bytes after the map node's end",
+				 (size_t)(c.end - c.p));
 	return 0;
 }
 
@@ -228,7 +230,7 @@ size_t page_finish(struct page_writer *p, uint8_t *out)
 	struct le16 v = le16_of((uint16_t)p->n);
 
 	static_assert(2 + 2 * PAGE_MAX_NODES + PAGE_TARGET_BYTES + NODE_MAX_BYTES <= PAGE_MAX_BYTES,
-	              "a page fits");
+		      "a page fits");
 	memcpy(out, v.b, 2);
 	for (unsigned i = 0; i < p->n; i++) {
 		v = le16_of(p->end[i]);
@@ -254,20 +256,23 @@ int page_check(const uint8_t *page, size_t len, unsigned nslots, struct error *e
 	struct le16 n;
 
 	if (nslots == 0 || len < head)
-		return error_set(err, TM_E_CORRUPT, "map page of %zu bytes for %u nodes", len, nslots);
+		return error_set(err, TM_E_CORRUPT, "map page of %zu bytes for %u nodes", len,
+				 nslots);
 	memcpy(n.b, page, 2);
 	if (le16_get(n) != nslots)
-		return error_set(err, TM_E_CORRUPT, "map page of %u nodes, %u expected", (unsigned)le16_get(n),
-		                 nslots);
+		return error_set(err, TM_E_CORRUPT, "map page of %u nodes, %u expected",
+				 (unsigned)le16_get(n), nslots);
 	for (unsigned i = 0; i < nslots; i++) {
 		size_t end = page_end(page, i);
 
 		if (end <= last || end > len - head)
-			return error_set(err, TM_E_CORRUPT, "map page: node %u ends at %zu", i, end);
+			return error_set(err, TM_E_CORRUPT, "map page: node %u ends at %zu", i,
+					 end);
 		last = end;
 	}
 	if (last != len - head)
-		return error_set(err, TM_E_CORRUPT, "map page: %zu bytes after its nodes", len - head - last);
+		return error_set(err, TM_E_CORRUPT, "map page: %zu bytes after its nodes",
+				 len - head - last);
 	return 0;
 }
 

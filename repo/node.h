@@ -58,7 +58,7 @@ size_t node_encode(const struct node *n, uint8_t *out);
 
 /* Expects the node of that level and position, and sessions below nsessions. */
 int node_decode(const uint8_t *bytes, size_t len, unsigned level, uint64_t pos, uint32_t nsessions,
-                struct node *ret, struct error *err) TM_WUR;
+		struct node *ret, struct error *err) TM_WUR;
 
 /* ---- pages ---- */
 

@@ -37,7 +37,8 @@ static void job_stored(struct store_req *req, int code)
 	{
 		const struct seg_writer *w = j->w;
 		struct seg_out *out = w->addr.type == SEGMENT_DATA ? &j->s->data : &j->s->map;
-		struct own_segment own = {.nslots = w->nslots, .head_crc = w->head_crc, .size = w->object_len};
+		struct own_segment own = {
+			.nslots = w->nslots, .head_crc = w->head_crc, .size = w->object_len};
 
 		code = own_segments_set(&out->own, w->addr.index, &own, &err);
 	}
@@ -128,8 +129,8 @@ static int data_ready(struct repo_session *s, unsigned nslots, size_t len, struc
 	return segment_open(s, &s->data, err);
 }
 
-int output_frame(struct repo_session *s, const struct work *w, const struct work_frame *f, uint64_t *ret,
-                 struct error *err)
+int output_frame(struct repo_session *s, const struct work *w, const struct work_frame *f,
+		 uint64_t *ret, struct error *err)
 {
 	int r = data_ready(s, f->n, f->len, err);
 	struct seg_writer *sw;
@@ -140,10 +141,11 @@ int output_frame(struct repo_session *s, const struct work *w, const struct work
 	*ret = ((uint64_t)sw->addr.index << DATA_SLOTS_LOG2) + sw->nslots;
 	for (unsigned i = 0; i < f->n; i++)
 		seg_describe(sw, sw->nslots + i, s->ndisks - 1, w->cluster[f->first + i].block,
-		             w->cluster[f->first + i].id);
+			     w->cluster[f->first + i].id);
 	seg_add_frame(sw, f->n, w->out + f->offset, f->len);
 	s->new_bytes += (uint64_t)f->n << s->repo->block_bits;
-	s->data.bytes += f->len + TAG_BYTES + sizeof(struct format_frame) + f->n * sizeof(struct format_desc);
+	s->data.bytes += f->len + TAG_BYTES + sizeof(struct format_frame) +
+			 f->n * sizeof(struct format_desc);
 	return 0;
 }
 
@@ -182,8 +184,8 @@ static int page_flush(struct repo_session *s, struct error *err)
 		return 0;
 	w = s->map.open->w;
 	len = page_finish(&s->page, s->page_plain + 1);
-	packed = ZSTD_compressCCtx(s->page_cctx, s->page_packed + 1, PAGE_MAX_BYTES, s->page_plain + 1, len,
-	                           PAGE_LEVEL);
+	packed = ZSTD_compressCCtx(s->page_cctx, s->page_packed + 1, PAGE_MAX_BYTES,
+				   s->page_plain + 1, len, PAGE_LEVEL);
 	if (!ZSTD_isError(packed) && packed < len) {
 		s->page_packed[0] = FRAME_ZSTD;
 		seg_add_frame(w, n, s->page_packed, packed + 1);
@@ -191,7 +193,8 @@ static int page_flush(struct repo_session *s, struct error *err)
 		s->page_plain[0] = FRAME_RAW;
 		seg_add_frame(w, n, s->page_plain, len + 1);
 	}
-	s->map.bytes += le32_get(w->frames[w->nframes - 1].stored_len) + sizeof(struct format_frame);
+	s->map.bytes +=
+		le32_get(w->frames[w->nframes - 1].stored_len) + sizeof(struct format_frame);
 	(void)err;
 	return 0;
 }
@@ -210,7 +213,8 @@ int output_node(void *data, const struct node *n, uint64_t *ret, struct error *e
 		r = segment_open(s, &s->map, err);
 	if (r < 0)
 		return r;
-	*ret = ((uint64_t)s->map.open->w->addr.index << MAP_SLOTS_LOG2) + s->map.open->w->nslots + s->page.n;
+	*ret = ((uint64_t)s->map.open->w->addr.index << MAP_SLOTS_LOG2) + s->map.open->w->nslots +
+	       s->page.n;
 	session_disk(s)->used_own = true;
 	return page_add(&s->page, n) ? page_flush(s, err) : 0;
 }

@@ -41,7 +41,8 @@ static void hash_run(struct pool_task *task, unsigned worker)
 
 		c->zero = is_zero(c->data, len);
 		if (!c->zero)
-			w->code = content_id(&w->s->workers.v[worker], c->data, len, c->id, &w->err);
+			w->code =
+				content_id(&w->s->workers.v[worker], c->data, len, c->id, &w->err);
 	}
 }
 
@@ -67,7 +68,8 @@ static bool looks_random(const uint8_t *p, size_t len)
 }
 
 /* The frame's plaintext at out; *raw says whether the frame before did not shrink. */
-static size_t compress_frame(struct worker *w, const uint8_t *in, size_t len, uint8_t *out, bool *raw)
+static size_t compress_frame(struct worker *w, const uint8_t *in, size_t len, uint8_t *out,
+			     bool *raw)
 {
 	if (!*raw || !looks_random(in, len)) {
 		size_t n = ZSTD_compress2(w->cctx, out + 1, len, in, len);
@@ -95,8 +97,8 @@ static void compress_run(struct pool_task *task, unsigned worker)
 		struct work_frame *f = &w->frame[i];
 
 		f->offset = used;
-		f->len = compress_frame(&w->s->workers.v[worker], w->cluster[f->first].data, f->n * bs,
-		                        w->out + used, &raw);
+		f->len = compress_frame(&w->s->workers.v[worker], w->cluster[f->first].data,
+					f->n * bs, w->out + used, &raw);
 		used += f->len;
 	}
 }
@@ -128,8 +130,8 @@ static bool joins_frame(const struct work *w, unsigned i, unsigned max)
 		return false;
 	f = &w->frame[w->nframes - 1];
 	prev = c - 1;
-	return f->first + f->n == i && f->n < max && c->block == prev->block + 1 && c->block % max != 0 &&
-	       c->data == prev->data + block_size(w->s);
+	return f->first + f->n == i && f->n < max && c->block == prev->block + 1 &&
+	       c->block % max != 0 && c->data == prev->data + block_size(w->s);
 }
 
 static void add_cluster(struct work *w, unsigned i)
@@ -147,8 +149,8 @@ static void add_cluster(struct work *w, unsigned i)
 		return;
 	}
 	assert(w->nsteps < WORK_MAX_STEPS);
-	w->step[w->nsteps++] = (struct work_step){.block = w->cluster[i].block, .count = 1,
-	                                          .frame = (int)w->nframes};
+	w->step[w->nsteps++] = (struct work_step){
+		.block = w->cluster[i].block, .count = 1, .frame = (int)w->nframes};
 	w->frame[w->nframes++] = (struct work_frame){.first = i, .n = 1};
 }
 
@@ -203,7 +205,8 @@ enum progress {
 	HAS_TO_WAIT,
 };
 
-static int map_set(struct repo_session *s, const struct work *w, enum progress *ret, struct error *err)
+static int map_set(struct repo_session *s, const struct work *w, enum progress *ret,
+		   struct error *err)
 {
 	const struct work_step *st = &w->step[w->at];
 	uint64_t ref = st->frame < 0 ? REF_HOLE : w->ref;
@@ -221,7 +224,8 @@ static int map_set(struct repo_session *s, const struct work *w, enum progress *
 	return r;
 }
 
-static int append_step(struct repo_session *s, struct work *w, enum progress *ret, struct error *err)
+static int append_step(struct repo_session *s, struct work *w, enum progress *ret,
+		       struct error *err)
 {
 	const struct work_step *st = &w->step[w->at];
 	int r;
@@ -363,20 +367,24 @@ void session_pump(struct repo_session *s)
 
 /* ---- taking pieces ---- */
 
-static int check_run(const struct repo_session *s, const struct piece *p, const struct piece_run *run,
-                     uint64_t *next, struct error *err)
+static int check_run(const struct repo_session *s, const struct piece *p,
+		     const struct piece_run *run, uint64_t *next, struct error *err)
 {
 	uint64_t end;
 
 	if (run->count == 0 || !range_end(run->block, run->count, &end) || end > disk_end(s))
-		return error_set(err, TM_E_RANGE, "piece %" PRIu64 ": blocks %" PRIu64 " + %" PRIu64
-		                 " are not on the disk", p->seq, run->block, run->count);
+		return error_set(err, TM_E_RANGE,
+				 "piece %" PRIu64 ": blocks %" PRIu64 " + %" PRIu64
+				 " are not on the disk",
+				 p->seq, run->block, run->count);
 	if (run->block < *next)
-		return error_set(err, TM_E_RANGE, "piece %" PRIu64 ": block %" PRIu64 " comes late", p->seq,
-		                 run->block);
+		return error_set(err, TM_E_RANGE, "piece %" PRIu64 ": block %" PRIu64 " comes late",
+				 p->seq, run->block);
 	if (!run->zero && !range_inside(run->first, run->count, p->nclusters))
-		return error_set(err, TM_E_RANGE, "piece %" PRIu64 ": clusters %" PRIu32 " + %" PRIu64 " of %" PRIu32,
-		                 p->seq, run->first, run->count, p->nclusters);
+		return error_set(err, TM_E_RANGE,
+				 "piece %" PRIu64 ": clusters %" PRIu32 " + %" PRIu64
+				 " of %" PRIu32,
+				 p->seq, run->first, run->count, p->nclusters);
 	*next = end;
 	return 0;
 }
@@ -386,7 +394,8 @@ static int check_piece(const struct repo_session *s, const struct piece *p, stru
 	uint64_t next = 0, data = 0;
 
 	if (p->nruns > PIECE_RUNS || p->nclusters > PIECE_CLUSTERS)
-		return error_set(err, TM_E_RANGE, "piece %" PRIu64 " has too many runs or clusters", p->seq);
+		return error_set(err, TM_E_RANGE, "piece %" PRIu64 " has too many runs or clusters",
+				 p->seq);
 	for (uint32_t i = 0; i < p->nruns; i++) {
 		int r = check_run(s, p, &p->run[i], &next, err);
 
@@ -396,7 +405,8 @@ static int check_piece(const struct repo_session *s, const struct piece *p, stru
 			data += p->run[i].count;
 	}
 	if (data > PIECE_CLUSTERS)
-		return error_set(err, TM_E_RANGE, "piece %" PRIu64 " has too many clusters", p->seq);
+		return error_set(err, TM_E_RANGE, "piece %" PRIu64 " has too many clusters",
+				 p->seq);
 	return 0;
 }
 
@@ -447,7 +457,7 @@ static void work_fill(struct work *w, struct piece *piece)
 int pipeline_put(struct piece_sink *sink, struct piece *piece, struct error *err)
 {
 	struct repo_session *s = container_of(sink, struct repo_session, sink);
-	struct work *w;
+	struct work *w = NULL;
 	int r;
 
 	if (s->code < 0)
@@ -466,6 +476,7 @@ int pipeline_put(struct piece_sink *sink, struct piece *piece, struct error *err
 		if (last->block + last->count == disk_end(s))
 			s->last_block_seen = true;
 	}
+	assert(w);
 	work_fill(w, piece);
 	w->next = s->works;
 	s->works = w;

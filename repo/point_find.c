@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#define MIN_ID_DIGITS 4
+#define MIN_ID_DIGITS  4
 #define MAX_CANDIDATES 8
 
 struct find {
@@ -23,8 +23,9 @@ static void hit(struct find *f, const struct point *p)
 		return;
 	f->hit = p;
 	if (f->hits++ < MAX_CANDIDATES)
-		(void)snprintf(f->candidates + used, sizeof(f->candidates) - used, "%s%.12s (%s@%s)",
-		               used ? ", " : "", id_text(&p->id).s, p->guest, p->name);
+		(void)snprintf(f->candidates + used, sizeof(f->candidates) - used,
+			       "%s%.12s (%s@%s)", used ? ", " : "", id_text(&p->id).s, p->guest,
+			       p->name);
 }
 
 static bool is_hex(const char *s)
@@ -48,7 +49,8 @@ static void by_name(struct find *f, const char *guest, size_t guest_len, const c
 	for (size_t i = 0; i < f->l->n; i++) {
 		const struct point *p = f->l->v[i];
 
-		if (guest && (strlen(p->guest) != guest_len || strncmp(p->guest, guest, guest_len) != 0))
+		if (guest &&
+		    (strlen(p->guest) != guest_len || strncmp(p->guest, guest, guest_len) != 0))
 			continue;
 		if (strcmp(p->name, name) == 0)
 			hit(f, p);
@@ -63,10 +65,12 @@ static void by_time(struct find *f, const char *guest, size_t guest_len, uint64_
 	for (size_t i = 0; i < f->l->n; i++) {
 		const struct point *p = f->l->v[i];
 
-		if (guest && (strlen(p->guest) != guest_len || strncmp(p->guest, guest, guest_len) != 0))
+		if (guest &&
+		    (strlen(p->guest) != guest_len || strncmp(p->guest, guest, guest_len) != 0))
 			continue;
 		/* the list is in order of age; of one guest the later one is the newer one */
-		if (p->created_ms <= until_ms && (guest || !best || p->created_ms >= best->created_ms))
+		if (p->created_ms <= until_ms &&
+		    (guest || !best || p->created_ms >= best->created_ms))
 			best = p;
 	}
 	if (best)
@@ -121,12 +125,13 @@ int repo_point_find(struct repo *repo, const char *spec, struct point **ret, str
 		if (l.n == 0)
 			error_append(err, "; the repository holds no points yet");
 		if (damaged)
-			error_append(err, "; %zu points cannot be read, see 'tidemark verify'", damaged);
+			error_append(err, "; %zu points cannot be read, see 'tidemark verify'",
+				     damaged);
 		return r;
 	}
 	if (f.hits > 1)
-		return error_set(err, TM_E_USAGE, "'%s' can be %u points: %s%s", spec, f.hits, f.candidates,
-		                 f.hits > MAX_CANDIDATES ? ", …" : "");
+		return error_set(err, TM_E_USAGE, "'%s' can be %u points: %s%s", spec, f.hits,
+				 f.candidates, f.hits > MAX_CANDIDATES ? ", …" : "");
 	for (size_t i = 0; i < l.n; i++)
 		if (l.v[i] == f.hit)
 			*ret = tm_steal(l.v[i]);

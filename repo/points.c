@@ -103,7 +103,8 @@ static int add_name(void *data, const char *key, uint64_t size, struct error *er
 	return 0;
 }
 
-int points_names(struct repo *repo, const struct tm_id *source, struct name_list *ret, struct error *err)
+int points_names(struct repo *repo, const struct tm_id *source, struct name_list *ret,
+		 struct error *err)
 {
 	struct id_set dead = {0};
 	struct name_list_fill f = {.repo = repo, .l = ret};
@@ -123,7 +124,8 @@ int points_names(struct repo *repo, const struct tm_id *source, struct name_list
 	return r;
 }
 
-int points_load(struct repo *repo, const struct point_name *name, struct point **ret, struct error *err)
+int points_load(struct repo *repo, const struct point_name *name, struct point **ret,
+		struct error *err)
 {
 	auto_buf struct buf b = {0};
 	char key[KEY_MAX];
@@ -165,7 +167,7 @@ static bool is_damage(int code)
 }
 
 int repo_points(struct repo *repo, const char *guest, struct point_list *ret, size_t *ret_damaged,
-                struct error *err)
+		struct error *err)
 {
 	auto_point_list struct point_list l = {0};
 	struct name_list names = {0};
@@ -205,7 +207,7 @@ int repo_points(struct repo *repo, const char *guest, struct point_list *ret, si
 }
 
 int repo_point_get(struct repo *repo, const char *guest, const struct tm_id *id, struct point **ret,
-                   struct error *err)
+		   struct error *err)
 {
 	struct name_list names = {0};
 	struct tm_id source;
@@ -217,8 +219,8 @@ int repo_point_get(struct repo *repo, const char *guest, const struct tm_id *id,
 		if (id_equal(&names.v[i].session, id))
 			break;
 	if (r == 0 && i == names.n)
-		r = error_set(err, TM_E_NOTFOUND, "%s%s has no point %s", guest ? "guest " : "", guest ? guest : "the repository",
-		              id_text(id).s);
+		r = error_set(err, TM_E_NOTFOUND, "%s%s has no point %s", guest ? "guest " : "",
+			      guest ? guest : "the repository", id_text(id).s);
 	r = r ? r : points_load(repo, &names.v[i], ret, err);
 	name_list_done(&names);
 	return r;

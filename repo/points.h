@@ -21,8 +21,8 @@ bool id_set_has(const struct id_set *s, const struct tm_id *id);
 int points_dead(struct repo *repo, struct id_set *ret, struct error *err) TM_WUR;
 /* Valid points, of one source when that is not NULL. */
 int points_names(struct repo *repo, const struct tm_id *source, struct name_list *ret,
-                 struct error *err) TM_WUR;
+		 struct error *err) TM_WUR;
 int points_load(struct repo *repo, const struct point_name *name, struct point **ret,
-                struct error *err) TM_WUR;
+		struct error *err) TM_WUR;
 /* Takes p over, also on failure. */
 int point_list_add(struct point_list *l, struct point *p, struct error *err) TM_WUR;

@@ -30,7 +30,7 @@ static void fetch_got(struct store_req *req, int code)
 	f->there = true;
 	if (code == 0 && req->got != f->len)
 		code = error_set(&req->err, TM_E_CORRUPT, "object %s ends at %" PRIu64, f->t->key,
-		                 f->offset + req->got);
+				 f->offset + req->got);
 	if (code < 0) {
 		error_prefix(&req->err, "disk %s", r->disk->name);
 		reader_fail(r, code, &req->err);
@@ -78,7 +78,8 @@ static void issue_fetches(struct reader *r)
 
 /* ---- decoding ---- */
 
-static void name_place(const struct reader *r, const struct plan *p, unsigned want, struct error *err)
+static void name_place(const struct reader *r, const struct plan *p, unsigned want,
+		       struct error *err)
 {
 	uint64_t bs = UINT64_C(1) << r->repo->block_bits, first = UINT64_MAX, last = 0;
 
@@ -88,8 +89,8 @@ static void name_place(const struct reader *r, const struct plan *p, unsigned wa
 			last = max_u64(last, p->cluster[i].block);
 		}
 	}
-	error_prefix(err, "disk %s, bytes %" PRIu64 " to %" PRIu64 ": object %s", r->disk->name, first * bs,
-	             min_u64((last + 1) * bs, r->disk->size), p->want[want].t->key);
+	error_prefix(err, "disk %s, bytes %" PRIu64 " to %" PRIu64 ": object %s", r->disk->name,
+		     first * bs, min_u64((last + 1) * bs, r->disk->size), p->want[want].t->key);
 }
 
 /* Where the frame's clusters go as they are: the first of them, when all are wanted in a row. */
@@ -117,7 +118,9 @@ static int decode_want(struct worker *w, struct read_piece *rp, unsigned want, s
 	uint8_t *out = direct ? direct : w->data;
 	int r;
 
-	r = frame_decode(w, wt->t->t, wt->f, wt->fetch->buf + (wt->f->offset - wt->fetch->offset), out, err);
+	assert(wt->t);
+	r = frame_decode(w, wt->t->t, wt->f, wt->fetch->buf + (wt->f->offset - wt->fetch->offset),
+			 out, err);
 	for (unsigned i = 0; r == 0 && i < p->nclusters; i++) {
 		const struct plan_cluster *c = &p->cluster[i];
 		const uint8_t *cluster;
@@ -325,7 +328,8 @@ static int reader_init(struct reader *r, const struct repo_read_options *opt, st
 		rp->next = r->idle_pieces;
 		r->idle_pieces = rp;
 	}
-	return workers_init(&r->workers, pool_workers(r->pool), &r->repo->keys.id, 0, FRAME_MAX_SLOTS * bs, err);
+	return workers_init(&r->workers, pool_workers(r->pool), &r->repo->keys.id, 0,
+			    FRAME_MAX_SLOTS * bs, err);
 }
 
 static bool reader_busy(const struct reader *r)
@@ -369,7 +373,7 @@ static void reader_run(struct reader *r, const struct repo_read_options *opt)
 }
 
 int repo_read_disk(struct repo *repo, const struct point *p, const struct point_disk *disk,
-                   struct piece_sink *sink, const struct repo_read_options *opt, struct error *err)
+		   struct piece_sink *sink, const struct repo_read_options *opt, struct error *err)
 {
 	struct reader *r = calloc(1, sizeof(*r));
 	int code;

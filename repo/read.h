@@ -13,12 +13,12 @@
 #include "map.h"
 
 /* Disk bytes planned at a time; two batches are in memory at most. */
-#define BATCH_BYTES   (32u << 20)
-#define MAX_PLANS     1024 /* of a batch */
-#define FETCH_BYTES   (1u << 20)
-#define FETCH_GAP     (64u << 10)
-#define MAX_GETS      8
-#define MAX_LOADS     16 /* tables at a time */
+#define BATCH_BYTES (32u << 20)
+#define MAX_PLANS   1024 /* of a batch */
+#define FETCH_BYTES (1u << 20)
+#define FETCH_GAP   (64u << 10)
+#define MAX_GETS    8
+#define MAX_LOADS   16 /* tables at a time */
 
 struct reader;
 

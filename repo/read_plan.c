@@ -13,6 +13,7 @@ void plan_list_init(struct plan_list *l)
 
 void plan_list_add(struct plan_list *l, struct plan *p)
 {
+	assert(l->end);
 	p->next = NULL;
 	*l->end = p;
 	l->end = &p->next;
@@ -78,7 +79,7 @@ static struct plan *plan_for_data(struct reader *r, uint64_t block)
 	if (!p)
 		return plan_new(r);
 	joins = p->nruns > 0 && !p->run[p->nruns - 1].zero &&
-	        p->run[p->nruns - 1].block + p->run[p->nruns - 1].count == block;
+		p->run[p->nruns - 1].block + p->run[p->nruns - 1].count == block;
 	if (p->nclusters == PIECE_CLUSTERS || (!joins && p->nruns == PIECE_RUNS))
 		return plan_new(r);
 	if (block % r->group == 0 && p->nclusters + r->group > PIECE_CLUSTERS)
@@ -97,7 +98,8 @@ static int collect_cluster(struct reader *r, uint64_t block, uint64_t ref, struc
 	if (last && !last->zero && last->block + last->count == block)
 		last->count++;
 	else
-		p->run[p->nruns++] = (struct piece_run){.block = block, .count = 1, .first = p->nclusters};
+		p->run[p->nruns++] =
+			(struct piece_run){.block = block, .count = 1, .first = p->nclusters};
 	p->cluster[p->nclusters++] = (struct plan_cluster){.block = block, .ref = ref};
 	p->done_bytes = (block + 1) << r->repo->block_bits;
 	r->batch_clusters++;
@@ -138,7 +140,8 @@ static bool supply(struct reader *r, int *code, struct error *err)
 
 	*code = 0;
 	if (ordinal >> MAP_SLOTS_LOG2 >= e->nmap) {
-		*code = error_set(err, TM_E_CORRUPT, "the map refers to a segment that was never written");
+		*code = error_set(err, TM_E_CORRUPT,
+				  "the map refers to a segment that was never written");
 		return false;
 	}
 	bytes = cache_node(r->repo->cache, &e->session, ordinal, &len);
@@ -241,20 +244,22 @@ static int check_ref(const struct reader *r, const struct plan_cluster *c, struc
 
 	if (ref_ordinal(c->ref) >> DATA_SLOTS_LOG2 >= e->ndata)
 		return error_set(err, TM_E_CORRUPT,
-		                 "block %" PRIu64 " refers to a segment that was never written", c->block);
+				 "block %" PRIu64 " refers to a segment that was never written",
+				 c->block);
 	return 0;
 }
 
 static int add_want(struct reader *r, struct plan *p, struct plan_cluster *c, struct tables *t,
-                    struct error *err)
+		    struct error *err)
 {
 	const struct seg_frame *f;
 
 	c->slot = (uint32_t)(ref_ordinal(c->ref) & (DATA_SLOTS - 1));
 	f = seg_find(t->t, c->slot);
 	if (!f)
-		return error_set(err, TM_E_CORRUPT, "object %s does not hold slot %" PRIu32 " for block %" PRIu64,
-		                 t->key, c->slot, c->block);
+		return error_set(err, TM_E_CORRUPT,
+				 "object %s does not hold slot %" PRIu32 " for block %" PRIu64,
+				 t->key, c->slot, c->block);
 	if (!t->t->has_key)
 		return error_set(err, TM_E_DENIED, "this key does not allow to read data");
 	(void)r;
@@ -271,7 +276,8 @@ static int add_want(struct reader *r, struct plan *p, struct plan_cluster *c, st
 }
 
 /* 1: its tables are being loaded. */
-static int resolve_cluster(struct reader *r, struct plan *p, struct plan_cluster *c, struct error *err)
+static int resolve_cluster(struct reader *r, struct plan *p, struct plan_cluster *c,
+			   struct error *err)
 {
 	const struct tm_id *sid = &r->disk->map->table[ref_session(c->ref)].session;
 	uint32_t index = (uint32_t)(ref_ordinal(c->ref) >> DATA_SLOTS_LOG2);
@@ -291,7 +297,8 @@ static int resolve_cluster(struct reader *r, struct plan *p, struct plan_cluster
 }
 
 /* Starts loading what later clusters will need. */
-static int load_ahead(struct reader *r, const struct plan *p, uint64_t last_segment, struct error *err)
+static int load_ahead(struct reader *r, const struct plan *p, uint64_t last_segment,
+		      struct error *err)
 {
 	for (; p && r->loading < MAX_LOADS; p = p->next) {
 		for (unsigned i = p == r->resolve_at ? p->resolved : 0; i < p->nclusters; i++) {
@@ -305,11 +312,12 @@ static int load_ahead(struct reader *r, const struct plan *p, uint64_t last_segm
 				continue;
 			last_segment = segment;
 			t = cache_tables(r->repo->cache, sid, SEGMENT_DATA,
-			                 (uint32_t)(ref_ordinal(c->ref) >> DATA_SLOTS_LOG2));
+					 (uint32_t)(ref_ordinal(c->ref) >> DATA_SLOTS_LOG2));
 			tables_unref(t);
 			if (t)
 				continue;
-			code = load_tables(r, sid, (uint32_t)(ref_ordinal(c->ref) >> DATA_SLOTS_LOG2), err);
+			code = load_tables(r, sid,
+					   (uint32_t)(ref_ordinal(c->ref) >> DATA_SLOTS_LOG2), err);
 			if (code < 0 || r->loading >= MAX_LOADS)
 				return code;
 		}
@@ -348,7 +356,7 @@ static bool fetch_takes(const struct fetch *f, const struct want *w)
 
 /* Groups the batch's wants, sorted, into fetches; returns how many. */
 static int group_wants(struct reader *r, struct want **wants, size_t n, struct fetch **fetches,
-                       size_t *ret, struct error *err)
+		       size_t *ret, struct error *err)
 {
 	struct fetch *f = NULL;
 
@@ -443,7 +451,8 @@ void reader_plan(struct reader *r)
 	struct error err = {0};
 	int code = 0;
 
-	while (code == 0 && r->code == 0 && r->phase != PLAN_DONE && !r->node_loading && r->loading == 0) {
+	while (code == 0 && r->code == 0 && r->phase != PLAN_DONE && !r->node_loading &&
+	       r->loading == 0) {
 		/* the next batch when half of the present one is gone */
 		if (r->phase == PLAN_COLLECT && !r->batch.first &&
 		    r->ready.n * PIECE_CLUSTERS > (BATCH_BYTES >> r->repo->block_bits) / 2)

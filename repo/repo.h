@@ -22,7 +22,7 @@ typedef void store_done_fn(struct store_req *req, int code);
 struct store_req {
 	store_done_fn *done; /* code 0 or TM_E_*, looked at first; err says more */
 	struct error err;
-	size_t got; /* of a get: bytes read */
+	size_t got;        /* of a get: bytes read */
 	struct loop_op op; /* the store's own, as is code */
 	int code;
 };
@@ -31,18 +31,20 @@ typedef int store_list_fn(void *data, const char *key, uint64_t size, struct err
 
 struct store_ops {
 	/*
-	 * Makes object `key` of `len` bytes: whole and durable when done(0) is called, or not there.
-	 * TM_E_EXISTS when the key is taken.  key and bytes are borrowed until done().
+	 * Makes object `key` of `len` bytes: whole and durable when done(0) is called, or not
+	 * there. TM_E_EXISTS when the key is taken.  key and bytes are borrowed until done().
 	 */
-	void (*put_new)(struct store *st, const char *key, const void *bytes, size_t len, struct store_req *req);
+	void (*put_new)(struct store *st, const char *key, const void *bytes, size_t len,
+			struct store_req *req);
 	/*
 	 * Reads len bytes at offset; req->got is less only where the object ends.
 	 * TM_E_NOTFOUND.  key is borrowed until done(), too.
 	 */
 	void (*get)(struct store *st, const char *key, void *bytes, size_t len, uint64_t offset,
-	            struct store_req *req);
+		    struct store_req *req);
 	/* Calls fn for every object whose key begins with prefix, in byte order.  Blocking. */
-	int (*list)(struct store *st, const char *prefix, store_list_fn *fn, void *data, struct error *err);
+	int (*list)(struct store *st, const char *prefix, store_list_fn *fn, void *data,
+		    struct error *err);
 	/* Size in bytes.  TM_E_NOTFOUND.  Blocking. */
 	int (*head)(struct store *st, const char *key, uint64_t *ret_size, struct error *err);
 	/* No such object is success.  Blocking. */
@@ -57,7 +59,7 @@ struct store {
 
 /* A local directory, which exists already (create: is made when missing; must then be empty). */
 int store_dir_open(struct loop *loop, const char *path, bool create, struct store **ret,
-                   struct error *err) TM_WUR;
+		   struct error *err) TM_WUR;
 /* Objects in memory, for tests. */
 int store_memory_new(struct loop *loop, struct store **ret, struct error *err) TM_WUR;
 void store_free(struct store *st);
@@ -73,7 +75,7 @@ struct repo_init_options {
 
 /* Makes a repository in an empty store.  Takes the store over, also on failure. */
 int repo_init(struct store *st, const struct repo_init_options *opt, struct repo **ret,
-              struct error *err) TM_WUR;
+	      struct error *err) TM_WUR;
 /* TM_E_NOTFOUND: not a repository; TM_E_UNSUPPORTED: newer format. Takes the store over. */
 int repo_open(struct store *st, struct repo **ret, struct error *err) TM_WUR;
 void repo_free(struct repo *repo);
@@ -120,14 +122,14 @@ struct point_disk {
 struct point {
 	struct tm_id id;
 	char *guest;
-	char *guest_uuid;  /* or NULL */
-	char *name;        /* made up when absent */
-	char *description; /* or NULL */
+	char *guest_uuid;    /* or NULL */
+	char *name;          /* made up when absent */
+	char *description;   /* or NULL */
 	uint64_t created_ms; /* Unix time of the freeze */
 	uint64_t seconds_ms; /* how long the run took */
 	struct tm_id parent; /* zero: none */
 	enum point_kind kind;
-	char *state;         /* of the guest at the freeze: "running", "paused", "shutoff" */
+	char *state; /* of the guest at the freeze: "running", "paused", "shutoff" */
 	bool quiesced;
 	uint64_t freeze_ms;
 	char **tags;
@@ -151,19 +153,20 @@ void point_list_done(struct point_list *list);
 /* All valid points, of one guest when guest is not NULL.  Unreadable manifests are counted in
  * *ret_damaged (may be NULL) and left out. */
 int repo_points(struct repo *repo, const char *guest, struct point_list *ret, size_t *ret_damaged,
-                struct error *err) TM_WUR;
+		struct error *err) TM_WUR;
 
 /*
  * The POINT of the command line: full or unique abbreviated id (4 digits or more), a point name,
  * "latest", GUEST, GUEST@latest, GUEST@NAME, GUEST@TIME (newest at or before).
  * TM_E_NOTFOUND, or TM_E_USAGE when it is ambiguous (the text lists the candidates).
  */
-int repo_point_find(struct repo *repo, const char *spec, struct point **ret, struct error *err) TM_WUR;
+int repo_point_find(struct repo *repo, const char *spec, struct point **ret,
+		    struct error *err) TM_WUR;
 
 /* A point by id, of one guest (which is quicker) or of any (NULL).  TM_E_NOTFOUND when it is not
  * committed here. */
 int repo_point_get(struct repo *repo, const char *guest, const struct tm_id *id, struct point **ret,
-                   struct error *err) TM_WUR;
+		   struct error *err) TM_WUR;
 
 /* ---- writing: one session makes one point ---- */
 
@@ -172,24 +175,24 @@ struct repo_session;
 /* What the session knows before it starts; strings are borrowed until the commit. */
 struct repo_session_options {
 	const char *guest;
-	int compression;    /* zstd level; 0: the default */
-	struct tm_id id;    /* of the point to be (id_new_timed) */
-	struct pool *pool;  /* borrowed */
+	int compression;   /* zstd level; 0: the default */
+	struct tm_id id;   /* of the point to be (id_new_timed) */
+	struct pool *pool; /* borrowed */
 };
 
 int repo_session_begin(struct repo *repo, const struct repo_session_options *opt,
-                       struct repo_session **ret, struct error *err) TM_WUR;
+		       struct repo_session **ret, struct error *err) TM_WUR;
 
 /*
  * Begins a disk.  parent NULL: blocks that no piece mentions are holes.  Otherwise they are as in
- * disk `parent_disk` of `parent` (which may have another size, but not another block size; TM_E_RANGE);
- * TM_E_STALE when the parent is being deleted.  When the disk became smaller and its size is no
- * multiple of the block size, the last block must be among the pieces.  Pieces come in ascending
- * order of their blocks by seq.  One disk at a time.  Runs the loop.
+ * disk `parent_disk` of `parent` (which may have another size, but not another block size;
+ * TM_E_RANGE); TM_E_STALE when the parent is being deleted.  When the disk became smaller and its
+ * size is no multiple of the block size, the last block must be among the pieces.  Pieces come in
+ * ascending order of their blocks by seq.  One disk at a time.  Runs the loop.
  */
 int repo_session_disk_begin(struct repo_session *s, const char *name, uint64_t size,
-                            const struct point *parent, const struct point_disk *parent_disk,
-                            struct piece_sink **ret, struct error *err) TM_WUR;
+			    const struct point *parent, const struct point_disk *parent_disk,
+			    struct piece_sink **ret, struct error *err) TM_WUR;
 
 struct repo_disk_counts {
 	uint64_t new_bytes;    /* clusters stored, before compression */
@@ -197,12 +200,13 @@ struct repo_disk_counts {
 };
 
 /* After the last piece: waits for this disk's work and closes its map.  Runs the loop. */
-int repo_session_disk_end(struct repo_session *s, struct repo_disk_counts *ret, struct error *err) TM_WUR;
+int repo_session_disk_end(struct repo_session *s, struct repo_disk_counts *ret,
+			  struct error *err) TM_WUR;
 
 /*
  * Commits: everything durable, then the manifest.  `meta` gives all fields of the point but id and
- * maps; meta->disks are in the order of repo_session_disk_begin.  After success the point exists for
- * good.  TM_E_STALE: a janitor has declared the session dead.  Runs the loop.
+ * maps; meta->disks are in the order of repo_session_disk_begin.  After success the point exists
+ * for good.  TM_E_STALE: a janitor has declared the session dead.  Runs the loop.
  */
 int repo_session_commit(struct repo_session *s, const struct point *meta, struct error *err) TM_WUR;
 
@@ -215,7 +219,7 @@ TM_CLEANUP(struct repo_session, repo_session_free)
 
 struct repo_read_options {
 	struct pool *pool;
-	bool zero_runs; /* report holes as zero runs, too (for targets that may hold old data) */
+	bool zero_runs;  /* report holes as zero runs, too (for targets that may hold old data) */
 	unsigned pieces; /* buffers; the bound on memory */
 	/* As in the reader of transport/: progress and cancellation, at least every 200 ms. */
 	int (*tick)(void *data, uint64_t done_bytes, uint64_t total_bytes, struct error *err);
@@ -223,12 +227,13 @@ struct repo_read_options {
 };
 
 /*
- * Reads a disk of a point as pieces into `sink`, every cluster checked.  Damage is TM_E_CORRUPT with
- * object and byte range of the disk in the text.  Returns when every piece has been released.  Runs
- * the loop.
+ * Reads a disk of a point as pieces into `sink`, every cluster checked.  Damage is TM_E_CORRUPT
+ * with object and byte range of the disk in the text.  Returns when every piece has been released.
+ * Runs the loop.
  */
 int repo_read_disk(struct repo *repo, const struct point *p, const struct point_disk *disk,
-                   struct piece_sink *sink, const struct repo_read_options *opt, struct error *err) TM_WUR;
+		   struct piece_sink *sink, const struct repo_read_options *opt,
+		   struct error *err) TM_WUR;
 
 /* ---- verify ---- */
 
@@ -242,7 +247,8 @@ struct repo_damage_range {
 struct repo_damage {
 	char *object; /* key; owned */
 	char *reason; /* owned */
-	struct repo_damage_range *ranges; /* by point, disk, offset; none: a manifest, or what no point uses */
+	struct repo_damage_range
+		*ranges; /* by point, disk, offset; none: a manifest, or what no point uses */
 	size_t nranges;
 };
 
@@ -262,5 +268,5 @@ struct repo_verify_options {
 };
 
 /* Damage is in the report and is no error here.  Runs the loop. */
-int repo_verify(struct repo *repo, const struct repo_verify_options *opt, struct repo_verify_report *ret,
-                struct error *err) TM_WUR;
+int repo_verify(struct repo *repo, const struct repo_verify_options *opt,
+		struct repo_verify_report *ret, struct error *err) TM_WUR;

@@ -15,7 +15,8 @@ static_assert(sizeof(struct seg_aad) == 61, "docs/format.md");
 
 #define SEG_AAD_DESCS UINT32_MAX
 
-static inline struct seg_aad seg_aad(const struct seg_address *a, uint32_t first_slot, uint32_t nslots)
+static inline struct seg_aad seg_aad(const struct seg_address *a, uint32_t first_slot,
+				     uint32_t nslots)
 {
 	return (struct seg_aad){
 		.repo = a->repo,

@@ -18,14 +18,15 @@ void seg_tables_free(struct seg_tables *t)
 	free(t);
 }
 
-static int check_address(const struct format_segment *h, const struct seg_address *want, struct error *err)
+static int check_address(const struct format_segment *h, const struct seg_address *want,
+			 struct error *err)
 {
 	if (!id_equal(&h->domain, &want->domain) || !id_equal(&h->session, &want->session) ||
 	    h->type != want->type || le32_get(h->index) != want->index)
 		return error_set(err, TM_E_CORRUPT, "this is another segment than its name says");
 	if (h->block_bits != want->block_bits)
 		return error_set(err, TM_E_CORRUPT, "segment of 2^%u byte blocks, expected 2^%u",
-		                 (unsigned)h->block_bits, (unsigned)want->block_bits);
+				 (unsigned)h->block_bits, (unsigned)want->block_bits);
 	if (h->cipher != CIPHER_AES256_GCM)
 		return error_set(err, TM_E_UNSUPPORTED, "unknown cipher %u", (unsigned)h->cipher);
 	return 0;
@@ -37,21 +38,23 @@ static int check_counts(const struct format_segment *h, struct error *err)
 	uint32_t nextras = le32_get(h->nextras);
 	size_t descs = ((size_t)nslots + nextras) * sizeof(struct format_desc) + TAG_BYTES;
 
-	if (nslots > 1U << seg_slots_log2(h->type) || nframes > SEG_MAX_FRAMES || nframes > nslots ||
-	    (nslots > 0 && nframes == 0) || nextras > SEGMENT_MAX_EXTRAS)
-		return error_set(err, TM_E_CORRUPT, "impossible counts: %u slots, %u frames, %u extras", nslots,
-		                 nframes, nextras);
+	if (nslots > 1U << seg_slots_log2(h->type) || nframes > SEG_MAX_FRAMES ||
+	    nframes > nslots || (nslots > 0 && nframes == 0) || nextras > SEGMENT_MAX_EXTRAS)
+		return error_set(err, TM_E_CORRUPT,
+				 "impossible counts: %u slots, %u frames, %u extras", nslots,
+				 nframes, nextras);
 	if (le32_get(h->desc_len) != (h->type == SEGMENT_MAP ? 0 : descs) ||
 	    (h->type == SEGMENT_MAP && nextras != 0))
 		return error_set(err, TM_E_CORRUPT, "descriptor table of %u bytes for %u slots",
-		                 le32_get(h->desc_len), nslots);
+				 le32_get(h->desc_len), nslots);
 	if (le64_get(h->payload_len) > SEGMENT_MAX_PAYLOAD)
-		return error_set(err, TM_E_CORRUPT, "payload of %" PRIu64 " bytes", le64_get(h->payload_len));
+		return error_set(err, TM_E_CORRUPT, "payload of %" PRIu64 " bytes",
+				 le64_get(h->payload_len));
 	return 0;
 }
 
 static int parse_head(const struct seg_address *want, const void *bytes, size_t len,
-                      struct format_segment *ret, struct error *err)
+		      struct format_segment *ret, struct error *err)
 {
 	struct format_segment h;
 	int r;
@@ -74,7 +77,7 @@ static size_t frames_bytes(const struct format_segment *h)
 }
 
 int seg_tables_len(const struct seg_address *want, const void *head, size_t len, size_t *ret,
-                   struct error *err)
+		   struct error *err)
 {
 	struct format_segment h;
 	int r = parse_head(want, head, len, &h, err);
@@ -86,21 +89,22 @@ int seg_tables_len(const struct seg_address *want, const void *head, size_t len,
 }
 
 static int check_frame(const struct seg_address *a, const struct seg_frame *f, uint32_t next_slot,
-                       struct error *err)
+		       struct error *err)
 {
 	unsigned max = a->type == SEGMENT_MAP ? PAGE_MAX_NODES : FRAME_MAX_SLOTS;
 
 	if (f->first_slot != next_slot || f->nslots == 0 || f->nslots > max)
-		return error_set(err, TM_E_CORRUPT, "frame of slots %u + %u, expected at slot %u", f->first_slot,
-		                 f->nslots, next_slot);
+		return error_set(err, TM_E_CORRUPT, "frame of slots %u + %u, expected at slot %u",
+				 f->first_slot, f->nslots, next_slot);
 	if (f->stored_len != 0 && (f->stored_len <= 1 + TAG_BYTES ||
-	                           f->stored_len - 1 - TAG_BYTES > frame_max_data(a, f->nslots)))
-		return error_set(err, TM_E_CORRUPT, "frame at slot %u is %u bytes", f->first_slot, f->stored_len);
+				   f->stored_len - 1 - TAG_BYTES > frame_max_data(a, f->nslots)))
+		return error_set(err, TM_E_CORRUPT, "frame at slot %u is %u bytes", f->first_slot,
+				 f->stored_len);
 	return 0;
 }
 
 static int parse_frames(const struct format_segment *h, const uint8_t *table, struct seg_tables *t,
-                        struct error *err)
+			struct error *err)
 {
 	uint64_t offset = sizeof(*h) + frames_bytes(h) + le32_get(h->desc_len), start = offset;
 	uint32_t slot = 0;
@@ -145,7 +149,7 @@ static int check_desc(const struct format_desc *d, bool slot, struct error *err)
 }
 
 static int parse_descs(const struct format_segment *h, const uint8_t *table, struct aead *aead,
-                       struct seg_tables *t, struct error *err)
+		       struct seg_tables *t, struct error *err)
 {
 	auto_secret struct secret key = {{0}};
 	struct seg_aad aad = seg_aad(&t->addr, SEG_AAD_DESCS, t->nslots);
@@ -167,8 +171,8 @@ static int parse_descs(const struct format_segment *h, const uint8_t *table, str
 	return r;
 }
 
-static int open_keys(const struct format_segment *h, const struct domain_keys *keys, struct seg_tables *t,
-                     struct error *err)
+static int open_keys(const struct format_segment *h, const struct domain_keys *keys,
+		     struct seg_tables *t, struct error *err)
 {
 	const struct seg_address *a = &t->addr;
 	int r = session_keys_open(keys, &a->repo, &a->session, h->wrap, &t->keys, err);
@@ -177,14 +181,15 @@ static int open_keys(const struct format_segment *h, const struct domain_keys *k
 		return r;
 	if (a->type == SEGMENT_DATA && !t->keys.has_data)
 		return 0;
-	r = segment_key(a->type == SEGMENT_DATA ? &t->keys.data : &t->keys.meta, a->type, a->index, &t->key,
-	                err);
+	r = segment_key(a->type == SEGMENT_DATA ? &t->keys.data : &t->keys.meta, a->type, a->index,
+			&t->key, err);
 	t->has_key = r == 0;
 	return r;
 }
 
-static int parse(const struct seg_address *want, const struct domain_keys *keys, const uint8_t *bytes,
-                 size_t len, struct aead *aead, struct seg_tables **ret, struct error *err)
+static int parse(const struct seg_address *want, const struct domain_keys *keys,
+		 const uint8_t *bytes, size_t len, struct aead *aead, struct seg_tables **ret,
+		 struct error *err)
 {
 	auto_clean(seg_tables_free) struct seg_tables *t = NULL;
 	struct format_segment h;
@@ -219,14 +224,15 @@ static int parse(const struct seg_address *want, const struct domain_keys *keys,
 	return r;
 }
 
-int seg_tables_parse(const struct seg_address *want, const struct domain_keys *keys, const void *bytes,
-                     size_t len, struct aead *aead, struct seg_tables **ret, struct error *err)
+int seg_tables_parse(const struct seg_address *want, const struct domain_keys *keys,
+		     const void *bytes, size_t len, struct aead *aead, struct seg_tables **ret,
+		     struct error *err)
 {
 	return parse(want, keys, bytes, len, aead, ret, err);
 }
 
-int seg_tables_scan(const struct seg_address *want, const void *bytes, size_t len, struct seg_tables **ret,
-                    struct error *err)
+int seg_tables_scan(const struct seg_address *want, const void *bytes, size_t len,
+		    struct seg_tables **ret, struct error *err)
 {
 	return parse(want, NULL, bytes, len, NULL, ret, err);
 }
@@ -251,12 +257,13 @@ const struct seg_frame *seg_find(const struct seg_tables *t, uint32_t slot)
 int frame_check_crc(const struct seg_frame *f, const void *stored, struct error *err)
 {
 	if (crc32c(0, stored, f->stored_len) != f->crc)
-		return error_set(err, TM_E_CORRUPT, "checksum of the frame at slot %u is wrong", f->first_slot);
+		return error_set(err, TM_E_CORRUPT, "checksum of the frame at slot %u is wrong",
+				 f->first_slot);
 	return 0;
 }
 
-int frame_open(const struct seg_tables *t, const struct seg_frame *f, struct aead *aead, const void *stored,
-               void *plain, struct error *err)
+int frame_open(const struct seg_tables *t, const struct seg_frame *f, struct aead *aead,
+	       const void *stored, void *plain, struct error *err)
 {
 	struct seg_aad aad = seg_aad(&t->addr, f->first_slot, f->nslots);
 

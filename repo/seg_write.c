@@ -75,7 +75,7 @@ static struct le64 desc_place(unsigned kind, unsigned disk, uint64_t block)
 }
 
 void seg_describe(struct seg_writer *w, uint32_t slot, unsigned disk, uint64_t block,
-                  const uint8_t id[CONTENT_BYTES])
+		  const uint8_t id[CONTENT_BYTES])
 {
 	assert(slot < DATA_SLOTS && disk < MAX_DISKS && block < MAX_BLOCKS);
 	w->descs[slot].place = desc_place(DESC_SLOT, disk, block);
@@ -102,7 +102,7 @@ bool seg_add_hole(struct seg_writer *w, unsigned disk, uint64_t block, uint64_t 
 }
 
 static int seal_frames(struct seg_writer *w, struct aead *aead, const struct session_keys *keys,
-                       struct error *err)
+		       struct error *err)
 {
 	const struct secret *base = w->addr.type == SEGMENT_DATA ? &keys->data : &keys->meta;
 	auto_secret struct secret key = {{0}};
@@ -115,9 +115,11 @@ static int seal_frames(struct seg_writer *w, struct aead *aead, const struct ses
 	for (uint32_t i = 0; r == 0 && i < w->nframes; i++) {
 		struct format_frame *f = &w->frames[i];
 		uint32_t stored = le32_get(f->stored_len);
-		struct seg_aad aad = seg_aad(&w->addr, le16_get(f->first_slot), le16_get(f->nslots));
+		struct seg_aad aad =
+			seg_aad(&w->addr, le16_get(f->first_slot), le16_get(f->nslots));
 
-		r = aead_seal(aead, le16_get(f->first_slot), &aad, sizeof(aad), p, stored - TAG_BYTES, p, err);
+		r = aead_seal(aead, le16_get(f->first_slot), &aad, sizeof(aad), p,
+			      stored - TAG_BYTES, p, err);
 		if (r < 0)
 			return r;
 		f->crc = le32_of(crc32c(0, p, stored));
@@ -128,7 +130,7 @@ static int seal_frames(struct seg_writer *w, struct aead *aead, const struct ses
 
 /* Writes the descriptor table right before the payload; *ret_len 0 for a map segment. */
 static int seal_descs(struct seg_writer *w, struct aead *aead, const struct session_keys *keys,
-                      size_t *ret_len, struct error *err)
+		      size_t *ret_len, struct error *err)
 {
 	auto_secret struct secret key = {{0}};
 	struct seg_aad aad = seg_aad(&w->addr, SEG_AAD_DESCS, w->nslots);
@@ -151,7 +153,8 @@ static int seal_descs(struct seg_writer *w, struct aead *aead, const struct sess
 	return r;
 }
 
-int seg_seal(struct seg_writer *w, struct aead *aead, const struct session_keys *keys, struct error *err)
+int seg_seal(struct seg_writer *w, struct aead *aead, const struct session_keys *keys,
+	     struct error *err)
 {
 	struct format_segment h = {.domain = w->addr.domain, .session = w->addr.session};
 	size_t desc_len = 0, frames_len = w->nframes * sizeof(w->frames[0]);

@@ -23,8 +23,8 @@ static inline unsigned seg_slots_log2(uint8_t type)
 
 #define SEG_MAX_FRAMES 1024
 /* Room for the tables before the payload, which is therefore built in its place. */
-#define SEG_HEADROOM                                                                               \
-	(sizeof(struct format_segment) + SEG_MAX_FRAMES * sizeof(struct format_frame) +            \
+#define SEG_HEADROOM                                                                    \
+	(sizeof(struct format_segment) + SEG_MAX_FRAMES * sizeof(struct format_frame) + \
 	 (DATA_SLOTS + SEGMENT_MAX_EXTRAS) * sizeof(struct format_desc) + TAG_BYTES)
 
 /* Plaintext of a frame: method byte, then data of at most this many bytes. */
@@ -57,13 +57,13 @@ bool seg_has_room(const struct seg_writer *w, unsigned nslots, size_t len);
 /* Appends a frame's plaintext; the slots' descriptors follow with seg_describe(). */
 void seg_add_frame(struct seg_writer *w, unsigned nslots, const void *plain, size_t len);
 void seg_describe(struct seg_writer *w, uint32_t slot, unsigned disk, uint64_t block,
-                  const uint8_t id[CONTENT_BYTES]);
+		  const uint8_t id[CONTENT_BYTES]);
 /* False when the extra records are full. */
 bool seg_add_hole(struct seg_writer *w, unsigned disk, uint64_t block, uint64_t count);
 
 /* Encrypts and checksums in place; on any thread. */
 int seg_seal(struct seg_writer *w, struct aead *aead, const struct session_keys *keys,
-             struct error *err) TM_WUR;
+	     struct error *err) TM_WUR;
 
 /* ---- reading ---- */
 
@@ -91,17 +91,19 @@ struct seg_tables {
 void seg_tables_free(struct seg_tables *t);
 TM_CLEANUP(struct seg_tables, seg_tables_free)
 
-/* Bytes at the object's begin that hold header and tables: from the first sizeof(format_segment). */
+/* Bytes at the object's begin that hold header and tables: from the first sizeof(format_segment).
+ */
 int seg_tables_len(const struct seg_address *want, const void *head, size_t len, size_t *ret,
-                   struct error *err) TM_WUR;
+		   struct error *err) TM_WUR;
 
 /* bytes: at least what seg_tables_len() says.  The aead is only used during the call. */
-int seg_tables_parse(const struct seg_address *want, const struct domain_keys *keys, const void *bytes,
-                     size_t len, struct aead *aead, struct seg_tables **ret, struct error *err) TM_WUR;
+int seg_tables_parse(const struct seg_address *want, const struct domain_keys *keys,
+		     const void *bytes, size_t len, struct aead *aead, struct seg_tables **ret,
+		     struct error *err) TM_WUR;
 
 /* Without keys: header and frame table only, for scrubbing. */
-int seg_tables_scan(const struct seg_address *want, const void *bytes, size_t len, struct seg_tables **ret,
-                    struct error *err) TM_WUR;
+int seg_tables_scan(const struct seg_address *want, const void *bytes, size_t len,
+		    struct seg_tables **ret, struct error *err) TM_WUR;
 
 /* The frame that holds slot; NULL when no such slot or removed. */
 const struct seg_frame *seg_find(const struct seg_tables *t, uint32_t slot);
@@ -122,5 +124,5 @@ static inline unsigned desc_kind(const struct format_desc *d)
 int frame_check_crc(const struct seg_frame *f, const void *stored, struct error *err) TM_WUR;
 
 /* Opens a frame whose key has been set: plain gets stored_len - TAG_BYTES bytes. */
-int frame_open(const struct seg_tables *t, const struct seg_frame *f, struct aead *aead, const void *stored,
-               void *plain, struct error *err) TM_WUR;
+int frame_open(const struct seg_tables *t, const struct seg_frame *f, struct aead *aead,
+	       const void *stored, void *plain, struct error *err) TM_WUR;

@@ -60,7 +60,8 @@ static int next_seq(struct repo_session *s, struct error *err)
 	return r;
 }
 
-static int session_init(struct repo_session *s, const struct repo_session_options *opt, struct error *err)
+static int session_init(struct repo_session *s, const struct repo_session_options *opt,
+			struct error *err)
 {
 	int level = opt->compression ? opt->compression : DEFAULT_LEVEL;
 	int r;
@@ -76,18 +77,19 @@ static int session_init(struct repo_session *s, const struct repo_session_option
 	if (!s->page_cctx || !s->page_plain || !s->page_packed)
 		return error_nomem(err);
 	if (level < ZSTD_minCLevel() || level > ZSTD_maxCLevel())
-		return error_set(err, TM_E_USAGE, "compression level %d is not from %d to %d", level,
-		                 ZSTD_minCLevel(), ZSTD_maxCLevel());
+		return error_set(err, TM_E_USAGE, "compression level %d is not from %d to %d",
+				 level, ZSTD_minCLevel(), ZSTD_maxCLevel());
 	if (!(s->repo->keys.has & KEY_HAS_ID))
 		return error_set(err, TM_E_DENIED, "this key does not allow backups");
 	r = text_copy(opt->guest, &s->guest, err);
-	r = r ? r : workers_init(&s->workers, pool_workers(s->pool), &s->repo->keys.id, level, 0, err);
+	r = r ? r
+	      : workers_init(&s->workers, pool_workers(s->pool), &s->repo->keys.id, level, 0, err);
 	r = r ? r : source_id(&s->repo->keys, s->guest, &s->source, err);
 	return r ? r : session_keys_new(&s->repo->keys, &s->repo->id, &s->sid, &s->keys, err);
 }
 
-int repo_session_begin(struct repo *repo, const struct repo_session_options *opt, struct repo_session **ret,
-                       struct error *err)
+int repo_session_begin(struct repo *repo, const struct repo_session_options *opt,
+		       struct repo_session **ret, struct error *err)
 {
 	auto_clean(repo_session_free) struct repo_session *s = calloc(1, sizeof(*s));
 	int r;
@@ -111,15 +113,16 @@ int repo_session_begin(struct repo *repo, const struct repo_session_options *opt
 static int check_parent(const struct repo_session *s, const struct point_disk *d, struct error *err)
 {
 	if (d->block_size != UINT32_C(1) << s->repo->block_bits)
-		return error_set(err, TM_E_RANGE, "the parent has blocks of %" PRIu32 " bytes", d->block_size);
+		return error_set(err, TM_E_RANGE, "the parent has blocks of %" PRIu32 " bytes",
+				 d->block_size);
 	if (!d->map || d->map->nsessions >= MAX_SESSIONS)
 		return error_set(err, TM_E_RANGE, "the parent cannot be continued");
 	return 0;
 }
 
 /* The disk's record, its table being the parent's with room for one more. */
-static int add_disk(struct repo_session *s, const char *name, uint64_t size, const struct point_disk *parent,
-                    struct error *err)
+static int add_disk(struct repo_session *s, const char *name, uint64_t size,
+		    const struct point_disk *parent, struct error *err)
 {
 	uint32_t n = parent ? parent->map->nsessions : 0;
 	struct session_disk *v = reallocarray(s->disks, s->ndisks + 1, sizeof(*v));
@@ -158,8 +161,8 @@ static void start_disk(struct repo_session *s, uint64_t size, const struct point
 			.blocks = disk_blocks(parent->size, bits),
 			.nsessions = parent->map->nsessions,
 		};
-	map_writer_init(&s->map_writer, disk_blocks(size, bits), parent ? parent->map->nsessions : 0,
-	                parent ? &root : NULL, output_node, s);
+	map_writer_init(&s->map_writer, disk_blocks(size, bits),
+			parent ? parent->map->nsessions : 0, parent ? &root : NULL, output_node, s);
 	s->has_parent = parent != NULL;
 	s->parent_size = parent ? parent->size : 0;
 	s->last_block_seen = false;
@@ -170,16 +173,18 @@ static void start_disk(struct repo_session *s, uint64_t size, const struct point
 }
 
 int repo_session_disk_begin(struct repo_session *s, const char *name, uint64_t size,
-                            const struct point *parent, const struct point_disk *parent_disk,
-                            struct piece_sink **ret, struct error *err)
+			    const struct point *parent, const struct point_disk *parent_disk,
+			    struct piece_sink **ret, struct error *err)
 {
 	int r = 0;
 
 	if (s->code < 0)
 		return session_failure(s, err);
 	if (s->disk_open || s->committed)
-		return error_set(err, TM_E_RANGE, "disk %s begins before the last one has ended", name);
-	if (size > INT64_MAX || disk_blocks(size, s->repo->block_bits) > MAX_BLOCKS || s->ndisks == MAX_DISKS)
+		return error_set(err, TM_E_RANGE, "disk %s begins before the last one has ended",
+				 name);
+	if (size > INT64_MAX || disk_blocks(size, s->repo->block_bits) > MAX_BLOCKS ||
+	    s->ndisks == MAX_DISKS)
 		return error_set(err, TM_E_RANGE, "disk %s is too large, or one too many", name);
 	if (parent)
 		r = check_parent(s, parent_disk, err);
@@ -223,7 +228,8 @@ static int end_disk(struct repo_session *s, struct error *err)
 		return session_failure(s, err);
 	if (s->has_parent && d->size < s->parent_size &&
 	    (d->size & ((UINT64_C(1) << s->repo->block_bits) - 1)) != 0 && !s->last_block_seen)
-		return error_set(err, TM_E_RANGE, "the disk became smaller, its last block is missing");
+		return error_set(err, TM_E_RANGE,
+				 "the disk became smaller, its last block is missing");
 	if (s->works)
 		return error_set(err, TM_E_RANGE, "piece %" PRIu64 " is missing", missing);
 	return end_map(s, err);
@@ -262,7 +268,7 @@ int repo_session_disk_end(struct repo_session *s, struct repo_disk_counts *ret, 
 
 	if (!s->disk_open)
 		return s->code < 0 ? session_failure(s, err)
-		                   : error_set(err, TM_E_RANGE, "there is no disk to end");
+				   : error_set(err, TM_E_RANGE, "there is no disk to end");
 	settle_pieces(s);
 	r = end_disk(s, &own);
 	s->disk_open = false;
@@ -284,19 +290,20 @@ int repo_session_disk_end(struct repo_session *s, struct repo_disk_counts *ret, 
 static int check_meta(const struct repo_session *s, const struct point *meta, struct error *err)
 {
 	if (!meta->guest || strcmp(meta->guest, s->guest) != 0 || !meta->name)
-		return error_set(err, TM_E_RANGE, "the point's guest is not the session's, or it has no name");
+		return error_set(err, TM_E_RANGE,
+				 "the point's guest is not the session's, or it has no name");
 	if (meta->ndisks != s->ndisks)
-		return error_set(err, TM_E_RANGE, "the point names %zu disks, the session has %u", meta->ndisks,
-		                 s->ndisks);
+		return error_set(err, TM_E_RANGE, "the point names %zu disks, the session has %u",
+				 meta->ndisks, s->ndisks);
 	for (unsigned i = 0; i < s->ndisks; i++)
 		if (strcmp(meta->disks[i].name, s->disks[i].name) != 0)
 			return error_set(err, TM_E_RANGE, "disk %u is %s, the session has %s", i,
-			                 meta->disks[i].name, s->disks[i].name);
+					 meta->disks[i].name, s->disks[i].name);
 	return 0;
 }
 
 static int build_manifest(struct repo_session *s, const struct point *meta, struct buf *ret,
-                          struct error *err)
+			  struct error *err)
 {
 	const struct manifest_own own = {.data = s->data.own, .map = s->map.own};
 	auto_free struct point_disk *disks = calloc(s->ndisks ? s->ndisks : 1, sizeof(*disks));
@@ -336,7 +343,8 @@ static int put_manifest(struct repo_session *s, const struct point *meta, struct
 	r = r ? r : marker_fenced(s->repo, &s->sid, &fenced, err);
 	if (r == 0 && fenced)
 		return error_set(err, TM_E_STALE,
-		                 "the session was taken for dead by a prune that ran beside it; run the backup again");
+				 "the session was taken for dead by a prune that ran beside it; "
+				 "run the backup again");
 	return r;
 }
 

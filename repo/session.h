@@ -20,7 +20,7 @@
 #define WORK_MAX_STEPS (PIECE_RUNS + PIECE_CLUSTERS)
 
 enum work_state {
-	WORK_HASHING,     /* on a worker */
+	WORK_HASHING, /* on a worker */
 	WORK_HASHED,
 	WORK_COMPRESSING, /* on a worker */
 	WORK_COMPRESSED,
@@ -40,7 +40,7 @@ struct work_step {
 };
 
 struct work_frame {
-	unsigned first, n; /* clusters */
+	unsigned first, n;  /* clusters */
 	size_t offset, len; /* of the plaintext in out */
 };
 
@@ -147,20 +147,21 @@ void session_pump(struct repo_session *s);
 /* ---- marker.c ---- */
 int marker_put(struct repo_session *s, struct error *err) TM_WUR;
 int marker_pin(struct repo_session *s, const struct tm_id *point, const char *manifest_key,
-               struct error *err) TM_WUR;
+	       struct error *err) TM_WUR;
 int marker_fenced(struct repo *repo, const struct tm_id *sid, bool *ret, struct error *err) TM_WUR;
 
 /* ---- pipeline.c ---- */
 int pipeline_put(struct piece_sink *sink, struct piece *piece, struct error *err);
-/* Gives the map writer the node it needs, *code 0 or an error; true when it has to be loaded first. */
+/* Gives the map writer the node it needs, *code 0 or an error; true when it has to be loaded first.
+ */
 bool session_supply(struct repo_session *s, int *code, struct error *err);
 void pipeline_free(struct repo_session *s);
 
 /* ---- output.c: OUT_WAIT means that all segments are on their way to the store ---- */
 #define OUT_WAIT 1
 /* The frame's first ordinal. 0, OUT_WAIT or an error. */
-int output_frame(struct repo_session *s, const struct work *w, const struct work_frame *f, uint64_t *ret,
-                 struct error *err) TM_WUR;
+int output_frame(struct repo_session *s, const struct work *w, const struct work_frame *f,
+		 uint64_t *ret, struct error *err) TM_WUR;
 int output_hole(struct repo_session *s, uint64_t block, uint64_t count, struct error *err) TM_WUR;
 int output_node(void *data, const struct node *n, uint64_t *ret, struct error *err) TM_WUR;
 int output_end_disk(struct repo_session *s, struct error *err) TM_WUR;

@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "store.h"
 
-#include "container.h"
-
 #include <inttypes.h>
 #include <string.h>
 
@@ -37,7 +35,8 @@ static int wait_for(struct store *st, struct waiting *w, struct error *err)
 	return w->code;
 }
 
-int store_put_wait(struct store *st, const char *key, const void *bytes, size_t len, struct error *err)
+int store_put_wait(struct store *st, const char *key, const void *bytes, size_t len,
+		   struct error *err)
 {
 	struct waiting w = {.req.done = wait_done};
 
@@ -56,8 +55,9 @@ int store_read(struct store *st, const char *key, size_t max, struct buf *ret, s
 	if (r < 0)
 		return r;
 	if (size > max)
-		return error_set(err, TM_E_CORRUPT, "%s is %" PRIu64 " bytes, more than the %zu allowed", key,
-		                 size, max);
+		return error_set(err, TM_E_CORRUPT,
+				 "%s is %" PRIu64 " bytes, more than the %zu allowed", key, size,
+				 max);
 	r = buf_reserve(&b, (size_t)size + 1, err);
 	if (r < 0)
 		return r;
@@ -66,7 +66,8 @@ int store_read(struct store *st, const char *key, size_t max, struct buf *ret, s
 	if (r < 0)
 		return r;
 	if (w.req.got != size)
-		return error_set(err, TM_E_CORRUPT, "%s ends at %zu of %" PRIu64 " bytes", key, w.req.got, size);
+		return error_set(err, TM_E_CORRUPT, "%s ends at %zu of %" PRIu64 " bytes", key,
+				 w.req.got, size);
 	b.len = (size_t)size;
 	buf_done(ret);
 	*ret = b;
@@ -96,8 +97,8 @@ bool store_key_ok(const char *key)
 	if (len == 0 || len >= KEY_MAX || key[0] == '/' || key[0] == '.' || key[len - 1] == '/')
 		return false;
 	for (const char *p = key; *p; p++) {
-		if (!((*p >= 'a' && *p <= 'z') || (*p >= '0' && *p <= '9') || *p == '/' || *p == '.' ||
-		      *p == '-'))
+		if (!((*p >= 'a' && *p <= 'z') || (*p >= '0' && *p <= '9') || *p == '/' ||
+		      *p == '.' || *p == '-'))
 			return false;
 		if (*p == '/' && (p[1] == '/' || p[1] == '.'))
 			return false;

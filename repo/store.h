@@ -7,10 +7,12 @@
 /* Names: lower-case hex ids under short prefixes; see docs/format.md, "Names". */
 #define KEY_MAX 192
 
-int store_put_wait(struct store *st, const char *key, const void *bytes, size_t len, struct error *err) TM_WUR;
+int store_put_wait(struct store *st, const char *key, const void *bytes, size_t len,
+		   struct error *err) TM_WUR;
 
 /* The whole object, at most max bytes.  TM_E_NOTFOUND. */
-int store_read(struct store *st, const char *key, size_t max, struct buf *ret, struct error *err) TM_WUR;
+int store_read(struct store *st, const char *key, size_t max, struct buf *ret,
+	       struct error *err) TM_WUR;
 
 /* For back ends: calls req->done(code) soon, from the loop. */
 void store_answer(struct store *st, struct store_req *req, int code);

@@ -13,9 +13,8 @@
  *	6 publish  fsync of the folder
  * A crash before 5 leaves a file in tmp/, which is no object.
  */
-#include "container.h"
-#include "store.h"
 #include "store_dir.h"
+#include "store.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -221,11 +220,12 @@ static void put_start_step(struct put *p, enum put_step step)
 	p->step = step;
 	switch (step) {
 	case PUT_OPEN:
-		loop_openat(loop, &p->op, p->d->tmp, p->tmp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+		loop_openat(loop, &p->op, p->d->tmp, p->tmp,
+			    O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
 		break;
 	case PUT_WRITE:
 		loop_write(loop, &p->op, p->fd, p->bytes + p->pos,
-		           (uint32_t)min_size(p->len - p->pos, WRITE_CHUNK), p->pos);
+			   (uint32_t)min_size(p->len - p->pos, WRITE_CHUNK), p->pos);
 		break;
 	case PUT_SYNC:
 		loop_fdatasync(loop, &p->op, p->fd);
@@ -235,19 +235,19 @@ static void put_start_step(struct put *p, enum put_step step)
 		break;
 	case PUT_OPEN_PARENT:
 		loop_openat(loop, &p->op, p->d->root, p->part[0] ? p->part : ".",
-		            O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
+			    O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
 		break;
 	case PUT_SYNC_PARENT:
 		loop_fsync(loop, &p->op, p->parent);
 		break;
 	case PUT_OPEN_FOLDER:
 		loop_openat(loop, &p->op, p->d->root, p->folder_path[0] ? p->folder_path : ".",
-		            O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
+			    O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
 		break;
 	case PUT_RENAME:
 		slash = strrchr(p->key, '/');
-		loop_renameat(loop, &p->op, p->d->tmp, p->tmp, p->folder->fd, slash ? slash + 1 : p->key,
-		              RENAME_NOREPLACE);
+		loop_renameat(loop, &p->op, p->d->tmp, p->tmp, p->folder->fd,
+			      slash ? slash + 1 : p->key, RENAME_NOREPLACE);
 		break;
 	case PUT_PUBLISH:
 		loop_fsync(loop, &p->op, p->folder->fd);
@@ -274,9 +274,11 @@ static void put_renamed(struct put *p, int res)
 	if (res == -EINVAL || res == -ENOSYS)
 		res = put_link(p);
 	if (res == -EEXIST)
-		put_fail(p, error_set(&p->req->err, TM_E_EXISTS, "object %s exists already", p->key));
+		put_fail(p,
+			 error_set(&p->req->err, TM_E_EXISTS, "object %s exists already", p->key));
 	else if (res < 0)
-		put_fail(p, error_errno(&p->req->err, -res, "renaming to %s/%s", p->d->path, p->key));
+		put_fail(p,
+			 error_errno(&p->req->err, -res, "renaming to %s/%s", p->d->path, p->key));
 	else
 		put_start_step(p, PUT_PUBLISH);
 }
@@ -284,8 +286,8 @@ static void put_renamed(struct put *p, int res)
 static void put_wrote(struct put *p, int res)
 {
 	if (res < 0 || (res == 0 && p->len > 0)) {
-		put_fail(p, error_errno(&p->req->err, res < 0 ? -res : EIO, "writing %s/tmp/%s", p->d->path,
-		                        p->tmp));
+		put_fail(p, error_errno(&p->req->err, res < 0 ? -res : EIO, "writing %s/tmp/%s",
+					p->d->path, p->tmp));
 		return;
 	}
 	p->pos += (size_t)res;
@@ -316,7 +318,8 @@ static void put_step_failed(struct put *p, int errnum)
 		[PUT_UNLINK] = "removing",
 	};
 
-	put_fail(p, error_errno(&p->req->err, errnum, "%s %s/%s", doing[p->step], p->d->path, p->key));
+	put_fail(p,
+		 error_errno(&p->req->err, errnum, "%s %s/%s", doing[p->step], p->d->path, p->key));
 }
 
 static void put_progress(struct loop_op *op, int res)
@@ -396,7 +399,7 @@ static int put_new(struct dir_store *d, const char *key, struct put **ret, struc
 }
 
 static void dir_put_new(struct store *st, const char *key, const void *bytes, size_t len,
-                        struct store_req *req)
+			struct store_req *req)
 {
 	struct put *p = NULL;
 	int r;
@@ -428,7 +431,7 @@ static void get_finish(struct get *g, int code)
 static void get_read_on(struct get *g)
 {
 	loop_read(g->d->st.loop, &g->op, g->fd, g->bytes + g->req->got,
-	          (uint32_t)min_size(g->len - g->req->got, READ_CHUNK), g->offset + g->req->got);
+		  (uint32_t)min_size(g->len - g->req->got, READ_CHUNK), g->offset + g->req->got);
 }
 
 static void get_progress(struct loop_op *op, int res)
@@ -472,7 +475,7 @@ static void get_opened(struct loop_op *op, int res)
 }
 
 static void dir_get(struct store *st, const char *key, void *bytes, size_t len, uint64_t offset,
-                    struct store_req *req)
+		    struct store_req *req)
 {
 	struct get *g = NULL;
 
@@ -487,7 +490,12 @@ static void dir_get(struct store *st, const char *key, void *bytes, size_t len, 
 		store_answer(st, req, error_nomem(&req->err));
 		return;
 	}
-	*g = (struct get){.d = dir_of(st), .req = req, .bytes = bytes, .len = len, .offset = offset, .fd = -1};
+	*g = (struct get){.d = dir_of(st),
+			  .req = req,
+			  .bytes = bytes,
+			  .len = len,
+			  .offset = offset,
+			  .fd = -1};
 	memcpy(g->key, key, strlen(key) + 1);
 	g->op.done = get_opened;
 	loop_openat(st->loop, &g->op, g->d->root, g->key, O_RDONLY | O_CLOEXEC, 0);
@@ -495,7 +503,8 @@ static void dir_get(struct store *st, const char *key, void *bytes, size_t len, 
 
 /* ---- the blocking part ---- */
 
-static int dir_list(struct store *st, const char *prefix, store_list_fn *fn, void *data, struct error *err)
+static int dir_list(struct store *st, const char *prefix, store_list_fn *fn, void *data,
+		    struct error *err)
 {
 	struct dir_store *d = dir_of(st);
 
@@ -584,13 +593,15 @@ static int dir_open(struct dir_store *d, bool create, struct error *err)
 		return error_errno(err, errno, "opening %s", d->path);
 	d->tmp = openat(d->root, "tmp", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (d->tmp < 0 && errno == ENOENT)
-		return error_set(err, TM_E_NOTFOUND, "%s is not a repository (it has no folder tmp)", d->path);
+		return error_set(err, TM_E_NOTFOUND,
+				 "%s is not a repository (it has no folder tmp)", d->path);
 	if (d->tmp < 0)
 		return error_errno(err, errno, "opening %s/tmp", d->path);
 	return 0;
 }
 
-int store_dir_open(struct loop *loop, const char *path, bool create, struct store **ret, struct error *err)
+int store_dir_open(struct loop *loop, const char *path, bool create, struct store **ret,
+		   struct error *err)
 {
 	struct dir_store *d = calloc(1, sizeof(*d));
 	int r;

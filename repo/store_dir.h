@@ -6,7 +6,7 @@
 
 /* Calls fn for the objects under root whose key begins with prefix, in byte order of the keys. */
 int dir_walk(int root, const char *root_path, const char *prefix, store_list_fn *fn, void *data,
-             struct error *err) TM_WUR;
+	     struct error *err) TM_WUR;
 
 /* TM_E_EXISTS unless path does not exist or is an empty directory. */
 int dir_check_empty(const char *path, struct error *err) TM_WUR;

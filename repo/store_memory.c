@@ -47,8 +47,8 @@ static size_t memory_find(const struct memory *m, const char *key, bool *ret_fou
 	return lo;
 }
 
-static int memory_insert(struct memory *m, size_t at, const char *key, const void *bytes, size_t len,
-                         struct error *err)
+static int memory_insert(struct memory *m, size_t at, const char *key, const void *bytes,
+			 size_t len, struct error *err)
 {
 	auto_free char *k = strdup(key);
 	auto_free uint8_t *b = malloc(len ? len : 1);
@@ -73,7 +73,7 @@ static int memory_insert(struct memory *m, size_t at, const char *key, const voi
 }
 
 static int memory_do_put(struct memory *m, const char *key, const void *bytes, size_t len,
-                         struct error *err)
+			 struct error *err)
 {
 	bool found;
 	size_t at = memory_find(m, key, &found);
@@ -86,7 +86,7 @@ static int memory_do_put(struct memory *m, const char *key, const void *bytes, s
 }
 
 static int memory_do_get(const struct memory *m, const char *key, void *bytes, size_t len,
-                         uint64_t offset, struct store_req *req)
+			 uint64_t offset, struct store_req *req)
 {
 	bool found;
 	size_t at = memory_find(m, key, &found);
@@ -101,14 +101,14 @@ static int memory_do_get(const struct memory *m, const char *key, void *bytes, s
 }
 
 static void memory_put_new(struct store *st, const char *key, const void *bytes, size_t len,
-                           struct store_req *req)
+			   struct store_req *req)
 {
 	error_clear(&req->err);
 	store_answer(st, req, memory_do_put(memory_of(st), key, bytes, len, &req->err));
 }
 
 static void memory_get(struct store *st, const char *key, void *bytes, size_t len, uint64_t offset,
-                       struct store_req *req)
+		       struct store_req *req)
 {
 	error_clear(&req->err);
 	req->got = 0;
@@ -116,7 +116,7 @@ static void memory_get(struct store *st, const char *key, void *bytes, size_t le
 }
 
 static int memory_list(struct store *st, const char *prefix, store_list_fn *fn, void *data,
-                       struct error *err)
+		       struct error *err)
 {
 	struct memory *m = memory_of(st);
 	bool found;

@@ -66,7 +66,8 @@ static bool prefixes_agree(const char *key, const char *prefix)
 	return strncmp(key, prefix, min_size(strlen(key), strlen(prefix))) == 0;
 }
 
-static int classify(int fd, const struct dirent *e, bool *ret_folder, bool *ret_file, struct error *err)
+static int classify(int fd, const struct dirent *e, bool *ret_folder, bool *ret_file,
+		    struct error *err)
 {
 	struct stat sb;
 
@@ -182,7 +183,7 @@ static int walk_folder(struct walk *w, int parent, const char *name, size_t at, 
 }
 
 int dir_walk(int root, const char *root_path, const char *prefix, store_list_fn *fn, void *data,
-             struct error *err)
+	     struct error *err)
 {
 	struct walk w = {.root_path = root_path, .prefix = prefix, .fn = fn, .data = data};
 	const char *slash = strrchr(prefix, '/');
@@ -220,7 +221,8 @@ int dir_check_empty(const char *path, struct error *err)
 	errno = 0;
 	while (r == 0 && (e = readdir(dir)))
 		if (strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0)
-			r = error_set(err, TM_E_EXISTS, "%s is not empty (it holds %s)", path, e->d_name);
+			r = error_set(err, TM_E_EXISTS, "%s is not empty (it holds %s)", path,
+				      e->d_name);
 	(void)closedir(dir);
 	return r;
 }

@@ -3,7 +3,8 @@
 
 #include <string.h>
 
-int tlv_add(struct buf *b, unsigned tag, bool critical, const void *bytes, size_t len, struct error *err)
+int tlv_add(struct buf *b, unsigned tag, bool critical, const void *bytes, size_t len,
+	    struct error *err)
 {
 	struct format_tlv h = {
 		.tag = le16_of((uint16_t)tag),
@@ -13,7 +14,8 @@ int tlv_add(struct buf *b, unsigned tag, bool critical, const void *bytes, size_
 	int r;
 
 	if (len > MAX_MANIFEST)
-		return error_set(err, TM_E_RANGE, "a field of %zu bytes is too long for a manifest", len);
+		return error_set(err, TM_E_RANGE, "a field of %zu bytes is too long for a manifest",
+				 len);
 	r = buf_add(b, &h, sizeof(h), err);
 	return r < 0 ? r : buf_add(b, bytes, len, err);
 }
@@ -44,9 +46,11 @@ int tlv_next(struct tlv_reader *r, struct tlv *ret, struct error *err)
 	len = le32_get(h.len);
 	if (len > (size_t)(r->end - r->p))
 		return error_set(err, TM_E_CORRUPT, "field %u of %zu bytes, %zu are left",
-		                 (unsigned)le16_get(h.tag), len, (size_t)(r->end - r->p));
-	*ret = (struct tlv){.tag = le16_get(h.tag), .critical = le16_get(h.flags) & TLV_CRITICAL, .bytes = r->p,
-	                    .len = len};
+				 (unsigned)le16_get(h.tag), len, (size_t)(r->end - r->p));
+	*ret = (struct tlv){.tag = le16_get(h.tag),
+			    .critical = le16_get(h.flags) & TLV_CRITICAL,
+			    .bytes = r->p,
+			    .len = len};
 	r->p += len;
 	return 1;
 }
@@ -56,7 +60,8 @@ int tlv_u64(const struct tlv *t, uint64_t *ret, struct error *err)
 	struct le64 raw;
 
 	if (t->len != sizeof(raw))
-		return error_set(err, TM_E_CORRUPT, "field %u is %zu bytes, expected 8", t->tag, t->len);
+		return error_set(err, TM_E_CORRUPT, "field %u is %zu bytes, expected 8", t->tag,
+				 t->len);
 	memcpy(&raw, t->bytes, sizeof(raw));
 	*ret = le64_get(raw);
 	return 0;
@@ -65,7 +70,8 @@ int tlv_u64(const struct tlv *t, uint64_t *ret, struct error *err)
 int tlv_id(const struct tlv *t, struct tm_id *ret, struct error *err)
 {
 	if (t->len != sizeof(*ret))
-		return error_set(err, TM_E_CORRUPT, "field %u is %zu bytes, expected 16", t->tag, t->len);
+		return error_set(err, TM_E_CORRUPT, "field %u is %zu bytes, expected 16", t->tag,
+				 t->len);
 	memcpy(ret, t->bytes, sizeof(*ret));
 	return 0;
 }
@@ -89,5 +95,6 @@ int tlv_unknown(const struct tlv *t, struct error *err)
 {
 	if (!t->critical)
 		return 0;
-	return error_set(err, TM_E_UNSUPPORTED, "the point needs a newer program (field %u)", t->tag);
+	return error_set(err, TM_E_UNSUPPORTED, "the point needs a newer program (field %u)",
+			 t->tag);
 }

@@ -43,7 +43,7 @@ enum disk_tag {
 };
 
 int tlv_add(struct buf *b, unsigned tag, bool critical, const void *bytes, size_t len,
-            struct error *err) TM_WUR;
+	    struct error *err) TM_WUR;
 int tlv_add_u64(struct buf *b, unsigned tag, bool critical, uint64_t v, struct error *err) TM_WUR;
 /* Nothing is added for NULL. */
 int tlv_add_text(struct buf *b, unsigned tag, const char *text, struct error *err) TM_WUR;

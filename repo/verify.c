@@ -72,7 +72,7 @@ static void vseg_free(struct vseg *s)
 }
 
 static int vseg_new(const struct repo *repo, const struct tm_id *sid, uint8_t type, uint32_t index,
-                    struct vseg **ret, struct error *err)
+		    struct vseg **ret, struct error *err)
 {
 	struct vseg *s = calloc(1, sizeof(*s));
 	char key[KEY_MAX];
@@ -92,8 +92,8 @@ static int vseg_new(const struct repo *repo, const struct tm_id *sid, uint8_t ty
 	return 0;
 }
 
-int vseg_get(struct verifier *v, const struct tm_id *sid, uint8_t type, uint32_t index, struct vseg **ret,
-             struct error *err)
+int vseg_get(struct verifier *v, const struct tm_id *sid, uint8_t type, uint32_t index,
+	     struct vseg **ret, struct error *err)
 {
 	size_t at;
 	int r;
@@ -103,7 +103,8 @@ int vseg_get(struct verifier *v, const struct tm_id *sid, uint8_t type, uint32_t
 		if (r < 0)
 			return r;
 	}
-	for (at = vseg_hash(sid, type, index) & (v->cap - 1); v->seg[at]; at = (at + 1) & (v->cap - 1)) {
+	for (at = vseg_hash(sid, type, index) & (v->cap - 1); v->seg[at];
+	     at = (at + 1) & (v->cap - 1)) {
 		struct vseg *s = v->seg[at];
 
 		if (s->index == index && s->type == type && id_equal(&s->sid, sid)) {
@@ -119,8 +120,8 @@ int vseg_get(struct verifier *v, const struct tm_id *sid, uint8_t type, uint32_t
 	return 0;
 }
 
-int vseg_damaged(struct verifier *v, struct vseg *s, uint32_t slot, uint32_t count, const char *reason,
-                 struct error *err)
+int vseg_damaged(struct verifier *v, struct vseg *s, uint32_t slot, uint32_t count,
+		 const char *reason, struct error *err)
 {
 	v->damage = true;
 	if (!s->reason) {
@@ -160,7 +161,8 @@ void repo_verify_report_done(struct repo_verify_report *r)
 	*r = (struct repo_verify_report){0};
 }
 
-int damage_add(struct repo_verify_report *r, const char *object, const char *reason, struct error *err)
+int damage_add(struct repo_verify_report *r, const char *object, const char *reason,
+	       struct error *err)
 {
 	struct repo_damage *v = reallocarray(r->damaged, r->ndamaged + 1, sizeof(*v));
 	struct repo_damage d = {.object = strdup(object), .reason = strdup(reason)};
@@ -175,8 +177,8 @@ int damage_add(struct repo_verify_report *r, const char *object, const char *rea
 	return 0;
 }
 
-int damage_add_range(struct repo_damage *d, const struct tm_id *point, const char *disk, uint64_t offset,
-                     uint64_t length, struct error *err)
+int damage_add_range(struct repo_damage *d, const struct tm_id *point, const char *disk,
+		     uint64_t offset, uint64_t length, struct error *err)
 {
 	struct repo_damage_range *last = d->nranges ? &d->ranges[d->nranges - 1] : NULL, *v;
 	char *copy;
@@ -193,8 +195,8 @@ int damage_add_range(struct repo_damage *d, const struct tm_id *point, const cha
 	copy = strdup(disk);
 	if (!copy)
 		return error_nomem(err);
-	v[d->nranges++] = (struct repo_damage_range){.point = *point, .disk = copy, .offset = offset,
-	                                             .length = length};
+	v[d->nranges++] = (struct repo_damage_range){
+		.point = *point, .disk = copy, .offset = offset, .length = length};
 	return 0;
 }
 
@@ -216,7 +218,8 @@ static int load_points(struct verifier *v, struct error *err)
 		if (r == 0) {
 			r = point_list_add(&v->points, p, err);
 		} else if (verify_is_damage(r)) {
-			name_point(v->repo, &names.v[i].source, names.v[i].seq, &names.v[i].session, key);
+			name_point(v->repo, &names.v[i].source, names.v[i].seq, &names.v[i].session,
+				   key);
 			r = damage_add(v->report, key, one.text, err);
 		} else if (r == TM_E_NOTFOUND) {
 			r = 0; /* removed since it was listed */
@@ -228,7 +231,8 @@ static int load_points(struct verifier *v, struct error *err)
 	return r;
 }
 
-typedef int disk_fn(struct verifier *, const struct point *, const struct point_disk *, struct error *);
+typedef int disk_fn(struct verifier *, const struct point *, const struct point_disk *,
+		    struct error *);
 
 static int for_all_disks(struct verifier *v, disk_fn *fn, struct error *err)
 {
@@ -263,7 +267,8 @@ static int check_tables(struct verifier *v, struct error *err)
 
 static int compare_damage(const void *a, const void *b)
 {
-	return strcmp(((const struct repo_damage *)a)->object, ((const struct repo_damage *)b)->object);
+	return strcmp(((const struct repo_damage *)a)->object,
+		      ((const struct repo_damage *)b)->object);
 }
 
 /* Whom the damage hits. */
@@ -303,8 +308,8 @@ static int run_phases(struct verifier *v, struct error *err)
 	return r ? r : report_damage(v, err);
 }
 
-int repo_verify(struct repo *repo, const struct repo_verify_options *opt, struct repo_verify_report *ret,
-                struct error *err)
+int repo_verify(struct repo *repo, const struct repo_verify_options *opt,
+		struct repo_verify_report *ret, struct error *err)
 {
 	struct repo_verify_report report = {0};
 	struct verifier v = {.repo = repo, .opt = opt, .report = &report};

@@ -20,14 +20,14 @@ struct vseg {
 	struct tm_id sid;
 	uint8_t type;
 	uint32_t index;
-	uint32_t nwords;  /* of each bit set */
-	uint64_t *used;   /* slots that points refer to */
-	uint64_t *bad;    /* slots that cannot be read; NULL: none */
+	uint32_t nwords; /* of each bit set */
+	uint64_t *used;  /* slots that points refer to */
+	uint64_t *bad;   /* slots that cannot be read; NULL: none */
 	bool all_bad;
-	uint64_t size;    /* of the object, once known */
-	char *reason;     /* of the first damage */
+	uint64_t size; /* of the object, once known */
+	char *reason;  /* of the first damage */
 	char *key;
-	ssize_t damage;   /* index in the report, or -1 */
+	ssize_t damage; /* index in the report, or -1 */
 };
 
 struct verifier {
@@ -58,21 +58,22 @@ bool verify_is_damage(int code);
 /* Runs the loop once and tells the caller about progress. */
 int verify_wait(struct verifier *v, struct error *err) TM_WUR;
 
-int vseg_get(struct verifier *v, const struct tm_id *sid, uint8_t type, uint32_t index, struct vseg **ret,
-             struct error *err) TM_WUR;
+int vseg_get(struct verifier *v, const struct tm_id *sid, uint8_t type, uint32_t index,
+	     struct vseg **ret, struct error *err) TM_WUR;
 /* Remembers damage of count slots from slot; UINT32_MAX: of all. */
-int vseg_damaged(struct verifier *v, struct vseg *s, uint32_t slot, uint32_t count, const char *reason,
-                 struct error *err) TM_WUR;
+int vseg_damaged(struct verifier *v, struct vseg *s, uint32_t slot, uint32_t count,
+		 const char *reason, struct error *err) TM_WUR;
 
 int verify_mark(struct verifier *v, const struct point *p, const struct point_disk *d,
-                struct error *err) TM_WUR;
+		struct error *err) TM_WUR;
 int verify_blame(struct verifier *v, const struct point *p, const struct point_disk *d,
-                 struct error *err) TM_WUR;
+		 struct error *err) TM_WUR;
 int verify_tables(struct verifier *v, struct vseg *s, struct error *err) TM_WUR;
 int verify_read(struct verifier *v, struct error *err) TM_WUR;
 /* A reference to tables, loading them when needed. */
 int verify_load_tables(struct verifier *v, const struct vseg *s, struct tables **ret,
-                       struct error *err) TM_WUR;
-int damage_add(struct repo_verify_report *r, const char *object, const char *reason, struct error *err) TM_WUR;
-int damage_add_range(struct repo_damage *d, const struct tm_id *point, const char *disk, uint64_t offset,
-                     uint64_t length, struct error *err) TM_WUR;
+		       struct error *err) TM_WUR;
+int damage_add(struct repo_verify_report *r, const char *object, const char *reason,
+	       struct error *err) TM_WUR;
+int damage_add_range(struct repo_damage *d, const struct tm_id *point, const char *disk,
+		     uint64_t offset, uint64_t length, struct error *err) TM_WUR;

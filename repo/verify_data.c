@@ -26,7 +26,8 @@ static void tables_there(struct cache_wait *wait, int code)
 	w->done = true;
 }
 
-int verify_load_tables(struct verifier *v, const struct vseg *s, struct tables **ret, struct error *err)
+int verify_load_tables(struct verifier *v, const struct vseg *s, struct tables **ret,
+		       struct error *err)
 {
 	struct tables_wait w = {.wait.done = tables_there};
 
@@ -50,7 +51,8 @@ int verify_load_tables(struct verifier *v, const struct vseg *s, struct tables *
 }
 
 /* Slots that points use are there, and the object is as long as its tables say. */
-static int check_segment(struct verifier *v, struct vseg *s, const struct tables *t, struct error *err)
+static int check_segment(struct verifier *v, struct vseg *s, const struct tables *t,
+			 struct error *err)
 {
 	char *key = strdup(t->key), reason[160];
 	struct error one = {0};
@@ -71,8 +73,9 @@ static int check_segment(struct verifier *v, struct vseg *s, const struct tables
 	}
 	s->size = size;
 	if (size != t->t->object_len) {
-		(void)snprintf(reason, sizeof(reason), "the object is %" PRIu64 " bytes, its tables say %" PRIu64,
-		               size, t->t->object_len);
+		(void)snprintf(reason, sizeof(reason),
+			       "the object is %" PRIu64 " bytes, its tables say %" PRIu64, size,
+			       t->t->object_len);
 		return vseg_damaged(v, s, UINT32_MAX, 0, reason, err);
 	}
 	for (uint32_t slot = 0; r == 0 && slot < s->nwords * 64; slot++) {
@@ -97,7 +100,8 @@ int verify_tables(struct verifier *v, struct vseg *s, struct error *err)
 	}
 	r = check_segment(v, s, t, err);
 	if (!v->opt->read_data)
-		v->report->bytes += sizeof(struct format_segment) + t->t->nframes * sizeof(struct format_frame);
+		v->report->bytes +=
+			sizeof(struct format_segment) + t->t->nframes * sizeof(struct format_frame);
 	tables_unref(t);
 	return r;
 }
@@ -132,7 +136,8 @@ struct vdata {
 	struct error err;
 };
 
-static int check_data_frame(struct job *j, struct worker *w, const struct seg_frame *f, struct error *err)
+static int check_data_frame(struct job *j, struct worker *w, const struct seg_frame *f,
+			    struct error *err)
 {
 	const struct seg_tables *t = j->t->t;
 	size_t bs = (size_t)1 << t->addr.block_bits;
@@ -186,7 +191,8 @@ static void job_end(struct job *j, int code)
 		const struct seg_frame *f = &j->t->t->frames[i];
 
 		if (bit_get(j->bad, i))
-			code = vseg_damaged(d->v, j->s, f->first_slot, f->nslots, j->err.text, &err);
+			code = vseg_damaged(d->v, j->s, f->first_slot, f->nslots, j->err.text,
+					    &err);
 	}
 	if (code < 0 && d->code == 0) {
 		d->code = code;
@@ -212,7 +218,8 @@ static void job_got(struct store_req *req, int code)
 	struct job *j = container_of(req, struct job, req);
 
 	if (code == 0 && req->got != j->len)
-		code = error_set(&req->err, TM_E_CORRUPT, "the object ends at %" PRIu64, j->offset + req->got);
+		code = error_set(&req->err, TM_E_CORRUPT, "the object ends at %" PRIu64,
+				 j->offset + req->got);
 	if (code == TM_E_NOTFOUND)
 		code = TM_E_CORRUPT;
 	if (code < 0) {
@@ -225,7 +232,8 @@ static void job_got(struct store_req *req, int code)
 }
 
 /* Frames from *next on: as many as fit a job, at least one. */
-static int job_start(struct vdata *d, struct vseg *s, struct tables *t, uint32_t *next, struct error *err)
+static int job_start(struct vdata *d, struct vseg *s, struct tables *t, uint32_t *next,
+		     struct error *err)
 {
 	uint32_t first = *next;
 	const struct seg_frame *f = t->t->frames;
@@ -306,8 +314,8 @@ int verify_read(struct verifier *v, struct error *err)
 	struct vdata d = {.v = v};
 	size_t bs = (size_t)1 << v->repo->block_bits;
 	struct error own = {0};
-	int r = workers_init(&d.workers, pool_workers(v->opt->pool), &v->repo->keys.id, 0, FRAME_MAX_SLOTS * bs,
-	                     err);
+	int r = workers_init(&d.workers, pool_workers(v->opt->pool), &v->repo->keys.id, 0,
+			     FRAME_MAX_SLOTS * bs, err);
 
 	if (r < 0)
 		return r;

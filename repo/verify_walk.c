@@ -31,7 +31,7 @@ static void node_there(struct cache_wait *wait, int code)
 
 /* Loads and decodes a node. */
 static int get_node(struct walk *k, uint64_t ref, unsigned level, uint64_t pos, struct node *ret,
-                    struct error *err)
+		    struct error *err)
 {
 	const struct tm_id *sid = &k->d->map->table[ref_session(ref)].session;
 	struct cache *c = k->v->repo->cache;
@@ -59,7 +59,8 @@ static int get_node(struct walk *k, uint64_t ref, unsigned level, uint64_t pos, 
 	return node_decode(bytes, len, level, pos, k->d->map->nsessions, ret, err);
 }
 
-static int blame(struct walk *k, const struct vseg *s, uint64_t block, uint64_t count, struct error *err)
+static int blame(struct walk *k, const struct vseg *s, uint64_t block, uint64_t count,
+		 struct error *err)
 {
 	unsigned bits = k->v->repo->block_bits;
 	uint64_t blocks = disk_blocks(k->d->size, bits), offset = block << bits, end;
@@ -67,8 +68,8 @@ static int blame(struct walk *k, const struct vseg *s, uint64_t block, uint64_t 
 	if (block >= blocks || s->damage < 0)
 		return 0;
 	end = min_u64(min_u64(block + count, blocks) << bits, k->d->size);
-	return damage_add_range(&k->v->report->damaged[s->damage], &k->p->id, k->d->name, offset, end - offset,
-	                        err);
+	return damage_add_range(&k->v->report->damaged[s->damage], &k->p->id, k->d->name, offset,
+				end - offset, err);
 }
 
 /* A reference that leads outside what its session wrote is damage of the referring map. */
@@ -77,11 +78,13 @@ static int bad_reference(struct walk *k, const struct vseg *from, uint32_t slot,
 	struct vseg *s;
 	int r = vseg_get(k->v, &from->sid, from->type, from->index, &s, err);
 
-	return r ? r : vseg_damaged(k->v, s, slot, 1, "the map refers to a segment that was never written", err);
+	return r ? r
+		 : vseg_damaged(k->v, s, slot, 1,
+				"the map refers to a segment that was never written", err);
 }
 
 static int mark_leaf(struct walk *k, const struct node *n, const struct vseg *from, uint32_t slot,
-                     struct error *err)
+		     struct error *err)
 {
 	int r = 0;
 
@@ -98,7 +101,8 @@ static int mark_leaf(struct walk *k, const struct node *n, const struct vseg *fr
 				r = bad_reference(k, from, slot, err);
 			continue;
 		}
-		r = vseg_get(k->v, &e->session, SEGMENT_DATA, (uint32_t)(ordinal >> DATA_SLOTS_LOG2), &s, err);
+		r = vseg_get(k->v, &e->session, SEGMENT_DATA,
+			     (uint32_t)(ordinal >> DATA_SLOTS_LOG2), &s, err);
 		if (r < 0)
 			return r;
 		if (!k->blame)
@@ -111,8 +115,8 @@ static int mark_leaf(struct walk *k, const struct node *n, const struct vseg *fr
 
 static int walk_node(struct walk *k, uint64_t ref, unsigned level, uint64_t pos, struct error *err);
 
-static int walk_children(struct walk *k, const struct node *n, const struct vseg *from, uint32_t slot,
-                         struct error *err)
+static int walk_children(struct walk *k, const struct node *n, const struct vseg *from,
+			 uint32_t slot, struct error *err)
 {
 	int r = 0;
 
@@ -137,7 +141,7 @@ static int walk_node(struct walk *k, uint64_t ref, unsigned level, uint64_t pos,
 	struct vseg *s;
 	struct node n;
 	int r = vseg_get(k->v, &k->d->map->table[ref_session(ref)].session, SEGMENT_MAP,
-	                 (uint32_t)(ref_ordinal(ref) >> MAP_SLOTS_LOG2), &s, err);
+			 (uint32_t)(ref_ordinal(ref) >> MAP_SLOTS_LOG2), &s, err);
 
 	if (r < 0)
 		return r;
@@ -168,19 +172,23 @@ static int walk_disk(struct walk *k, struct error *err)
 		return 0;
 	if (ref_ordinal(m->root) >> MAP_SLOTS_LOG2 >= m->table[ref_session(m->root)].nmap)
 		return k->blame ? 0
-		                : damage_add(k->v->report, k->p->object,
-		                             "a disk's map begins in a segment that was never written", err);
+				: damage_add(
+					  k->v->report, k->p->object,
+					  "a disk's map begins in a segment that was never written",
+					  err);
 	return walk_node(k, m->root, root_level(blocks), 0, err);
 }
 
-int verify_mark(struct verifier *v, const struct point *p, const struct point_disk *d, struct error *err)
+int verify_mark(struct verifier *v, const struct point *p, const struct point_disk *d,
+		struct error *err)
 {
 	struct walk k = {.v = v, .p = p, .d = d};
 
 	return walk_disk(&k, err);
 }
 
-int verify_blame(struct verifier *v, const struct point *p, const struct point_disk *d, struct error *err)
+int verify_blame(struct verifier *v, const struct point *p, const struct point_disk *d,
+		 struct error *err)
 {
 	struct walk k = {.v = v, .p = p, .d = d, .blame = true};
 

@@ -4,7 +4,7 @@
 #include <string.h>
 
 static int worker_init(struct worker *w, const struct secret *id_key, int level, size_t frame_bytes,
-                       struct error *err)
+		       struct error *err)
 {
 	int r = aead_new(&w->aead, err);
 
@@ -13,7 +13,8 @@ static int worker_init(struct worker *w, const struct secret *id_key, int level,
 		return r;
 	if (level != 0) {
 		w->cctx = ZSTD_createCCtx();
-		if (!w->cctx || ZSTD_isError(ZSTD_CCtx_setParameter(w->cctx, ZSTD_c_compressionLevel, level)))
+		if (!w->cctx ||
+		    ZSTD_isError(ZSTD_CCtx_setParameter(w->cctx, ZSTD_c_compressionLevel, level)))
 			return error_nomem(err);
 	}
 	if (frame_bytes > 0) {
@@ -26,8 +27,8 @@ static int worker_init(struct worker *w, const struct secret *id_key, int level,
 	return 0;
 }
 
-int workers_init(struct workers *w, unsigned n, const struct secret *id_key, int level, size_t frame_bytes,
-                 struct error *err)
+int workers_init(struct workers *w, unsigned n, const struct secret *id_key, int level,
+		 size_t frame_bytes, struct error *err)
 {
 	int r = 0;
 
@@ -57,7 +58,7 @@ void workers_done(struct workers *w)
 }
 
 int content_id(struct worker *w, const void *cluster, size_t len, uint8_t ret[CONTENT_BYTES],
-               struct error *err)
+	       struct error *err)
 {
 	uint8_t mac[KEY_BYTES];
 	int r = mac_do(w->mac, cluster, len, mac, err);

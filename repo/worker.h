@@ -21,10 +21,10 @@ struct workers {
 };
 
 /* level 0: no compression contexts; frame_bytes 0: no room. */
-int workers_init(struct workers *w, unsigned n, const struct secret *id_key, int level, size_t frame_bytes,
-                 struct error *err) TM_WUR;
+int workers_init(struct workers *w, unsigned n, const struct secret *id_key, int level,
+		 size_t frame_bytes, struct error *err) TM_WUR;
 void workers_done(struct workers *w);
 
 /* The content id of a cluster. */
 int content_id(struct worker *w, const void *cluster, size_t len, uint8_t ret[CONTENT_BYTES],
-               struct error *err) TM_WUR;
+	       struct error *err) TM_WUR;

@@ -6,9 +6,6 @@
 
 #include <stddef.h>
 
-/* The object of which *p is the member. */
-#define container_of(p, type, member) ((type *)(void *)((char *)(p)-offsetof(type, member)))
-
 /* ---- unix_socket.c ---- */
 
 /*

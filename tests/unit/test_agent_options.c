@@ -26,9 +26,10 @@ static void options_may_stand_anywhere(void **state)
 
 	(void)state;
 	(void)unsetenv("TIDEMARK_REPO");
-	assert_int_equal(parse("tidemark -r /repo --json backup qmp:/s --disk a -q --disk b --limit-rate 2M", &o,
-	                       &err),
-	                 0);
+	assert_int_equal(
+		parse("tidemark -r /repo --json backup qmp:/s --disk a -q --disk b --limit-rate 2M",
+		      &o, &err),
+		0);
 	assert_int_equal(o.command, CMD_BACKUP);
 	assert_string_equal(o.repo, "/repo");
 	assert_true(o.json && o.quiet);

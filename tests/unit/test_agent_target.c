@@ -37,17 +37,17 @@ static void image_targets_name_files(void **state)
 static void targets_that_make_no_sense_are_refused(void **state)
 {
 	static const char *const bad[] = {"",
-	                                  "vm1",
-	                                  "libvirt:vm1",
-	                                  "qmp:",
-	                                  "qmp:/a,",
-	                                  "qmp:/a,,name=x",
-	                                  "qmp:/a,colour=red",
-	                                  "image:",
-	                                  "image:name=x",
-	                                  "image:/a,name=",
-	                                  "image:/a,name=x@y",
-	                                  "qmp:/a,name=x/y"};
+					  "vm1",
+					  "libvirt:vm1",
+					  "qmp:",
+					  "qmp:/a,",
+					  "qmp:/a,,name=x",
+					  "qmp:/a,colour=red",
+					  "image:",
+					  "image:name=x",
+					  "image:/a,name=",
+					  "image:/a,name=x@y",
+					  "qmp:/a,name=x/y"};
 	struct target t = {0};
 	struct error err;
 

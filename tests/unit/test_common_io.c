@@ -101,7 +101,8 @@ static void short_files_are_corrupt(void **state)
 
 static void mkdirs_makes_parents(void **state)
 {
-	auto_free char *path = path_of("a/b/c"), *file = path_of("file2"), *below = path_of("file2/x");
+	auto_free char *path = path_of("a/b/c"), *file = path_of("file2"),
+		       *below = path_of("file2/x");
 
 	(void)state;
 	assert_int_equal(io_mkdirs(path, NULL), 0);

@@ -28,8 +28,9 @@ static void sizes_have_units(void **state)
 
 static void sizes_that_make_no_sense_are_refused(void **state)
 {
-	static const char *const bad[] = {"",   "x",    "-1",   "1X",  "1KB", "K",
-	                                  "1 K", "1.5.5", "18446744073709551616", "16777216T"};
+	static const char *const bad[] = {
+		"",         "x", "-1", "1X", "1KB", "K", "1 K", "1.5.5", "18446744073709551616",
+		"16777216T"};
 	uint64_t v;
 
 	(void)state;
@@ -80,8 +81,16 @@ static void times_include_all_they_name(void **state)
 
 static void times_that_make_no_sense_are_refused(void **state)
 {
-	static const char *const bad[] = {"", "yesterday", "2026", "2026-13-01", "2026-00-01", "2026-01-32",
-	                                  "2026-01-01T25", "2026-01-01T03:00+1", "2026-01-01X", "26-01-01"};
+	static const char *const bad[] = {"",
+					  "yesterday",
+					  "2026",
+					  "2026-13-01",
+					  "2026-00-01",
+					  "2026-01-32",
+					  "2026-01-01T25",
+					  "2026-01-01T03:00+1",
+					  "2026-01-01X",
+					  "26-01-01"};
 	uint64_t v;
 
 	(void)state;

@@ -4,7 +4,6 @@
 
 #include "test.h"
 
-#include "repo/container.h"
 #include "repo/repo.h"
 #include "repo/store.h"
 
@@ -32,7 +31,7 @@ static inline struct store *failing_below(struct store *st)
 }
 
 static inline void failing_put(struct store *st, const char *key, const void *bytes, size_t len,
-                               struct store_req *req)
+			       struct store_req *req)
 {
 	error_clear(&req->err);
 	if (failing_now(st))
@@ -41,8 +40,8 @@ static inline void failing_put(struct store *st, const char *key, const void *by
 		failing_below(st)->ops->put_new(failing_below(st), key, bytes, len, req);
 }
 
-static inline void failing_get(struct store *st, const char *key, void *bytes, size_t len, uint64_t offset,
-                               struct store_req *req)
+static inline void failing_get(struct store *st, const char *key, void *bytes, size_t len,
+			       uint64_t offset, struct store_req *req)
 {
 	error_clear(&req->err);
 	if (failing_now(st))
@@ -52,7 +51,7 @@ static inline void failing_get(struct store *st, const char *key, void *bytes, s
 }
 
 static inline int failing_list(struct store *st, const char *prefix, store_list_fn *fn, void *data,
-                               struct error *err)
+			       struct error *err)
 {
 	if (failing_now(st))
 		return error_set(err, TM_E_IO, "list fails for the test");
@@ -262,8 +261,8 @@ static inline void piece_add(struct piece *p, uint64_t block, bool zero)
 	if (last && last->zero == zero && last->block + last->count == block) {
 		last->count++;
 	} else {
-		p->run[p->nruns++] =
-			(struct piece_run){.block = block, .count = 1, .first = p->nclusters, .zero = zero};
+		p->run[p->nruns++] = (struct piece_run){
+			.block = block, .count = 1, .first = p->nclusters, .zero = zero};
 	}
 }
 
@@ -284,7 +283,8 @@ static inline bool feed_next(struct feed *f, struct piece *p)
 			continue;
 		}
 		piece_add(p, b, false);
-		memcpy(p->data + (size_t)p->nclusters * f->im->bs, f->im->data + b * f->im->bs, f->im->bs);
+		memcpy(p->data + (size_t)p->nclusters * f->im->bs, f->im->data + b * f->im->bs,
+		       f->im->bs);
 		p->nclusters++;
 	}
 	if (p->nruns == 0)
@@ -331,14 +331,18 @@ static inline int feed_run(struct feed *f, struct piece_sink *sink, struct error
 static char rig_disk[] = "vda", rig_guest[] = "guest", rig_name[] = "name", rig_state[] = "running";
 
 /* Backs the image up; parent NULL: all of it. */
-static inline int rig_backup(struct rig *rig, struct image *im, const struct point *parent, struct tm_id *ret_id,
-                             struct error *err)
+static inline int rig_backup(struct rig *rig, struct image *im, const struct point *parent,
+			     struct tm_id *ret_id, struct error *err)
 {
 	auto_clean(repo_session_free) struct repo_session *s = NULL;
 	struct repo_session_options opt = {.guest = rig_guest, .pool = rig->pool};
 	struct point_disk disk = {.name = rig_disk, .rung = parent ? RUNG_BITMAP : RUNG_FULL};
-	struct point meta = {.guest = rig_guest, .name = rig_name, .state = rig_state, .disks = &disk,
-	                     .ndisks = 1, .kind = POINT_OFFLINE};
+	struct point meta = {.guest = rig_guest,
+			     .name = rig_name,
+			     .state = rig_state,
+			     .disks = &disk,
+			     .ndisks = 1,
+			     .kind = POINT_OFFLINE};
 	struct repo_disk_counts counts;
 	struct piece_sink *sink;
 	struct feed feed;
@@ -349,8 +353,9 @@ static inline int rig_backup(struct rig *rig, struct image *im, const struct poi
 		meta.parent = disk.parent = parent->id;
 	r = id_new_timed(rig->now, &opt.id, err);
 	r = r ? r : repo_session_begin(rig->repo, &opt, &s, err);
-	r = r ? r : repo_session_disk_begin(s, rig_disk, im->size, parent, parent ? &parent->disks[0] : NULL,
-	                                    &sink, err);
+	r = r ? r
+	      : repo_session_disk_begin(s, rig_disk, im->size, parent,
+					parent ? &parent->disks[0] : NULL, &sink, err);
 	if (r < 0)
 		return r;
 	feed_init(&feed, rig, im, !parent);
@@ -392,18 +397,19 @@ static inline int collect_put(struct piece_sink *sink, struct piece *p, struct e
 		if (run->zero)
 			c->zeroes += run->count;
 		else
-			memcpy(c->got + run->block * c->im->bs, p->data + (size_t)run->first * c->im->bs,
-			       run->count * c->im->bs);
+			memcpy(c->got + run->block * c->im->bs,
+			       p->data + (size_t)run->first * c->im->bs, run->count * c->im->bs);
 	}
 	piece_release(p);
 	return 0;
 }
 
-static inline int rig_read(struct rig *rig, const struct point *p, const struct image *im, struct error *err)
+static inline int rig_read(struct rig *rig, const struct point *p, const struct image *im,
+			   struct error *err)
 {
 	struct collect c = {.sink.put = collect_put, .im = im};
-	struct repo_read_options opt = {.pool = rig->pool, .pieces = 4,
-	                                .zero_runs = test_below(&rig->random, 2) == 0};
+	struct repo_read_options opt = {
+		.pool = rig->pool, .pieces = 4, .zero_runs = test_below(&rig->random, 2) == 0};
 	int r;
 
 	assert_int_equal(p->disks[0].size, im->size);

@@ -15,7 +15,7 @@ struct nodes {
 		uint8_t *bytes;
 		size_t len;
 		uint64_t ref;
-	} *v;
+	} * v;
 	size_t n, cap;
 	uint32_t session;
 	uint64_t next; /* ordinal */
@@ -34,8 +34,8 @@ static int emit(void *data, const struct node *n, uint64_t *ret, struct error *e
 		all->v = reallocarray(all->v, all->cap, sizeof(*all->v));
 		assert_non_null(all->v);
 	}
-	all->v[all->n] = (struct stored){.bytes = malloc(len), .len = len,
-	                                 .ref = ref_of(all->session, all->next)};
+	all->v[all->n] = (struct stored){
+		.bytes = malloc(len), .len = len, .ref = ref_of(all->session, all->next)};
 	memcpy(all->v[all->n++].bytes, bytes, len);
 	*ret = all->next++;
 	return 0;
@@ -50,7 +50,8 @@ static const struct stored *find(const struct nodes *all, uint64_t ref)
 	return NULL;
 }
 
-static void set(struct map_writer *w, const struct nodes *all, uint64_t block, uint64_t count, uint64_t ref)
+static void set(struct map_writer *w, const struct nodes *all, uint64_t block, uint64_t count,
+		uint64_t ref)
 {
 	int r;
 
@@ -95,7 +96,8 @@ static void compare(const struct nodes *all, const struct map_root *root, const 
 			break;
 		assert_true(run.block == at);
 		for (uint64_t i = 0; i < run.count; i++)
-			assert_true(shadow[at + i] == (run.ref == REF_HOLE ? REF_HOLE : run.ref + i));
+			assert_true(shadow[at + i] ==
+				    (run.ref == REF_HOLE ? REF_HOLE : run.ref + i));
 		at += run.count;
 	}
 	assert_true(at == root->blocks);
@@ -103,8 +105,8 @@ static void compare(const struct nodes *all, const struct map_root *root, const 
 
 static uint64_t some_size(uint64_t *random)
 {
-	static const uint64_t edges[] = {1, 127, 128, 129, 128 * 256 - 1, 128 * 256, 128 * 256 + 1,
-	                                 2 * 128 * 256};
+	static const uint64_t edges[] = {1,         127,           128,          129, 128 * 256 - 1,
+					 128 * 256, 128 * 256 + 1, 2 * 128 * 256};
 
 	if (test_below(random, 2))
 		return edges[test_below(random, sizeof(edges) / sizeof(edges[0]))];
@@ -112,13 +114,14 @@ static uint64_t some_size(uint64_t *random)
 }
 
 static void change(struct map_writer *w, struct nodes *all, uint64_t *shadow, uint64_t blocks,
-                   uint64_t *random)
+		   uint64_t *random)
 {
 	uint64_t at = test_below(random, blocks), data = 0;
 	unsigned n = (unsigned)test_below(random, 40);
 
 	while (n-- > 0 && at < blocks) {
-		uint64_t max = test_below(random, 4) ? 40 : 40000, count = 1 + test_below(random, max);
+		uint64_t max = test_below(random, 4) ? 40 : 40000,
+			 count = 1 + test_below(random, max);
 		uint64_t ref = test_below(random, 3) ? ref_of(all->session, data) : REF_HOLE;
 
 		count = count < blocks - at ? count : blocks - at;

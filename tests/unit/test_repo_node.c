@@ -16,7 +16,8 @@ static void random_node(uint64_t *random, struct node *n)
 	entries = node_entries(n->level);
 	while (i < entries) {
 		unsigned len = 1 + (unsigned)test_below(random, test_below(random, 2) ? 4 : 60);
-		uint64_t ref = ref_of((uint32_t)test_below(random, SESSIONS), test_below(random, 1u << 30));
+		uint64_t ref = ref_of((uint32_t)test_below(random, SESSIONS),
+				      test_below(random, 1u << 30));
 		bool hole = test_below(random, 3) == 0;
 
 		for (; len > 0 && i < entries; len--, i++)
@@ -82,7 +83,8 @@ static void every_truncation_and_every_flip_is_seen_or_harmless(void **state)
 			uint8_t *exact = malloc(cut + 1); /* so that a read beyond is found */
 
 			memcpy(exact, bytes, cut);
-			assert_true(node_decode(exact, cut, n.level, n.pos, SESSIONS, &back, NULL) < 0);
+			assert_true(node_decode(exact, cut, n.level, n.pos, SESSIONS, &back, NULL) <
+				    0);
 			free(exact);
 		}
 		for (size_t bit = 0; bit < 8 * len; bit++) {
@@ -116,7 +118,8 @@ static void random_bytes_do_no_harm(void **state)
 		struct node n = {.level = 0, .pos = 0};
 
 		for (size_t k = 0; k < len; k++)
-			bytes[k] = (uint8_t)(test_below(&random, 3) ? test_below(&random, 9) : test_random(&random));
+			bytes[k] = (uint8_t)(test_below(&random, 3) ? test_below(&random, 9)
+								    : test_random(&random));
 		if (len > 2)
 			memset(bytes, 0, 3); /* level, flags, position: further than the head */
 		check_canonical(bytes, len, &n);
@@ -146,7 +149,8 @@ static void pages_hold_their_nodes(void **state)
 		size_t node_len;
 		const uint8_t *p = page_node(page, i, &node_len);
 
-		assert_int_equal(node_decode(p, node_len, n[i].level, n[i].pos, SESSIONS, &back, NULL), 0);
+		assert_int_equal(
+			node_decode(p, node_len, n[i].level, n[i].pos, SESSIONS, &back, NULL), 0);
 		assert_true(same_node(&n[i], &back));
 	}
 	assert_true(page_check(page, len, count - 1, NULL) < 0);

@@ -9,19 +9,21 @@
 
 static uint64_t seed;
 
-static void commit(struct rig *rig, const char *guest, const char *name, uint64_t ms, uint8_t id_byte)
+static void commit(struct rig *rig, const char *guest, const char *name, uint64_t ms,
+		   uint8_t id_byte)
 {
 	auto_clean(repo_session_free) struct repo_session *s = NULL;
 	struct repo_session_options opt = {.guest = guest, .pool = rig->pool};
 	char g[32], n[32];
-	struct point meta = {.guest = g, .name = n, .state = rig_state, .kind = POINT_OFFLINE,
-	                     .created_ms = ms};
+	struct point meta = {
+		.guest = g, .name = n, .state = rig_state, .kind = POINT_OFFLINE, .created_ms = ms};
 	struct error err = {0};
 
 	(void)snprintf(g, sizeof(g), "%s", guest);
 	(void)snprintf(n, sizeof(n), "%s", name);
 	memset(opt.id.b, id_byte, sizeof(opt.id.b));
-	if (repo_session_begin(rig->repo, &opt, &s, &err) < 0 || repo_session_commit(s, &meta, &err) < 0)
+	if (repo_session_begin(rig->repo, &opt, &s, &err) < 0 ||
+	    repo_session_commit(s, &meta, &err) < 0)
 		fail_msg("%s", err.text);
 }
 
@@ -150,14 +152,26 @@ static void names_are_not_readable(void **state)
 static void manifests_are_proved_or_refused(void **state)
 {
 	struct table_entry table[2] = {{.session = {{1}}, .ndata = 3, .nmap = 1},
-	                               {.session = {{2}}, .ndata = 4, .nmap = 2}};
+				       {.session = {{2}}, .ndata = 4, .nmap = 2}};
 	struct disk_map map = {.root = 5, .table = table, .nsessions = 2};
 	char file[] = "/images/a.qcow2", tag[] = "t", *tags[] = {tag};
-	struct point_disk disk = {.name = rig_disk, .size = 12345678, .block_size = BS, .rung = RUNG_BITMAP,
-	                          .file = file, .map = &map, .dirty_bytes = 77};
-	struct point p = {.guest = rig_guest, .name = rig_name, .state = rig_state, .disks = &disk,
-	                  .ndisks = 1, .tags = tags, .ntags = 1, .seq = 9, .kind = POINT_REDIRECT_ON_WRITE,
-	                  .freeze_ms = 12};
+	struct point_disk disk = {.name = rig_disk,
+				  .size = 12345678,
+				  .block_size = BS,
+				  .rung = RUNG_BITMAP,
+				  .file = file,
+				  .map = &map,
+				  .dirty_bytes = 77};
+	struct point p = {.guest = rig_guest,
+			  .name = rig_name,
+			  .state = rig_state,
+			  .disks = &disk,
+			  .ndisks = 1,
+			  .tags = tags,
+			  .ntags = 1,
+			  .seq = 9,
+			  .kind = POINT_REDIRECT_ON_WRITE,
+			  .freeze_ms = 12};
 	struct own_segment own_v[2] = {{.nslots = 1024, .head_crc = 1, .size = 99}, {.nslots = 3}};
 	const struct manifest_own own = {.data = {.v = own_v, .n = 2}};
 	struct point_name name = {.source = {{3}}, .session = {{4}}, .seq = 9};
@@ -170,7 +184,8 @@ static void manifests_are_proved_or_refused(void **state)
 	rig_up(&rig, BS, seed);
 	p.id = name.session;
 	assert_int_equal(manifest_encode(rig.repo, &name.source, &p, &own, &b, NULL), 0);
-	assert_int_equal(manifest_decode(rig.repo, &name, "key", b.data, b.len, &back, &own_back, NULL), 0);
+	assert_int_equal(
+		manifest_decode(rig.repo, &name, "key", b.data, b.len, &back, &own_back, NULL), 0);
 	assert_string_equal(back->disks[0].file, file);
 	assert_int_equal(back->disks[0].size, 12345678);
 	assert_int_equal(back->disks[0].map->table[1].ndata, 4);
@@ -186,11 +201,13 @@ static void manifests_are_proved_or_refused(void **state)
 		uint8_t *exact = malloc(i + 1);
 
 		memcpy(exact, b.data, i);
-		assert_true(manifest_decode(rig.repo, &name, "key", exact, i, &back, NULL, NULL) < 0);
+		assert_true(manifest_decode(rig.repo, &name, "key", exact, i, &back, NULL, NULL) <
+			    0);
 		free(exact);
 		for (unsigned bit = 0; bit < 8; bit++) {
 			b.data[i] ^= (uint8_t)(1U << bit);
-			assert_true(manifest_decode(rig.repo, &name, "key", b.data, b.len, &back, NULL, NULL) < 0);
+			assert_true(manifest_decode(rig.repo, &name, "key", b.data, b.len, &back,
+						    NULL, NULL) < 0);
 			b.data[i] ^= (uint8_t)(1U << bit);
 		}
 	}

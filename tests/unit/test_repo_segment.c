@@ -42,7 +42,8 @@ static void add_frame(struct fixture *f, unsigned first, unsigned n)
 	for (unsigned i = 0; i < n; i++) {
 		uint8_t id[CONTENT_BYTES];
 
-		assert_int_equal(content_id(&f->workers.v[0], f->cluster[first + i], BS, id, NULL), 0);
+		assert_int_equal(content_id(&f->workers.v[0], f->cluster[first + i], BS, id, NULL),
+				 0);
 		seg_describe(f->w, slot + i, 3, 100 + first + i, id);
 	}
 	assert_true(seg_has_room(f->w, n, packed + 1));
@@ -63,7 +64,8 @@ static void up(struct fixture *f)
 	f->addr.block_bits = BITS;
 	f->addr.index = 7;
 	assert_int_equal(domain_derive(&master, &f->addr.domain, &f->keys, NULL), 0);
-	assert_int_equal(session_keys_new(&f->keys, &f->addr.repo, &f->addr.session, &f->session, NULL), 0);
+	assert_int_equal(
+		session_keys_new(&f->keys, &f->addr.repo, &f->addr.session, &f->session, NULL), 0);
 	assert_int_equal(workers_init(&f->workers, 1, &f->keys.id, 1, 16 * BS, NULL), 0);
 	assert_int_equal(aead_new(&f->aead, NULL), 0);
 	assert_int_equal(seg_writer_new(&f->w, NULL), 0);
@@ -119,7 +121,8 @@ static void segments_come_back(void **state)
 	up(&f);
 	assert_int_equal(read_all(&f, f.w->object, f.w->object_len), 0);
 	assert_int_equal(
-		seg_tables_parse(&f.addr, &f.keys, f.w->object, f.w->object_len, f.aead, &t, NULL), 0);
+		seg_tables_parse(&f.addr, &f.keys, f.w->object, f.w->object_len, f.aead, &t, NULL),
+		0);
 	assert_int_equal(t->nslots, 6);
 	assert_int_equal(t->nframes, 2);
 	assert_int_equal(t->nextras, 1);
@@ -184,13 +187,16 @@ static void segments_are_bound_to_their_place(void **state)
 	up(&f);
 	other = f.addr;
 	other.index++;
-	assert_true(seg_tables_parse(&other, &f.keys, f.w->object, f.w->object_len, f.aead, &t, NULL) < 0);
+	assert_true(seg_tables_parse(&other, &f.keys, f.w->object, f.w->object_len, f.aead, &t,
+				     NULL) < 0);
 	other = f.addr;
 	other.session.b[3] ^= 1;
-	assert_true(seg_tables_parse(&other, &f.keys, f.w->object, f.w->object_len, f.aead, &t, NULL) < 0);
+	assert_true(seg_tables_parse(&other, &f.keys, f.w->object, f.w->object_len, f.aead, &t,
+				     NULL) < 0);
 	other = f.addr;
 	other.repo.b[3] ^= 1;
-	assert_true(seg_tables_parse(&other, &f.keys, f.w->object, f.w->object_len, f.aead, &t, NULL) < 0);
+	assert_true(seg_tables_parse(&other, &f.keys, f.w->object, f.w->object_len, f.aead, &t,
+				     NULL) < 0);
 	down(&f);
 }
 
@@ -221,7 +227,8 @@ static void lying_headers_are_refused(void **state)
 			assert_true(t->object_len <= f.w->object_len || t->nframes > 0);
 		seg_tables_free(t);
 		t = NULL;
-		if (seg_tables_parse(&f.addr, &f.keys, bytes, f.w->object_len, f.aead, &t, NULL) == 0 &&
+		if (seg_tables_parse(&f.addr, &f.keys, bytes, f.w->object_len, f.aead, &t, NULL) ==
+			    0 &&
 		    t->object_len == f.w->object_len)
 			(void)!read_all(&f, bytes, f.w->object_len);
 		seg_tables_free(t);

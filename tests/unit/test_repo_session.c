@@ -137,7 +137,8 @@ static void a_failing_store_fails_the_read(void **state)
 		rig.store->below = NULL;
 		repo_free(rig.repo);
 		rig.store = calloc(1, sizeof(*rig.store));
-		*rig.store = (struct failing){.st = {.ops = &failing_ops, .loop = rig.loop}, .below = below};
+		*rig.store = (struct failing){.st = {.ops = &failing_ops, .loop = rig.loop},
+					      .below = below};
 		assert_int_equal(repo_open(&rig.store->st, &again, &err), 0);
 		rig.repo = again;
 		point_list_done(&l);

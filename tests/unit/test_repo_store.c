@@ -18,7 +18,7 @@ static int note_key(void *data, const char *key, uint64_t size, struct error *er
 
 	(void)err;
 	(void)snprintf(k->text + strlen(k->text), sizeof(k->text) - strlen(k->text), "%s=%u ", key,
-	               (unsigned)size);
+		       (unsigned)size);
 	return 0;
 }
 
@@ -56,7 +56,8 @@ static void got_done(struct store_req *req, int code)
 	g->done = true;
 }
 
-static int get(struct store *st, const char *key, void *bytes, size_t len, uint64_t offset, size_t *ret_got)
+static int get(struct store *st, const char *key, void *bytes, size_t len, uint64_t offset,
+	       size_t *ret_got)
 {
 	struct got g = {.req.done = got_done};
 

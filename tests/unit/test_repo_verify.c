@@ -37,14 +37,16 @@ static int reopen(struct rig *rig, struct error *err)
 	return repo_open(&rig->store->st, &rig->repo, err);
 }
 
-static void replace(struct rig *rig, struct store *st, const char *key, const void *bytes, size_t len)
+static void replace(struct rig *rig, struct store *st, const char *key, const void *bytes,
+		    size_t len)
 {
 	(void)rig;
 	assert_int_equal(st->ops->remove(st, key, NULL), 0);
 	assert_int_equal(store_put_wait(st, key, bytes, len, NULL), 0);
 }
 
-static int verify(struct rig *rig, struct repo_verify_report *report, bool read_data, struct error *err)
+static int verify(struct rig *rig, struct repo_verify_report *report, bool read_data,
+		  struct error *err)
 {
 	const struct repo_verify_options opt = {.pool = rig->pool, .read_data = read_data};
 
@@ -62,7 +64,7 @@ static bool covered(const struct repo_verify_report *report, const struct point 
 
 /* Every point either reads back right or is named in the report. */
 static void check_points(struct rig *rig, const struct image *images, size_t n,
-                         const struct repo_verify_report *report)
+			 const struct repo_verify_report *report)
 {
 	auto_point_list struct point_list l = {0};
 	size_t damaged;
@@ -82,7 +84,8 @@ static void check_points(struct rig *rig, const struct image *images, size_t n,
 	}
 }
 
-static void damage_one(struct rig *rig, const struct image *images, size_t n, const char *key, uint64_t size)
+static void damage_one(struct rig *rig, const struct image *images, size_t n, const char *key,
+		       uint64_t size)
 {
 	auto_free uint8_t *bytes = malloc(size);
 	struct store *st = rig->store->below;
@@ -143,7 +146,8 @@ static void damage_is_found_and_named(void **state)
 	assert_int_equal(report.points, POINTS);
 	assert_true(report.bytes > 0);
 	repo_verify_report_done(&report);
-	assert_int_equal(rig.store->below->ops->list(rig.store->below, "", add_key, &keys, NULL), 0);
+	assert_int_equal(rig.store->below->ops->list(rig.store->below, "", add_key, &keys, NULL),
+			 0);
 	for (unsigned i = 0; i < 150; i++) {
 		size_t k = test_below(&rig.random, keys.n);
 

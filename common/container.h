@@ -4,5 +4,5 @@
 
 #include <stddef.h>
 
-#define container_of(member_ptr, type, member)                                                     \
+#define container_of(member_ptr, type, member) \
 	((type *)(void *)((char *)(member_ptr)-offsetof(type, member)))
