@@ -10,6 +10,7 @@
  */
 #include "agent.h"
 #include "guest_repo.h"
+#include "stall.h"
 #include "target.h"
 
 #include <stdio.h>
@@ -460,8 +461,8 @@ static int wind_up(struct backup *b, int r, enum exit_status *status, struct err
 	struct error finish_err = {0};
 	int rf;
 
+	rf = snapshot_finish(tm_steal(b->snapshot), b->committed, &finish_err);
 	repo_session_free(b->session);
-	rf = snapshot_finish(b->snapshot, b->committed, &finish_err);
 	progress_end(b->agent);
 	if (rf && b->committed) {
 		say_warning(b->agent,
@@ -480,6 +481,7 @@ static int wind_up(struct backup *b, int r, enum exit_status *status, struct err
 static int backup_opened(struct backup *b, enum exit_status *status, struct error *err)
 {
 	struct agent *a = b->agent;
+	struct stall_guard stall;
 	int r;
 
 	b->known = (struct known_points){.agent = a, .guest = guest_name(b->guest)};
@@ -495,8 +497,10 @@ static int backup_opened(struct backup *b, enum exit_status *status, struct erro
 	if (!r)
 		r = new_point(b, err);
 	if (!r) {
+		stall_arm(&stall, a, &b->snapshot);
 		r = make_point(b, status, err);
 		r = wind_up(b, r, status, err);
+		stall_disarm(&stall);
 	}
 	return r;
 }

@@ -10,6 +10,7 @@
 #include "loop.h"
 
 #include "checked.h"
+#include "clock.h"
 #include "container.h"
 #include "log.h"
 
@@ -19,6 +20,8 @@
 #include <poll.h>
 #include <string.h>
 #include <sys/eventfd.h>
+
+#define WATCH_EVERY_MS 200
 
 enum op_kind {
 	OP_READ = 1,
@@ -47,6 +50,11 @@ struct loop {
 	int event_fd;
 	struct loop_op wake_op;
 	struct loop_waker *wakers;
+	struct loop_watch *watch;
+	bool completed;         /* something but a timer, in this turn */
+	uint64_t ticked_ms;     /* the watch's last call; monotonic, as the next two */
+	uint64_t left_ms;       /* the end of the last turn */
+	uint64_t idle_since_ms; /* the last completion */
 };
 
 static void queue_init(struct op_queue *q)
@@ -386,13 +394,43 @@ static void reap(struct loop *loop)
 		loop->in_kernel--;
 		if (!op)
 			continue; /* the answer to a cancellation */
+		loop->completed |= op->kind != OP_TIMER;
 		if (op->kind == OP_TIMER && res == -ETIME)
 			res = 0;
 		finish(op, res);
 	}
 }
 
-int loop_run_once(struct loop *loop, int timeout_ms, struct error *err)
+void loop_set_watch(struct loop *loop, struct loop_watch *watch)
+{
+	loop->watch = watch;
+	loop->ticked_ms = loop->left_ms = loop->idle_since_ms = clock_monotonic_ms(&clock_system);
+}
+
+/* Time in which nobody ran the loop does not count as idle. */
+static void watch_enter(struct loop *loop)
+{
+	uint64_t now = clock_monotonic_ms(&clock_system);
+
+	if (now - loop->left_ms >= WATCH_EVERY_MS)
+		loop->idle_since_ms = now;
+	loop->completed = false;
+}
+
+static void watch_leave(struct loop *loop)
+{
+	uint64_t now = clock_monotonic_ms(&clock_system);
+
+	loop->left_ms = now;
+	if (loop->completed)
+		loop->idle_since_ms = now;
+	if (now - loop->ticked_ms < WATCH_EVERY_MS)
+		return;
+	loop->ticked_ms = now;
+	loop->watch->tick(loop->watch, now - loop->idle_since_ms);
+}
+
+static int turn(struct loop *loop, int timeout_ms, struct error *err)
 {
 	struct __kernel_timespec ts = {.tv_sec = timeout_ms / 1000,
 				       .tv_nsec = (long long)(timeout_ms % 1000) * 1000000};
@@ -409,6 +447,21 @@ int loop_run_once(struct loop *loop, int timeout_ms, struct error *err)
 	reap(loop);
 	run_deferred(loop);
 	return 0;
+}
+
+int loop_run_once(struct loop *loop, int timeout_ms, struct error *err)
+{
+	int r;
+
+	if (!loop->watch)
+		return turn(loop, timeout_ms, err);
+	watch_enter(loop);
+	if (timeout_ms < 0 || timeout_ms > WATCH_EVERY_MS)
+		timeout_ms = WATCH_EVERY_MS;
+	r = turn(loop, timeout_ms, err);
+	if (loop->watch)
+		watch_leave(loop);
+	return r;
 }
 
 void loop_add_waker(struct loop *loop, struct loop_waker *w)

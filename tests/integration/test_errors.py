@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 
-from harness import HarnessError, Tidemark, Vm, assert_clean, image, note_baseline, run
+from harness import HarnessError, Tidemark, Vm, assert_clean, image, note_baseline, run, wait_for
 from harness.cases import case, main
 from harness.qmp import Qmp
 from harness.vm import Disk
@@ -165,6 +165,36 @@ def a_read_only_repository_fails_before_the_freeze(scratch):
     if fixed("list").json:
         raise HarnessError("a point in a read-only repository")
     assert_clean(vm, epochs=0)
+
+
+@case
+def a_repository_that_hangs_does_not_hold_the_guest(scratch):
+    """The repository's file system is frozen in the middle of a backup."""
+    vm, tidemark = running(scratch)
+    vm.write("vda", 4 << 20, 8 << 20, 7)
+    disk = scratch / "fs.img"
+    run(["mkfs.ext4", "-q", disk, "64M"])
+    where = scratch.dir("hangs")
+    if run(["mount", "-o", "loop", disk, where], check=False).returncode:
+        print("  (cannot mount here: not run)")
+        return
+    scratch.defer(lambda: run(["umount", where], check=False))
+    hung = Tidemark(scratch, repo=where / "repo", state=tidemark.state)
+    hung("init")
+    backup = hung.start("backup", vm.target(), "--limit-rate", "2M",
+                        env={"TIDEMARK_DEBUG_STALL_MS": "1500"})
+    wait_for("the freeze", lambda: vm.active_file("vda") != vm.disk("vda").path, 20)
+    run(["fsfreeze", "-f", where])
+    try:
+        wait_for("the guest to be back on its own file",
+                 lambda: vm.active_file("vda") == vm.disk("vda").path, 40)
+        wait_for("the message", lambda: "has not answered" in backup.err, 20)
+    finally:
+        run(["fsfreeze", "-u", where])
+    backup.finish(1)
+    assert_clean(vm, epochs=0, timeout=5)
+    hung("backup", vm.target())
+    assert_clean(vm)
 
 
 @case

@@ -170,6 +170,41 @@ static void deferred_calls_come_on_a_fresh_stack(void **state)
 	loop_free(loop);
 }
 
+struct counted_watch {
+	struct loop_watch watch;
+	unsigned calls;
+	uint64_t idle_ms;
+};
+
+static void watched(struct loop_watch *watch, uint64_t idle_ms)
+{
+	struct counted_watch *w = container_of(watch, struct counted_watch, watch);
+
+	w->calls++;
+	w->idle_ms = idle_ms;
+}
+
+static void a_watch_sees_that_nothing_moves(void **state)
+{
+	struct loop *loop = new_loop(4);
+	struct counted_watch w = {.watch.tick = watched};
+	struct probe timer = {.op.done = probed}, work = {.op.done = probed};
+
+	(void)state;
+	loop_set_watch(loop, &w.watch);
+	loop_timer(loop, &timer.op, 250); /* a timer is no progress */
+	for (int i = 0; i < 20 && w.idle_ms < 400; i++)
+		assert_int_equal(loop_run_once(loop, -1, NULL), 0);
+	assert_true(w.calls >= 2 && w.idle_ms >= 400);
+	loop_read(loop, &work.op, -1, &w, 1, 0);
+	assert_int_equal(loop_run_once(loop, -1, NULL), 0);
+	for (unsigned n = w.calls; n == w.calls;)
+		assert_int_equal(loop_run_once(loop, -1, NULL), 0);
+	assert_true(w.idle_ms < 400);
+	loop_set_watch(loop, NULL);
+	loop_free(loop);
+}
+
 struct square {
 	struct pool_task task;
 	uint64_t value;
@@ -224,6 +259,7 @@ int main(void)
 		cmocka_unit_test(polls_and_timers_can_be_cancelled),
 		cmocka_unit_test(waiting_ends_with_its_timeout),
 		cmocka_unit_test(deferred_calls_come_on_a_fresh_stack),
+		cmocka_unit_test(a_watch_sees_that_nothing_moves),
 		cmocka_unit_test(workers_hand_every_task_back),
 	};
 
