@@ -15,8 +15,9 @@
 #include <string.h>
 #include <sys/wait.h>
 
-#define OUT_MAX ((size_t)64 << 20) /* of a child's stdout */
-#define ERR_MAX ((size_t)8 << 10)  /* of a child's stderr */
+#define OUT_MAX     ((size_t)64 << 20) /* of a child's stdout */
+#define EXEC_FAILED 127 /* exit status where posix_spawn(3) cannot report it otherwise */
+#define ERR_MAX     ((size_t)8 << 10) /* of a child's stderr */
 
 struct child {
 	pid_t pid;
@@ -201,6 +202,8 @@ int spawn_run(const char *const argv[], unsigned timeout_ms, struct buf *ret_out
 	if (WIFSIGNALED(status))
 		return error_set(err, TM_E_PEER, "%s was ended by signal %d", argv[0],
 				 WTERMSIG(status));
+	if (WEXITSTATUS(status) == EXEC_FAILED)
+		return error_set(err, TM_E_NOTFOUND, "cannot start %s: no such program", argv[0]);
 	if (WEXITSTATUS(status))
 		return error_set(err, TM_E_PEER, "%s: exit status %d: %s", argv[0],
 				 WEXITSTATUS(status), complaint(&errs));

@@ -65,6 +65,18 @@ static int call_result(struct nbd_call *call)
 	return call->err.code;
 }
 
+/*
+ * Commands are retired by hand, after the call into libnbd that completed them has returned: when a
+ * connection dies while libnbd 1.14 sends a command, it looks at the command once more, which it
+ * would have freed by then had our callback retired it.  Our callback had the result already.
+ */
+static void retire(struct nbd_conn *conn, struct nbd_call *call)
+{
+	if (conn->h && call->cookie > 0)
+		(void)nbd_aio_command_completed(conn->h, (uint64_t)call->cookie);
+	call->cookie = 0;
+}
+
 static void deliver(struct nbd_conn *conn)
 {
 	struct nbd_call *call;
@@ -73,6 +85,7 @@ static void deliver(struct nbd_conn *conn)
 		conn->finished = call->next;
 		if (!conn->finished)
 			conn->finished_end = &conn->finished;
+		retire(conn, call);
 		call->done(call, call_result(call));
 	}
 }
@@ -389,7 +402,7 @@ static int call_completed(void *data, int *error)
 			call->verb, (unsigned long long)call->offset,
 			(unsigned long long)call->seen, (unsigned long long)call->length);
 	move_to_finished(call->conn, call);
-	return 1;
+	return 0; /* see retire() */
 }
 
 /* Counts what a reply really brings: libnbd does not complain about a part left out. */
@@ -411,6 +424,7 @@ static bool begin(struct nbd_conn *conn, struct nbd_call *call, const char *verb
 	error_clear(&call->err);
 	call->verb = verb;
 	call->conn = conn;
+	call->cookie = 0;
 	call->errnum = 0;
 	call->seen = 0;
 	push_running(conn, call);
@@ -425,6 +439,7 @@ static bool begin(struct nbd_conn *conn, struct nbd_call *call, const char *verb
 /* After the libnbd call; a refused one was never taken. */
 static void started(struct nbd_conn *conn, struct nbd_call *call, int64_t cookie)
 {
+	call->cookie = cookie;
 	if (cookie < 0) {
 		(void)error_set(&call->err, TM_E_PEER, "%s of %llu bytes at offset %llu: %s",
 				call->verb, (unsigned long long)call->length,

@@ -28,6 +28,7 @@ struct nbd_call {
 	/* The rest is the connection's own. */
 	struct nbd_conn *conn;
 	struct nbd_call *prev, *next;
+	int64_t cookie; /* libnbd's name for it; 0: none */
 	int errnum;     /* the server's answer */
 	uint64_t seen;  /* reads: bytes delivered so far */
 	bool set;       /* maps: which value of the flags counts … */

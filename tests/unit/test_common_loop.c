@@ -205,51 +205,6 @@ static void a_watch_sees_that_nothing_moves(void **state)
 	loop_free(loop);
 }
 
-struct square {
-	struct pool_task task;
-	uint64_t value;
-	unsigned *handed_back;
-};
-
-static void square_run(struct pool_task *t, unsigned worker)
-{
-	struct square *s = (struct square *)(void *)t;
-
-	(void)worker;
-	s->value *= s->value;
-}
-
-static void square_done(struct pool_task *t)
-{
-	++*((struct square *)(void *)t)->handed_back;
-}
-
-static void workers_hand_every_task_back(void **state)
-{
-	enum { N = 1000 };
-	struct loop *loop = new_loop(8);
-	struct pool *pool = NULL;
-	struct square *s = calloc(N, sizeof(*s));
-	unsigned back = 0;
-
-	(void)state;
-	assert_non_null(s);
-	assert_int_equal(pool_new(loop, 3, &pool, NULL), 0);
-	assert_int_equal(pool_workers(pool), 3);
-	for (unsigned i = 0; i < N; i++) {
-		s[i] = (struct square){{.run = square_run, .done = square_done}, i, &back};
-		pool_submit(pool, &s[i].task);
-	}
-	for (int i = 0; i < 10000 && back < N; i++)
-		assert_int_equal(loop_run_once(loop, 100, NULL), 0);
-	assert_int_equal(back, N);
-	for (unsigned i = 0; i < N; i++)
-		assert_int_equal(s[i].value, (uint64_t)i * i);
-	pool_free(pool);
-	loop_free(loop);
-	free(s);
-}
-
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -260,7 +215,6 @@ int main(void)
 		cmocka_unit_test(waiting_ends_with_its_timeout),
 		cmocka_unit_test(deferred_calls_come_on_a_fresh_stack),
 		cmocka_unit_test(a_watch_sees_that_nothing_moves),
-		cmocka_unit_test(workers_hand_every_task_back),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
