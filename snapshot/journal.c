@@ -88,16 +88,15 @@ int journal_add_disk(struct journal *j, struct journal_disk **ret, struct error 
 	return 0;
 }
 
-/*
- * For tests of recovery only: TIDEMARK_DEBUG_KILL_AT names a phase, and the process kills itself
- * as soon as that phase is in the journal.
- */
-static void debug_kill(enum journal_phase phase)
+void journal_debug_point(const char *name)
 {
-	const char *at = getenv("TIDEMARK_DEBUG_KILL_AT");
+	const char *kill_at = getenv("TIDEMARK_DEBUG_KILL_AT");
+	const char *stop_at = getenv("TIDEMARK_DEBUG_STOP_AT");
 
-	if (at && strcmp(at, phase_names[phase]) == 0)
+	if (kill_at && strcmp(kill_at, name) == 0)
 		(void)raise(SIGKILL);
+	if (stop_at && strcmp(stop_at, name) == 0)
+		(void)raise(SIGSTOP);
 }
 
 /*
@@ -140,7 +139,7 @@ int journal_write(struct journal *j, enum journal_phase phase, struct error *err
 		return r;
 	}
 	log_debug("journal: %s", phase_names[phase]);
-	debug_kill(phase);
+	journal_debug_point(phase_names[phase]);
 	return 0;
 }
 

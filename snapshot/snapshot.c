@@ -103,24 +103,46 @@ static int transaction(struct snapshot *s, unsigned timeout_ms, struct error *er
 	return r ? r : qmp_call(s->g->qmp, "transaction", args, timeout_ms, NULL, err);
 }
 
+/* The guard thawed before the transaction had ended: it was stuck, or we were. */
+static int thawed_early(struct snapshot *s, const struct snapshot_options *opt,
+			const struct freeze_result *res, struct error *err)
+{
+	if (opt->quiesce == QUIESCE_REQUIRE)
+		return error_set(err, TM_E_TIMEOUT,
+				 "the guest's file systems were thawed after %llu ms, before the "
+				 "disks were frozen",
+				 (unsigned long long)res->held_ms);
+	return text_list_add(&s->info.warnings, err,
+			     "not quiesced: thawed after %llu ms, before the disks were frozen",
+			     (unsigned long long)res->held_ms);
+}
+
 static int freeze_and_switch(struct snapshot *s, const struct snapshot_options *opt,
 			     struct error *err)
 {
 	unsigned limit = opt->freeze_ms ? opt->freeze_ms : FREEZE_DEFAULT_MS;
+	struct freeze_result res;
 	struct error thaw_err = {0};
+	bool frozen;
 	struct freeze f;
 	int r = freeze_begin(s->g, opt->quiesce, limit, &f, &s->info.warnings, err), rt;
 
 	if (r)
 		return r;
-	s->info.quiesced = f.agent != NULL;
+	frozen = f.fd >= 0;
+	if (frozen)
+		journal_debug_point("quiesced");
 	s->info.created_ms = clock_unix_ms(&clock_system);
 	qmp_set_quiet(s->g->qmp, true);
 	r = transaction(s, freeze_left_ms(&f), err);
-	rt = freeze_end(&f, &s->info.freeze_ms, &thaw_err);
+	rt = freeze_end(s->g, &f, &res, &thaw_err);
 	qmp_set_quiet(s->g->qmp, false);
+	s->info.quiesced = res.quiesced;
+	s->info.freeze_ms = res.held_ms;
 	if (!r && rt)
 		r = error_set(err, rt, "%s", thaw_err.text);
+	if (!r && frozen && !res.quiesced)
+		r = thawed_early(s, opt, &res, err);
 	return r;
 }
 

@@ -307,3 +307,13 @@ int recover_guest(const struct guest_target *target, const struct recover_option
 /* The same for every journal in state_dir; goes on after a failure, reports the first. */
 int recover_all(const struct recover_options *opt, struct recover_report *report,
 		struct error *err) TM_WUR;
+
+/* ---- the guard of a freeze ---- */
+
+/*
+ * A freeze is held by a process of its own, which is this very program with these words on its
+ * command line: FREEZE_GUARD_WORD, the guest agent's socket, the bound in milliseconds.
+ * Returns its exit status.
+ */
+#define FREEZE_GUARD_WORD "__guard-freeze"
+int freeze_guard_main(const char *socket, const char *limit_ms);
