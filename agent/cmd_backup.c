@@ -256,8 +256,10 @@ static int read_tick(void *data, const struct reader_counts *counts, struct erro
 {
 	struct backup *b = data;
 
+	int r = snapshot_check_room(b->snapshot, err);
+
 	progress_show(b->agent, "read", b->reading, counts->done_bytes, counts->dirty_bytes);
-	return agent_check_interrupt(err);
+	return r ? r : agent_check_interrupt(err);
 }
 
 static int run_reader(struct backup *b, const struct snapshot_disk *sd, enum source_map map,
@@ -387,6 +389,7 @@ static int freeze(struct backup *b, struct error *err)
 		.ndisks = b->ndisks,
 		.quiesce = a->opt.quiesce,
 		.overlay_dir = a->opt.overlay_dir,
+		.overlay_limit = a->opt.overlay_limit,
 		.granularity = repo_block_size(a->repo),
 	};
 	int r = snapshot_begin(b->guest, &opt, &b->snapshot, err);

@@ -28,6 +28,7 @@ enum option_key {
 	KEY_QUIESCE,
 	KEY_COLLAPSE,
 	KEY_OVERLAY_DIR,
+	KEY_OVERLAY_LIMIT,
 	KEY_LIMIT_RATE,
 	KEY_COMPRESSION,
 	KEY_AUDIT,
@@ -65,6 +66,8 @@ static const struct option_spec specs[] = {
 	 "how the overlay is merged back: auto (default) or commit"},
 	{KEY_OVERLAY_DIR, "overlay-dir", "DIR", ON(CMD_BACKUP),
 	 "where overlays lie while the backup runs (default: beside each disk)"},
+	{KEY_OVERLAY_LIMIT, "overlay-limit", "BYTES", ON(CMD_BACKUP),
+	 "give up when the guest wrote more than this meanwhile"},
 	{KEY_LIMIT_RATE, "limit-rate", "BYTES", ON(CMD_BACKUP), "read at most this much a second"},
 	{KEY_COMPRESSION, "compression", "LEVEL", ON(CMD_BACKUP),
 	 "zstd level, 1 to 19 (default 1)"},
@@ -236,6 +239,8 @@ static int apply_value(struct options *o, int key, const char *value, struct err
 		return parse_word("format", value, format, ARRAY_SIZE(format), &word, err);
 	case KEY_LIMIT_RATE:
 		return size_parse(value, &o->limit_rate, err);
+	case KEY_OVERLAY_LIMIT:
+		return size_parse(value, &o->overlay_limit, err);
 	case KEY_COMPRESSION:
 		return parse_level(value, &o->compression, err);
 	case KEY_AUDIT:

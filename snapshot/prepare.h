@@ -12,6 +12,8 @@ struct snapshot {
 	char **reasons;            /* owned texts behind info.disks[].reason */
 	char *state;
 	uint32_t granularity;
+	uint64_t overlay_limit; /* bytes; 0: none */
+	uint64_t state_ms;      /* when the guest is asked next whether it runs, monotonic */
 	bool collapsed;
 };
 

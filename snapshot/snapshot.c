@@ -41,6 +41,7 @@ static int snapshot_new(struct guest *g, const struct snapshot_options *opt, str
 		return error_nomem(err);
 	s->g = g;
 	s->granularity = opt->granularity ? opt->granularity : SNAPSHOT_GRANULARITY;
+	s->overlay_limit = opt->overlay_limit;
 	s->info.disks = calloc(opt->ndisks + 1, sizeof(*s->info.disks));
 	s->exports = calloc(opt->ndisks + 1, sizeof(*s->exports));
 	s->reasons = calloc(opt->ndisks + 1, sizeof(char *));
@@ -212,6 +213,8 @@ static int begin_qmp(struct snapshot *s, const struct snapshot_options *opt, str
 {
 	int r = prepare_overlays(s, err);
 
+	if (!r)
+		r = snapshot_check_room(s, err);
 	if (!r)
 		r = prepare_bitmaps(s, err);
 	if (!r)

@@ -216,6 +216,7 @@ struct snapshot_options {
 	const char *overlay_dir; /* or NULL: beside each base */
 	uint32_t granularity;    /* 0: SNAPSHOT_GRANULARITY */
 	unsigned freeze_ms;      /* bound on the guest's freeze; 0: 5000 */
+	uint64_t overlay_limit;  /* bytes of all overlays, see snapshot_check_room(); 0: none */
 };
 
 struct snapshot_disk {
@@ -257,6 +258,13 @@ int snapshot_begin(struct guest *g, const struct snapshot_options *opt, struct s
 		   struct error *err) TM_WUR;
 
 const struct snapshot_info *snapshot_info(const struct snapshot *s);
+
+/*
+ * Is there room for what the guest writes?  TM_E_NOSPACE: give the backup up, before its writes
+ * fail (or now that they did).  To be asked several times a second while disks are read; s may be
+ * NULL.
+ */
+int snapshot_check_room(struct snapshot *s, struct error *err) TM_WUR;
 
 /*
  * Readers have stopped and closed their connections: ends the exports, merges the overlays back
