@@ -50,6 +50,8 @@ struct journal_disk {
 	uint64_t size;
 	uint64_t frozen_mtime; /* of the base while frozen, ns; 0: not known */
 	enum journal_pivot pivot;
+
+	int lock; /* not stored: base_lock.h; -1: none */
 };
 
 struct journal {

@@ -15,6 +15,7 @@ struct snapshot {
 	uint64_t overlay_limit; /* bytes; 0: none */
 	uint64_t state_ms;      /* when the guest is asked next whether it runs, monotonic */
 	bool collapsed;
+	bool offline; /* by way of the files, for QEMU was gone: its bitmaps are left as they are */
 };
 
 /* Journal "preparing", socket directory, disks filled in. Nothing in the guest is touched. */

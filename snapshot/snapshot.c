@@ -3,11 +3,13 @@
  * One backup: prepare, freeze, read, collapse, settle.  Every failure after the first journal
  * takes the same way out: collapse_disks() and epochs_finish() bring back whatever state there is.
  */
+#include "base_lock.h"
 #include "collapse.h"
 #include "epochs.h"
 #include "overlay.h"
 #include "prepare.h"
 #include "quiesce.h"
+#include "recover.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -179,6 +181,22 @@ static int check_frozen(struct snapshot *s, struct error *err)
 	return r;
 }
 
+/* Should QEMU die now, nobody starts the guest on its base alone for as long as we live. */
+static int lock_bases(struct snapshot *s, struct error *err)
+{
+	int r = 0;
+
+	for (size_t i = 0; !r && i < s->j->ndisks; i++) {
+		struct error e = {0};
+
+		if (base_lock(&s->j->disks[i], &e))
+			r = text_list_add(&s->info.warnings, err,
+					  "disk %s: its image is not kept locked: %s",
+					  s->j->disks[i].name, e.text);
+	}
+	return r;
+}
+
 /* ---- what the caller sees ---- */
 
 static void fill_info(struct snapshot *s)
@@ -223,6 +241,8 @@ static int begin_qmp(struct snapshot *s, const struct snapshot_options *opt, str
 		r = freeze_and_switch(s, opt, err);
 	if (!r)
 		r = check_frozen(s, err);
+	if (!r)
+		r = lock_bases(s, err);
 	if (!r)
 		r = journal_write(s->j, JOURNAL_FROZEN, err);
 	if (r)
@@ -291,6 +311,30 @@ static int collapse_qmp(struct snapshot *s, struct error *err)
 	return r;
 }
 
+static bool guest_is_gone(struct guest *g)
+{
+	return (!g->qmp || qmp_lost(g->qmp)) && guest_connect(g, NULL) == TM_E_NOTFOUND;
+}
+
+/* QEMU has ended: nobody can be quicker than we to make its files right. */
+static int collapse_gone(struct snapshot *s, struct error *err)
+{
+	auto_text_list struct text_list lines = {0};
+	struct error e = {0};
+	int r;
+
+	exports_stop_servers(s->j, s->exports);
+	r = recover_offline(s->g, s->j, &lines, &e);
+	if (r) {
+		error_append(err, "; %s", e.text);
+		return r;
+	}
+	s->offline = true;
+	error_clear(err);
+	return text_list_add(&s->info.warnings, err,
+			     "the guest's QEMU has ended meanwhile; its disks are in order");
+}
+
 int snapshot_collapse(struct snapshot *s, struct error *err)
 {
 	int r;
@@ -299,6 +343,8 @@ int snapshot_collapse(struct snapshot *s, struct error *err)
 		return 0;
 	(void)guest_tick(s->g, "collapse", NULL, 0, 0, NULL);
 	r = s->g->kind == GUEST_QMP ? collapse_qmp(s, err) : image_collapse(s, err);
+	if (r && s->g->kind == GUEST_QMP && guest_is_gone(s->g))
+		r = collapse_gone(s, err);
 	s->collapsed = !r;
 	return r;
 }
@@ -315,7 +361,8 @@ int snapshot_finish(struct snapshot *s, bool committed, struct error *err)
 		r = journal_write(s->j, JOURNAL_SETTLING, err);
 	if (!r) {
 		(void)guest_tick(s->g, "settle", NULL, 0, 0, NULL);
-		rs = epochs_finish(s->g, s->j, committed, NULL, &e);
+		if (!s->offline)
+			rs = epochs_finish(s->g, s->j, committed, NULL, &e);
 		/* Bitmaps that could not be settled now are settled by the next run. */
 		r = journal_remove(s->j, err);
 	}
