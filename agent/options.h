@@ -56,6 +56,7 @@ struct options {
 	bool force;
 	bool read_data;
 	bool check;
+	bool before_start;
 	enum quiesce quiesce;
 	uint64_t overlay_limit; /* bytes, 0: none */
 	uint64_t limit_rate;    /* bytes per second, 0: none */
