@@ -32,6 +32,7 @@ struct backup {
 	struct point *point; /* as it is going to be committed */
 	bool committed;
 	uint64_t started_ms; /* monotonic */
+	size_t ntold;        /* warnings of the snapshot that were printed */
 	const char *reading; /* the disk being read, for progress */
 };
 
@@ -210,6 +211,14 @@ static int new_point(struct backup *b, struct error *err)
 	return r;
 }
 
+static void tell_warnings(struct backup *b)
+{
+	const struct text_list *list = &snapshot_info(b->snapshot)->warnings;
+
+	for (; b->ntold < list->n; b->ntold++)
+		say_warning(b->agent, "%s", list->v[b->ntold]);
+}
+
 /* What is known from the freeze on. */
 static int describe_freeze(struct backup *b, struct error *err)
 {
@@ -221,8 +230,7 @@ static int describe_freeze(struct backup *b, struct error *err)
 	p->created_ms = info->created_ms;
 	p->quiesced = info->quiesced;
 	p->freeze_ms = info->freeze_ms;
-	for (size_t i = 0; i < info->warnings.n; i++)
-		say_warning(b->agent, "%s", info->warnings.v[i]);
+	tell_warnings(b);
 	r = text_copy(info->state, &p->state, err);
 	if (r)
 		return r;
@@ -256,8 +264,10 @@ static int read_tick(void *data, const struct reader_counts *counts, struct erro
 {
 	struct backup *b = data;
 
+	int r = snapshot_check_room(b->snapshot, err);
+
 	progress_show(b->agent, "read", b->reading, counts->done_bytes, counts->dirty_bytes);
-	return agent_check_interrupt(err);
+	return r ? r : agent_check_interrupt(err);
 }
 
 static int run_reader(struct backup *b, const struct snapshot_disk *sd, enum source_map map,
@@ -387,6 +397,7 @@ static int freeze(struct backup *b, struct error *err)
 		.ndisks = b->ndisks,
 		.quiesce = a->opt.quiesce,
 		.overlay_dir = a->opt.overlay_dir,
+		.overlay_limit = a->opt.overlay_limit,
 		.granularity = repo_block_size(a->repo),
 	};
 	int r = snapshot_begin(b->guest, &opt, &b->snapshot, err);
@@ -421,6 +432,7 @@ static int make_point(struct backup *b, enum exit_status *status, struct error *
 			    collapse_err.text);
 		*status = EXIT_RECOVERY;
 	}
+	tell_warnings(b);
 	progress_end(b->agent);
 	b->point->seconds_ms = clock_monotonic_ms(&clock_system) - b->started_ms;
 	r = repo_session_commit(b->session, b->point, err);

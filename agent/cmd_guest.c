@@ -7,6 +7,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#define BEFORE_START_WAIT_MS 90000 /* for another run of this program */
+
 static json_t *lines_json(const struct text_list *lines)
 {
 	json_t *a = json_array();
@@ -17,6 +19,38 @@ static json_t *lines_json(const struct text_list *lines)
 }
 
 /* ---- recover ---- */
+
+/* A backup whose guest has just died is putting things in order itself: worth waiting for. */
+static int recover_one(struct agent *a, const struct guest_target *target,
+		       const struct recover_options *opt, struct recover_report *report,
+		       struct error *err)
+{
+	uint64_t deadline = clock_monotonic_ms(&clock_system) +
+			    (a->opt.before_start ? BEFORE_START_WAIT_MS : 0);
+
+	for (;;) {
+		struct recover_report one = {0};
+		struct error e = {0};
+		int r = recover_guest(target, opt, &one, &e);
+
+		if (r == TM_E_BUSY && clock_monotonic_ms(&clock_system) < deadline) {
+			recover_report_done(&one);
+			clock_sleep_ms(&clock_system, 200);
+			r = agent_check_interrupt(err);
+			if (r)
+				return r;
+			continue;
+		}
+		report->found |= one.found;
+		report->left |= one.left;
+		for (size_t i = 0; i < one.lines.n; i++) {
+			if (text_list_add(&report->lines, NULL, "%s", one.lines.v[i]))
+				log_debug("no memory for a line of the report");
+		}
+		recover_report_done(&one);
+		return r ? error_set(err, r, "%s", e.text) : 0;
+	}
+}
 
 static int recover_targets(struct agent *a, const struct recover_options *opt,
 			   struct recover_report *report, struct error *err)
@@ -30,7 +64,7 @@ static int recover_targets(struct agent *a, const struct recover_options *opt,
 		int r = target_parse(a->opt.args.v[i], &t, err);
 
 		if (!r)
-			r = recover_guest(&t.guest, opt, report, err);
+			r = recover_one(a, &t.guest, opt, report, err);
 		if (r && !first)
 			first = r;
 	}
@@ -43,11 +77,14 @@ int cmd_recover(struct agent *a, enum exit_status *status, struct error *err)
 	struct recover_options opt;
 	int r = agent_state_dir(a, err), rj = 0;
 
-	if (!r && a->opt.repo)
+	/* A guest must be able to start when the repository cannot be reached. */
+	if (!r && a->opt.repo && !a->opt.before_start)
 		r = agent_open_repo(a, err);
 	if (r)
 		return r;
 	opt = recover_options_of(a, a->opt.check);
+	if (a->opt.before_start)
+		opt.committed = NULL;
 	r = recover_targets(a, &opt, &report, err);
 	if (a->opt.json) {
 		rj = print_json(json_pack("{s:b, s:b, s:o}", "found", report.found, "left",
@@ -56,7 +93,7 @@ int cmd_recover(struct agent *a, enum exit_status *status, struct error *err)
 	} else {
 		for (size_t i = 0; i < report.lines.n; i++)
 			(void)printf("%s\n", report.lines.v[i]);
-		if (!report.found && !r)
+		if (!report.found && !r && !a->opt.before_start)
 			(void)printf("nothing is left of interrupted runs\n");
 	}
 	if (report.left)

@@ -65,8 +65,11 @@ int main(int argc, char **argv)
 	struct agent a = {0};
 	struct error err = {0};
 	enum exit_status status = EXIT_DONE;
-	int r = options_parse(argc, argv, &a.opt, &err);
+	int r;
 
+	if (argc == 4 && strcmp(argv[1], FREEZE_GUARD_WORD) == 0)
+		return freeze_guard_main(argv[2], argv[3]);
+	r = options_parse(argc, argv, &a.opt, &err);
 	log_debug_on = a.opt.verbose;
 	if (r) {
 		say_error(&a, &err);

@@ -28,6 +28,7 @@ enum option_key {
 	KEY_QUIESCE,
 	KEY_COLLAPSE,
 	KEY_OVERLAY_DIR,
+	KEY_OVERLAY_LIMIT,
 	KEY_LIMIT_RATE,
 	KEY_COMPRESSION,
 	KEY_AUDIT,
@@ -38,6 +39,7 @@ enum option_key {
 	KEY_FORCE,
 	KEY_READ_DATA,
 	KEY_CHECK,
+	KEY_BEFORE_START,
 };
 
 struct option_spec {
@@ -65,6 +67,8 @@ static const struct option_spec specs[] = {
 	 "how the overlay is merged back: auto (default) or commit"},
 	{KEY_OVERLAY_DIR, "overlay-dir", "DIR", ON(CMD_BACKUP),
 	 "where overlays lie while the backup runs (default: beside each disk)"},
+	{KEY_OVERLAY_LIMIT, "overlay-limit", "BYTES", ON(CMD_BACKUP),
+	 "give up when the guest wrote more than this meanwhile"},
 	{KEY_LIMIT_RATE, "limit-rate", "BYTES", ON(CMD_BACKUP), "read at most this much a second"},
 	{KEY_COMPRESSION, "compression", "LEVEL", ON(CMD_BACKUP),
 	 "zstd level, 1 to 19 (default 1)"},
@@ -80,6 +84,8 @@ static const struct option_spec specs[] = {
 	 "also read and check every stored cluster"},
 	{KEY_CHECK, "check", NULL, ON(CMD_RECOVER),
 	 "only say what is left (exit status 5 if anything)"},
+	{KEY_BEFORE_START, "before-start", NULL, ON(CMD_RECOVER),
+	 "for a start script: make TARGET's disks fit to be started"},
 	{KEY_REPO, "repo", "REPO", ON_ALL,
 	 "repository: a directory or file:DIR (default: $TIDEMARK_REPO)"},
 	{KEY_JSON, "json", NULL, ON_ALL,
@@ -144,7 +150,11 @@ static const struct command_spec commands[CMD_COUNT] = {
 	[CMD_RECOVER] = {"recover", "[TARGET...]", 0, 64, false,
 			 "put right what an interrupted run left",
 			 "Finishes or undoes interrupted runs: of TARGET, or all that this host's "
-			 "journals know.\n"},
+			 "journals know.\n"
+			 "With --before-start it says nothing when nothing is left, asks no "
+			 "repository, and\n"
+			 "waits for a backup that is just ending.  Start the guest only after exit "
+			 "status 0.\n"},
 };
 
 const char *command_name(enum command command)
@@ -236,6 +246,8 @@ static int apply_value(struct options *o, int key, const char *value, struct err
 		return parse_word("format", value, format, ARRAY_SIZE(format), &word, err);
 	case KEY_LIMIT_RATE:
 		return size_parse(value, &o->limit_rate, err);
+	case KEY_OVERLAY_LIMIT:
+		return size_parse(value, &o->overlay_limit, err);
 	case KEY_COMPRESSION:
 		return parse_level(value, &o->compression, err);
 	case KEY_AUDIT:
@@ -302,6 +314,9 @@ static int apply(struct options *o, int key, const char *value, struct error *er
 	case KEY_CHECK:
 		o->check = true;
 		return 0;
+	case KEY_BEFORE_START:
+		o->before_start = true;
+		return 0;
 	default:
 		return apply_value(o, key, value, err);
 	}
@@ -366,6 +381,9 @@ static int check(const struct options *o, struct error *err)
 	if (c->needs_repo && !o->repo)
 		return error_set(err, TM_E_USAGE, "%s needs a repository: -r REPO or TIDEMARK_REPO",
 				 c->name);
+	if (o->before_start && (!o->args.n || o->check))
+		return error_set(err, TM_E_USAGE, "recover --before-start needs %s",
+				 o->check ? "no --check" : "a TARGET");
 	if (o->command == CMD_RESTORE && !o->to)
 		return error_set(err, TM_E_USAGE, "restore needs --to DIR, FILE or an nbd address");
 	return 0;

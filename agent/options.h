@@ -56,9 +56,11 @@ struct options {
 	bool force;
 	bool read_data;
 	bool check;
+	bool before_start;
 	enum quiesce quiesce;
-	uint64_t limit_rate; /* bytes per second, 0: none */
-	int compression;     /* zstd level, 0: the default */
+	uint64_t overlay_limit; /* bytes, 0: none */
+	uint64_t limit_rate;    /* bytes per second, 0: none */
+	int compression;        /* zstd level, 0: the default */
 };
 
 /* TM_E_USAGE names the wrong word.  *ret must be released with options_done(), also on failure. */

@@ -4,14 +4,15 @@
 #include <stdio.h>
 
 #define LIMIT_MS       120000 /* without any completion */
+#define ROOM_MS        2000   /* before the overlays are looked after from here */
 #define INTERRUPTED_MS 10000  /* the same, after a signal */
 
 /* For tests: the limit in milliseconds. */
 #define DEBUG_LIMIT "TIDEMARK_DEBUG_STALL_MS"
 
-_Noreturn static void give_up(struct stall_guard *g, uint64_t idle_ms)
+_Noreturn static void give_up(struct stall_guard *g, uint64_t idle_ms, struct error err)
 {
-	struct error err = {0}, finish_err = {0};
+	struct error finish_err = {0};
 	bool had_snapshot = *g->snapshot != NULL;
 
 	loop_set_watch(g->agent->loop, NULL);
@@ -32,8 +33,13 @@ static void tick(struct loop_watch *watch, uint64_t idle_ms)
 {
 	struct stall_guard *g = container_of(watch, struct stall_guard, watch);
 
+	struct error err = {0};
+
+	/* While disks are read the reader asks; this is for when nothing moves. */
+	if (idle_ms >= ROOM_MS && snapshot_check_room(*g->snapshot, &err))
+		give_up(g, idle_ms, err);
 	if (idle_ms >= g->limit_ms || (agent_interrupted && idle_ms >= INTERRUPTED_MS))
-		give_up(g, idle_ms);
+		give_up(g, idle_ms, err);
 }
 
 void stall_arm(struct stall_guard *g, struct agent *a, struct snapshot **snapshot)

@@ -52,7 +52,8 @@ static int set_attributes(posix_spawnattr_t *attr)
 	return r;
 }
 
-static int spawn(const char *const argv[], int out, int errfd, pid_t *ret, struct error *err)
+static int spawn(const char *const argv[], int in, int out, int errfd, pid_t *ret,
+		 struct error *err)
 {
 	posix_spawn_file_actions_t actions;
 	posix_spawnattr_t attr;
@@ -65,7 +66,8 @@ static int spawn(const char *const argv[], int out, int errfd, pid_t *ret, struc
 		(void)posix_spawn_file_actions_destroy(&actions);
 		return error_errno(err, r, "cannot start %s", argv[0]);
 	}
-	r = posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
+	r = in >= 0 ? posix_spawn_file_actions_adddup2(&actions, in, 0)
+		    : posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
 	if (!r)
 		r = out >= 0 ? posix_spawn_file_actions_adddup2(&actions, out, 1)
 			     : posix_spawn_file_actions_addopen(&actions, 1, "/dev/null", O_WRONLY,
@@ -96,7 +98,7 @@ static int start_piped(const char *const argv[], struct child *c, struct error *
 		(void)close(out[1]);
 		return r;
 	}
-	r = spawn(argv, out[1], errp[1], &c->pid, err);
+	r = spawn(argv, -1, out[1], errp[1], &c->pid, err);
 	(void)close(out[1]);
 	(void)close(errp[1]);
 	c->out = out[0];
@@ -221,7 +223,12 @@ int spawn_run(const char *const argv[], unsigned timeout_ms, struct buf *ret_out
 
 int spawn_start(const char *const argv[], pid_t *ret, struct error *err)
 {
-	return spawn(argv, -1, -1, ret, err);
+	return spawn(argv, -1, -1, -1, ret, err);
+}
+
+int spawn_start_with(const char *const argv[], int in, pid_t *ret, struct error *err)
+{
+	return spawn(argv, in, -1, -1, ret, err);
 }
 
 bool spawn_ended(pid_t pid)

@@ -23,6 +23,8 @@ int spawn_run(const char *const argv[], unsigned timeout_ms, struct buf *ret_out
  * life.
  */
 int spawn_start(const char *const argv[], pid_t *ret, struct error *err) TM_WUR;
+/* The same with the descriptor `in` as its stdin, which may be a socket to talk over. */
+int spawn_start_with(const char *const argv[], int in, pid_t *ret, struct error *err) TM_WUR;
 
 /* SIGTERM, then SIGKILL after timeout_ms; reaps.  Returns when the process is gone. */
 void spawn_stop(pid_t pid, unsigned timeout_ms);

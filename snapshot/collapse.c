@@ -16,6 +16,7 @@
  */
 #include "collapse.h"
 
+#include "base_lock.h"
 #include "job.h"
 #include "overlay.h"
 
@@ -119,6 +120,7 @@ static int start_commit(struct collapse *c, const struct collapse_view *v, struc
 		return error_set(err, TM_E_PEER, "the commit of its overlay failed %d times",
 				 COMMITS_MAX);
 	c->d->pivot = PIVOT_NONE;
+	base_unlock(c->d);
 	r = journal_write(c->j, JOURNAL_COMMITTING, err);
 	if (!r)
 		r = jsonx_make(&args, err, "{s:s, s:s, s:s, s:s, s:s, s:b, s:b}", "job-id", c->job,
@@ -274,6 +276,7 @@ static int on_base(struct collapse *c, struct error *err)
 {
 	int r = c->d->pivot == PIVOT_NONE ? check_untouched(c, err) : 0;
 
+	base_unlock(c->d);
 	if (!r)
 		r = collapse_drop_overlay(c->g, c->d, err);
 	return r;

@@ -59,7 +59,7 @@ int guest_new(const struct guest_target *target, const struct guest_options *opt
 
 	if (!g)
 		return error_nomem(err);
-	g->lock = -1;
+	g->lock = g->lock_journal = -1;
 	g->kind = target->kind;
 	g->hooks = opt->hooks;
 	r = set_target(g, target, err);
@@ -88,6 +88,8 @@ void guest_free(struct guest *g)
 	free(g->images);
 	if (g->lock >= 0)
 		(void)close(g->lock);
+	if (g->lock_journal >= 0)
+		(void)close(g->lock_journal);
 	free(g->name);
 	free(g->uuid);
 	free(g->state);

@@ -20,8 +20,10 @@ struct guest {
 	char **images;      /* GUEST_IMAGE */
 	size_t nimages;
 	char *state_dir;
-	char *key; /* file name of this guest's journal and lock */
-	int lock;  /* -1 without `exclusive` */
+	char *key;        /* file name of this guest's journal and lock */
+	int lock;         /* -1 without `exclusive` */
+	int lock_journal; /* of the guest whose journal is recovered, where that is another; or -1
+			   */
 	struct snapshot_hooks hooks;
 	struct qmp *qmp; /* NULL for images, and when recovery found QEMU dead */
 	struct guest_disk *disks;

@@ -2,6 +2,7 @@
 /* Where journals stand, and when they are written. */
 #include "journal.h"
 
+#include "base_lock.h"
 #include "guest.h"
 
 #include <ctype.h>
@@ -54,6 +55,7 @@ void journal_free(struct journal *j)
 	for (size_t i = 0; i < j->ndisks; i++) {
 		struct journal_disk *d = &j->disks[i];
 
+		base_unlock(d);
 		free(d->name);
 		free(d->qdev);
 		free(d->drive);
@@ -83,21 +85,23 @@ int journal_add_disk(struct journal *j, struct journal_disk **ret, struct error 
 	if (!v)
 		return error_nomem(err);
 	j->disks = v;
-	v[j->ndisks] = (struct journal_disk){0};
+	v[j->ndisks] = (struct journal_disk){.lock = -1};
 	*ret = &v[j->ndisks++];
 	return 0;
 }
 
-/*
- * For tests of recovery only: TIDEMARK_DEBUG_KILL_AT names a phase, and the process kills itself
- * as soon as that phase is in the journal.
- */
-static void debug_kill(enum journal_phase phase)
+void journal_debug_point(const char *name)
 {
-	const char *at = getenv("TIDEMARK_DEBUG_KILL_AT");
+	const char *kill_at = getenv("TIDEMARK_DEBUG_KILL_AT");
+	const char *stop_at = getenv("TIDEMARK_DEBUG_STOP_AT");
+	static bool stopped; /* once is enough: other disks come to the same point */
 
-	if (at && strcmp(at, phase_names[phase]) == 0)
+	if (kill_at && strcmp(kill_at, name) == 0)
 		(void)raise(SIGKILL);
+	if (stop_at && !stopped && strcmp(stop_at, name) == 0) {
+		stopped = true;
+		(void)raise(SIGSTOP);
+	}
 }
 
 /*
@@ -140,7 +144,7 @@ int journal_write(struct journal *j, enum journal_phase phase, struct error *err
 		return r;
 	}
 	log_debug("journal: %s", phase_names[phase]);
-	debug_kill(phase);
+	journal_debug_point(phase_names[phase]);
 	return 0;
 }
 

@@ -50,6 +50,8 @@ struct journal_disk {
 	uint64_t size;
 	uint64_t frozen_mtime; /* of the base while frozen, ns; 0: not known */
 	enum journal_pivot pivot;
+
+	int lock; /* not stored: base_lock.h; -1: none */
 };
 
 struct journal {
@@ -88,6 +90,11 @@ int journal_decode(const void *bytes, size_t len, const char *path, struct journ
 
 /* Writes phase durably, at path and copy. */
 int journal_write(struct journal *j, enum journal_phase phase, struct error *err) TM_WUR;
+/*
+ * For tests of recovery only: when TIDEMARK_DEBUG_KILL_AT or TIDEMARK_DEBUG_STOP_AT is this name,
+ * of a phase that was just journalled or of another point, the process kills or stops itself.
+ */
+void journal_debug_point(const char *name);
 /* TM_E_NOTFOUND without one. path is remembered in the journal. */
 int journal_read(const char *path, struct journal **ret, struct error *err) TM_WUR;
 /* Removes both files. */

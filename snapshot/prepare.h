@@ -12,7 +12,10 @@ struct snapshot {
 	char **reasons;            /* owned texts behind info.disks[].reason */
 	char *state;
 	uint32_t granularity;
+	uint64_t overlay_limit; /* bytes; 0: none */
+	uint64_t state_ms;      /* when the guest is asked next whether it runs, monotonic */
 	bool collapsed;
+	bool offline; /* by way of the files, for QEMU was gone: its bitmaps are left as they are */
 };
 
 /* Journal "preparing", socket directory, disks filled in. Nothing in the guest is touched. */

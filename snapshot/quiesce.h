@@ -4,25 +4,35 @@
 
 #include "guest.h"
 
+#include <sys/types.h>
+
 struct freeze {
-	struct qga *agent; /* NULL: not quiesced */
+	int fd;            /* to the guard; -1: not quiesced */
+	pid_t guard;       /* the process that thaws, whatever happens here */
 	uint64_t start_ms; /* monotonic */
 	unsigned limit_ms;
 };
 
+/* What became of it. */
+struct freeze_result {
+	uint64_t held_ms; /* how long the guest was held */
+	bool quiesced;    /* its file systems were frozen until the transaction had ended */
+};
+
 /*
- * Freezes by policy.  0 with f->agent NULL: not possible, warnings say why.  On failure the guest
+ * Freezes by policy.  0 with f->fd -1: not possible, warnings say why.  On failure the guest
  * is thawed.
  */
 int freeze_begin(struct guest *g, enum quiesce policy, unsigned limit_ms, struct freeze *f,
 		 struct text_list *warnings, struct error *err) TM_WUR;
 /* What is left of the limit for the transaction. */
 unsigned freeze_left_ms(const struct freeze *f);
-/* In every path.  Sets *ret_ms to how long the guest was held. */
-int freeze_end(struct freeze *f, uint64_t *ret_ms, struct error *err) TM_WUR;
+/* In every path, right after the transaction. */
+int freeze_end(struct guest *g, struct freeze *f, struct freeze_result *ret,
+	       struct error *err) TM_WUR;
 
 /*
- * After a death: thaws a guest that was left frozen.  *ret_thawed: it was.  An agent that does not
+ * After a death: thaws a guest that was left frozen.  *ret_frozen: it was.  An agent that does not
  * answer is TM_E_TIMEOUT.
  */
 int freeze_recover(const char *agent_socket, bool check_only, bool *ret_frozen,

@@ -156,14 +156,37 @@ static int reach(struct guest *g, const struct journal *j, bool *ret_alive, stru
 	return r ? error_set(err, r, "%s", e.text) : 0;
 }
 
+/*
+ * A journal found through an image belongs to a guest with a socket, which has a lock of its own.
+ * *ret_gone: another process has put it right meanwhile.
+ */
+static int lock_journal_of(struct guest *g, const struct journal *j, bool *ret_gone,
+			   struct error *err)
+{
+	const char *slash = strrchr(j->path, '/'), *name = slash ? slash + 1 : j->path;
+	const char *dot = strrchr(name, '.');
+	auto_free char *key = NULL;
+	int r;
+
+	*ret_gone = false;
+	r = text_format(&key, err, "%.*s", dot ? (int)(dot - name) : (int)strlen(name), name);
+	if (r || strcmp(key, g->key) == 0)
+		return r;
+	r = journal_lock(g->state_dir, key, &g->lock_journal, err);
+	*ret_gone = !r && access(j->path, F_OK) < 0;
+	return r;
+}
+
 static int recover_found(struct guest *g, struct journal *j, const struct recover_options *opt,
 			 struct recover_report *report, struct error *err)
 {
 	struct recovery v = {g, j, opt, &report->lines};
-	bool alive;
+	bool alive, gone = false;
 	int r = check_agent_dead(j, err);
 
-	if (r)
+	if (!r)
+		r = lock_journal_of(g, j, &gone, err);
+	if (r || gone)
 		return r;
 	report->found = report->left = true;
 	r = reach(g, j, &alive, err);

@@ -6,6 +6,7 @@
  */
 #include "recover.h"
 
+#include "base_lock.h"
 #include "overlay.h"
 #include "proc.h"
 
@@ -72,6 +73,7 @@ static int commit(struct journal *j, struct journal_disk *d, struct error *err)
 
 	if (!r)
 		r = check_free(d->base, err);
+	base_unlock(d);
 	if (!r)
 		r = set_backing(d, err);
 	if (!r)

@@ -3,11 +3,13 @@
  * One backup: prepare, freeze, read, collapse, settle.  Every failure after the first journal
  * takes the same way out: collapse_disks() and epochs_finish() bring back whatever state there is.
  */
+#include "base_lock.h"
 #include "collapse.h"
 #include "epochs.h"
 #include "overlay.h"
 #include "prepare.h"
 #include "quiesce.h"
+#include "recover.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -41,6 +43,7 @@ static int snapshot_new(struct guest *g, const struct snapshot_options *opt, str
 		return error_nomem(err);
 	s->g = g;
 	s->granularity = opt->granularity ? opt->granularity : SNAPSHOT_GRANULARITY;
+	s->overlay_limit = opt->overlay_limit;
 	s->info.disks = calloc(opt->ndisks + 1, sizeof(*s->info.disks));
 	s->exports = calloc(opt->ndisks + 1, sizeof(*s->exports));
 	s->reasons = calloc(opt->ndisks + 1, sizeof(char *));
@@ -103,24 +106,46 @@ static int transaction(struct snapshot *s, unsigned timeout_ms, struct error *er
 	return r ? r : qmp_call(s->g->qmp, "transaction", args, timeout_ms, NULL, err);
 }
 
+/* The guard thawed before the transaction had ended: it was stuck, or we were. */
+static int thawed_early(struct snapshot *s, const struct snapshot_options *opt,
+			const struct freeze_result *res, struct error *err)
+{
+	if (opt->quiesce == QUIESCE_REQUIRE)
+		return error_set(err, TM_E_TIMEOUT,
+				 "the guest's file systems were thawed after %llu ms, before the "
+				 "disks were frozen",
+				 (unsigned long long)res->held_ms);
+	return text_list_add(&s->info.warnings, err,
+			     "not quiesced: thawed after %llu ms, before the disks were frozen",
+			     (unsigned long long)res->held_ms);
+}
+
 static int freeze_and_switch(struct snapshot *s, const struct snapshot_options *opt,
 			     struct error *err)
 {
 	unsigned limit = opt->freeze_ms ? opt->freeze_ms : FREEZE_DEFAULT_MS;
+	struct freeze_result res;
 	struct error thaw_err = {0};
+	bool frozen;
 	struct freeze f;
 	int r = freeze_begin(s->g, opt->quiesce, limit, &f, &s->info.warnings, err), rt;
 
 	if (r)
 		return r;
-	s->info.quiesced = f.agent != NULL;
+	frozen = f.fd >= 0;
+	if (frozen)
+		journal_debug_point("quiesced");
 	s->info.created_ms = clock_unix_ms(&clock_system);
 	qmp_set_quiet(s->g->qmp, true);
 	r = transaction(s, freeze_left_ms(&f), err);
-	rt = freeze_end(&f, &s->info.freeze_ms, &thaw_err);
+	rt = freeze_end(s->g, &f, &res, &thaw_err);
 	qmp_set_quiet(s->g->qmp, false);
+	s->info.quiesced = res.quiesced;
+	s->info.freeze_ms = res.held_ms;
 	if (!r && rt)
 		r = error_set(err, rt, "%s", thaw_err.text);
+	if (!r && frozen && !res.quiesced)
+		r = thawed_early(s, opt, &res, err);
 	return r;
 }
 
@@ -152,6 +177,22 @@ static int check_frozen(struct snapshot *s, struct error *err)
 		else
 			s->exports[i].node = prepare_disk(s, i)->node;
 		jd->frozen_mtime = mtime_ns(jd->base);
+	}
+	return r;
+}
+
+/* Should QEMU die now, nobody starts the guest on its base alone for as long as we live. */
+static int lock_bases(struct snapshot *s, struct error *err)
+{
+	int r = 0;
+
+	for (size_t i = 0; !r && i < s->j->ndisks; i++) {
+		struct error e = {0};
+
+		if (base_lock(&s->j->disks[i], &e))
+			r = text_list_add(&s->info.warnings, err,
+					  "disk %s: its image is not kept locked: %s",
+					  s->j->disks[i].name, e.text);
 	}
 	return r;
 }
@@ -191,6 +232,8 @@ static int begin_qmp(struct snapshot *s, const struct snapshot_options *opt, str
 	int r = prepare_overlays(s, err);
 
 	if (!r)
+		r = snapshot_check_room(s, err);
+	if (!r)
 		r = prepare_bitmaps(s, err);
 	if (!r)
 		r = journal_write(s->j, JOURNAL_FREEZING, err);
@@ -198,6 +241,8 @@ static int begin_qmp(struct snapshot *s, const struct snapshot_options *opt, str
 		r = freeze_and_switch(s, opt, err);
 	if (!r)
 		r = check_frozen(s, err);
+	if (!r)
+		r = lock_bases(s, err);
 	if (!r)
 		r = journal_write(s->j, JOURNAL_FROZEN, err);
 	if (r)
@@ -266,6 +311,30 @@ static int collapse_qmp(struct snapshot *s, struct error *err)
 	return r;
 }
 
+static bool guest_is_gone(struct guest *g)
+{
+	return (!g->qmp || qmp_lost(g->qmp)) && guest_connect(g, NULL) == TM_E_NOTFOUND;
+}
+
+/* QEMU has ended: nobody can be quicker than we to make its files right. */
+static int collapse_gone(struct snapshot *s, struct error *err)
+{
+	auto_text_list struct text_list lines = {0};
+	struct error e = {0};
+	int r;
+
+	exports_stop_servers(s->j, s->exports);
+	r = recover_offline(s->g, s->j, &lines, &e);
+	if (r) {
+		error_append(err, "; %s", e.text);
+		return r;
+	}
+	s->offline = true;
+	error_clear(err);
+	return text_list_add(&s->info.warnings, err,
+			     "the guest's QEMU has ended meanwhile; its disks are in order");
+}
+
 int snapshot_collapse(struct snapshot *s, struct error *err)
 {
 	int r;
@@ -274,6 +343,8 @@ int snapshot_collapse(struct snapshot *s, struct error *err)
 		return 0;
 	(void)guest_tick(s->g, "collapse", NULL, 0, 0, NULL);
 	r = s->g->kind == GUEST_QMP ? collapse_qmp(s, err) : image_collapse(s, err);
+	if (r && s->g->kind == GUEST_QMP && guest_is_gone(s->g))
+		r = collapse_gone(s, err);
 	s->collapsed = !r;
 	return r;
 }
@@ -290,7 +361,8 @@ int snapshot_finish(struct snapshot *s, bool committed, struct error *err)
 		r = journal_write(s->j, JOURNAL_SETTLING, err);
 	if (!r) {
 		(void)guest_tick(s->g, "settle", NULL, 0, 0, NULL);
-		rs = epochs_finish(s->g, s->j, committed, NULL, &e);
+		if (!s->offline)
+			rs = epochs_finish(s->g, s->j, committed, NULL, &e);
 		/* Bitmaps that could not be settled now are settled by the next run. */
 		r = journal_remove(s->j, err);
 	}

@@ -216,6 +216,7 @@ struct snapshot_options {
 	const char *overlay_dir; /* or NULL: beside each base */
 	uint32_t granularity;    /* 0: SNAPSHOT_GRANULARITY */
 	unsigned freeze_ms;      /* bound on the guest's freeze; 0: 5000 */
+	uint64_t overlay_limit;  /* bytes of all overlays, see snapshot_check_room(); 0: none */
 };
 
 struct snapshot_disk {
@@ -257,6 +258,13 @@ int snapshot_begin(struct guest *g, const struct snapshot_options *opt, struct s
 		   struct error *err) TM_WUR;
 
 const struct snapshot_info *snapshot_info(const struct snapshot *s);
+
+/*
+ * Is there room for what the guest writes?  TM_E_NOSPACE: give the backup up, before its writes
+ * fail (or now that they did).  To be asked several times a second while disks are read; s may be
+ * NULL.
+ */
+int snapshot_check_room(struct snapshot *s, struct error *err) TM_WUR;
 
 /*
  * Readers have stopped and closed their connections: ends the exports, merges the overlays back
@@ -307,3 +315,13 @@ int recover_guest(const struct guest_target *target, const struct recover_option
 /* The same for every journal in state_dir; goes on after a failure, reports the first. */
 int recover_all(const struct recover_options *opt, struct recover_report *report,
 		struct error *err) TM_WUR;
+
+/* ---- the guard of a freeze ---- */
+
+/*
+ * A freeze is held by a process of its own, which is this very program with these words on its
+ * command line: FREEZE_GUARD_WORD, the guest agent's socket, the bound in milliseconds.
+ * Returns its exit status.
+ */
+#define FREEZE_GUARD_WORD "__guard-freeze"
+int freeze_guard_main(const char *socket, const char *limit_ms);

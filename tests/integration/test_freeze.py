@@ -1,0 +1,167 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""The guard of the freeze: whatever happens to the agent, or to the guest agent,
+the guest's writes go on within the bound."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from harness import HarnessError, Tidemark, Vm, assert_clean, image, journal, note_baseline, wait_for
+from harness.cases import case, main
+from harness.vm import Disk
+
+SIZE = 96 * image.MIB
+MOUNT = "/mnt/data"
+LIMIT = 5.0     # the bound on a freeze
+SLACK = 3.0     # for an emulated guest on a busy machine
+
+
+def guards():
+    """The processes that hold a freeze."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if b"__guard-freeze" in path.read_bytes():
+                found.append(int(path.parent.name))
+        except OSError:
+            pass
+    return found
+
+
+class Rig:
+    def __init__(self, scratch):
+        self.scratch = scratch
+        path = image.create(scratch.dir("disks") / "data.qcow2", SIZE)
+        self.vm = Vm(scratch, [Disk(path, "data")], name="guest").start()
+        self.vm.console.sh(f"mkfs.ext4 -q -E nodiscard -J size=8 /dev/vda && mkdir {MOUNT} && "
+                           f"mount -o discard /dev/vda {MOUNT}", timeout=120)
+        self.probe()
+        note_baseline(self.vm)
+        self.tidemark = Tidemark(scratch)
+        self.tidemark("init")
+
+    def probe(self, timeout=30.0):
+        """A write in the guest; returns how long it took to end."""
+        began = time.monotonic()
+        self.vm.console.sh(f"dd if=/dev/urandom of={MOUNT}/probe bs=4k count=1 conv=fsync", timeout)
+        return time.monotonic() - began
+
+    def backup(self, *options, expect=0, env=None):
+        return self.tidemark("backup", self.vm.target(), *options, expect=expect, env=env)
+
+    def start_stopped(self, *options):
+        """A backup that is stopped while the guest is frozen."""
+        run = self.tidemark.start("backup", self.vm.target(), *options,
+                                  env={"TIDEMARK_DEBUG_STOP_AT": "quiesced"})
+        stat = Path(f"/proc/{run.process.pid}/stat")
+        wait_for("the freeze", lambda: not run.running or
+                 stat.read_text().rsplit(")", 1)[1].split()[0] == "T", 30)
+        if not run.running:
+            raise HarnessError(f"it did not come to the freeze: {run.err}")
+        return run
+
+    def assert_thawed(self):
+        wait_for("the guards to end", lambda: not guards(), 10)
+        with self.vm.agent() as agent:
+            if (state := agent.execute("guest-fsfreeze-status")) != "thawed":
+                raise HarnessError(f"the guest is {state}")
+
+    def go_on(self):
+        """Nothing is left, and a backup works and restores to a sound file system."""
+        assert_clean(self.vm)
+        self.probe()
+        point = self.backup("--quiesce", "require").json
+        if not point["quiesced"] or point["freeze_ms"] > LIMIT * 1000:
+            raise HarnessError(f"{point}")
+        where = self.scratch.dir("restored")
+        disk, = self.tidemark("restore", point["point"], "--to", where, "--force").json["disks"]
+        journal.fsck(disk["to"])
+        assert_clean(self.vm)
+        if guards():
+            raise HarnessError("a guard was left behind")
+
+
+@case
+def an_agent_killed_while_the_guest_is_frozen(scratch):
+    rig = Rig(scratch)
+    rig.backup("--quiesce", "require", expect=-9, env={"TIDEMARK_DEBUG_KILL_AT": "quiesced"})
+    if (took := rig.probe()) > SLACK:   # the guard sees the death at once
+        raise HarnessError(f"a write took {took:.1f} s")
+    rig.assert_thawed()
+    rig.tidemark("recover", rig.vm.target())
+    rig.go_on()
+
+
+@case
+def an_agent_stopped_while_the_guest_is_frozen(scratch):
+    rig = Rig(scratch)
+    for policy, expect in (("require", 1), ("if-possible", 3)):
+        run = rig.start_stopped("--quiesce", policy)
+        if (took := rig.probe()) > LIMIT + SLACK:
+            raise HarnessError(f"a write took {took:.1f} s")
+        rig.assert_thawed()
+        run.signal(signal.SIGCONT)
+        result = run.finish(expect)
+        if "thawed after" not in result.err + result.out:
+            raise HarnessError(f"{policy} says: {result.err}")
+        if policy == "require" and rig.tidemark("list").json:
+            raise HarnessError("a point was made against the policy")
+        if policy == "if-possible" and (result.json["quiesced"] or not result.json["warnings"]):
+            raise HarnessError(f"{result.json}")
+        assert_clean(rig.vm)
+    rig.go_on()
+
+
+@case
+def a_guest_agent_killed_while_the_guest_is_frozen(scratch):
+    rig = Rig(scratch)
+    run = rig.start_stopped("--quiesce", "require")
+    rig.vm.console.sh("killall -KILL qemu-ga")      # the guest starts it again
+    run.signal(signal.SIGCONT)
+    if (took := rig.probe()) > LIMIT + SLACK:
+        raise HarnessError(f"a write took {took:.1f} s")
+    point = run.finish().json
+    if not point["quiesced"]:
+        raise HarnessError(f"{point}")
+    rig.go_on()
+
+
+@case
+def a_guest_agent_stopped_for_a_while(scratch):
+    rig = Rig(scratch)
+    run = rig.start_stopped("--quiesce", "require")
+    rig.vm.console.sh("killall -STOP qemu-ga")
+    run.signal(signal.SIGCONT)
+    time.sleep(2.5)
+    rig.vm.console.sh("killall -CONT qemu-ga")
+    if (took := rig.probe()) > SLACK:
+        raise HarnessError(f"a write took {took:.1f} s")
+    point = run.finish().json
+    if not point["quiesced"] or point["freeze_ms"] < 2500:
+        raise HarnessError(f"{point}")
+    rig.go_on()
+
+
+@case
+def a_guest_agent_stopped_for_longer_than_all_patience(scratch):
+    rig = Rig(scratch)
+    run = rig.start_stopped("--quiesce", "if-possible")
+    rig.vm.console.sh("killall -STOP qemu-ga")
+    run.signal(signal.SIGCONT)
+    result = run.finish(1, timeout=60)
+    if "goes on trying" not in result.err:
+        raise HarnessError(f"it says: {result.err}")
+    assert_clean(rig.vm)
+    pid, = guards()
+    os.kill(pid, 0)
+    rig.vm.console.sh("killall -CONT qemu-ga")
+    if (took := rig.probe()) > LIMIT + SLACK:
+        raise HarnessError(f"a write took {took:.1f} s")
+    rig.assert_thawed()
+    rig.go_on()
+
+
+if __name__ == "__main__":
+    main()

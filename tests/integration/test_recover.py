@@ -1,0 +1,375 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""QEMU dies, hangs, or is ended in each phase of a backup, with the agent or
+without it. Whatever happened, the disks' own files have the newest data
+afterwards, nothing is left, and the next backup works and restores right."""
+
+import json
+import shutil
+import signal
+import time
+from pathlib import Path
+
+from harness import Tidemark, Vm, assert_clean, image, make_rng, note_baseline, wait_for
+from harness.base import HarnessError
+from harness.cases import case, main
+from harness.vm import Disk
+
+SIZE = 24 * image.MIB + 512
+NAMES = ("vda", "vdb")
+PHASES = ["preparing", "freezing", "frozen", "committing", "pivoting", "pivoted", "settling"]
+
+
+class Rig:
+    """A guest of two disks without an operating system, one good point, and a
+    shadow of what was written to each disk."""
+
+    def __init__(self, scratch):
+        self.scratch = scratch
+        self.rng = make_rng("recover")
+        self.dir = scratch.dir("disks")
+        self.shadows = {n: image.Shadow(scratch / f"{n}.shadow", SIZE) for n in NAMES}
+        self.paths = [image.create(self.dir / f"{n}.qcow2", SIZE) for n in NAMES]
+        self.vm = Vm(scratch, [Disk(p, n) for p, n in zip(self.paths, NAMES)], guest=False).start()
+        note_baseline(self.vm)
+        self.tidemark = Tidemark(scratch)
+        self.tidemark("init")
+        for _ in range(4):
+            self.write()
+        self.backup()
+        for _ in range(4):
+            self.write()
+
+    @property
+    def images(self):
+        return "image:" + ",".join(map(str, self.paths)) + ",name=vm"
+
+    def write(self):
+        for name in NAMES:
+            offset = self.rng.randrange(0, SIZE // 512 - 2048) * 512
+            length = self.rng.randrange(1, 2048) * 512
+            self.vm.write(name, offset, length, self.rng.randrange(1, 256), self.shadows[name])
+
+    def backup(self, *options, expect=0, env=None):
+        return self.tidemark("backup", self.vm.target(), "--quiesce", "never", *options,
+                             expect=expect, env=env)
+
+    def start(self, *options, env=None):
+        return self.tidemark.start("backup", self.vm.target(), "--quiesce", "never", *options,
+                                   env=env)
+
+    def start_reading(self, rate="2M", env=None):
+        """A backup that reads when this returns; the guest has written meanwhile."""
+        run = self.start("--full", "--limit-rate", rate, env=env)
+        wait_for("the freeze", lambda: not run.running or all(
+            self.vm.active_file(n) != self.vm.disk(n).path for n in NAMES), 30)
+        self.write()
+        return run
+
+    def stop_at(self, phase):
+        """A backup stopped right after `phase` was journalled."""
+        env = {"TIDEMARK_DEBUG_STOP_AT": phase}
+        if phase in PHASES[3:]:
+            run = self.start_reading("8M", env)
+        else:
+            run = self.start(env=env)
+        wait_stopped(run, phase)
+        if phase == "frozen":
+            self.write()
+        return run
+
+    def assert_images(self):
+        """The guest is off, and its own files have all it wrote."""
+        for path, name in zip(self.paths, NAMES):
+            image.assert_same(path, self.shadows[name].path)
+            image.check(path, leaks_ok=True)
+        if surplus := [p for p in self.dir.iterdir() if p not in self.paths]:
+            raise HarnessError(f"left behind: {surplus}")
+
+    def go_on(self):
+        """The guest starts from its own files; its next backups are right."""
+        if not self.vm.running:
+            self.assert_images()
+            self.vm.start()
+        self.tidemark("recover", "--check", self.vm.target())
+        for source in (("bitmap", "full", "hash-diff"), ("bitmap",)):
+            self.write()
+            point = self.backup(expect=(0, 3)).json
+            if any(disk["source"] not in source for disk in point["disks"]):
+                raise HarnessError(f"{point}")
+            assert_clean(self.vm)
+            where = self.scratch.dir("restored")
+            restored = self.tidemark("restore", point["point"], "--to", where, "--force").json
+            for disk in restored["disks"]:
+                image.assert_same(disk["to"], self.shadows[disk["disk"]].path, "raw", "raw")
+        if journals := list((self.tidemark.state / "journal").glob("*.json")):
+            raise HarnessError(f"journals are left: {journals}")
+
+
+def wait_stopped(run, what):
+    stat = Path(f"/proc/{run.process.pid}/stat")
+    wait_for(what, lambda: not run.running or
+             stat.read_text().rsplit(")", 1)[1].split()[0] == "T", 60)
+    if not run.running:
+        raise HarnessError(f"it never came to '{what}': {run.err}")
+
+
+def add_phases():
+    for phase in PHASES:
+        def both(scratch, phase=phase):
+            rig = Rig(scratch)
+            run = rig.stop_at(phase)
+            rig.vm.kill()
+            run.kill()
+            rig.tidemark("recover", "--before-start", rig.images)
+            rig.go_on()
+        both.__name__ = f"qemu_and_agent_killed_in_{phase}"
+        case(both)
+
+        def qemu(scratch, phase=phase):
+            rig = Rig(scratch)
+            run = rig.stop_at(phase)
+            rig.vm.kill()
+            run.signal(signal.SIGCONT)
+            # From "committing" on everything has been read: there is a point.
+            run.finish((0, 3, 5) if phase in PHASES[3:] else 1)
+            rig.tidemark("recover", "--check", rig.images)
+            rig.go_on()
+        qemu.__name__ = f"qemu_killed_and_the_agent_lives_in_{phase}"
+        case(qemu)
+
+
+add_phases()
+
+
+@case
+def qemu_killed_while_a_commit_runs(scratch):
+    for agent_lives in (True, False):
+        rig = Rig(Sub(scratch, str(agent_lives)))
+        run = rig.start_reading("8M")
+        for _ in range(6):
+            rig.write()
+        wait_for("the commit", lambda: not run.running or rig.vm.jobs(), 30, 0.001)
+        if not agent_lives:
+            run.kill()
+        rig.vm.kill()
+        if agent_lives:
+            run.finish((0, 3, 5))
+        else:
+            rig.tidemark("recover", "--before-start", rig.images)
+        rig.go_on()
+        rig.vm.kill()
+
+
+class Sub:
+    """A part of a Scratch with the same manners."""
+
+    def __init__(self, scratch, name):
+        self._scratch, self.path = scratch, scratch / name
+        self.defer = scratch.defer
+
+    def __truediv__(self, name):
+        return self.path / name
+
+    def dir(self, name):
+        path = self.path / name
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return path
+
+
+# --- QEMU that ends in order, or does not answer ----------------------------------
+
+
+def end_by(scratch, end):
+    rig = Rig(scratch)
+    run = rig.start_reading()
+    end(rig.vm)
+    run.finish(1)
+    rig.tidemark("recover", "--check", rig.images)
+    rig.go_on()
+
+
+@case
+def qemu_is_told_to_quit_while_disks_are_read(scratch):
+    end_by(scratch, lambda vm: vm.quit())
+
+
+@case
+def qemu_gets_sigterm_while_disks_are_read(scratch):
+    end_by(scratch, lambda vm: vm.terminate())
+
+
+@case
+def the_guest_is_paused_and_stays_so(scratch):
+    rig = Rig(scratch)
+    run = rig.start_reading()
+    rig.vm.qmp.execute("stop")
+    run.finish(0)
+    if (state := rig.vm.qmp.execute("query-status")["status"]) != "paused":
+        raise HarnessError(f"the guest is {state}")
+    rig.vm.qmp.execute("cont")
+    rig.go_on()
+
+
+@case
+def the_guest_is_reset_while_disks_are_read(scratch):
+    rig = Rig(scratch)
+    run = rig.start_reading()
+    rig.vm.qmp.execute("system_reset")
+    run.finish(0)
+    rig.go_on()
+
+
+@case
+def qemu_hangs_for_longer_than_the_agent_waits(scratch):
+    for phase in ("freezing", "committing", "pivoting"):
+        rig = Rig(Sub(scratch, phase))
+        run = rig.stop_at(phase)
+        rig.vm.stop_process()
+        run.signal(signal.SIGCONT)
+        run.finish((1, 5), timeout=200)
+        rig.vm.continue_process()
+        rig.tidemark("recover", rig.vm.target())
+        assert_clean(rig.vm)
+        rig.go_on()
+        rig.vm.kill()
+
+
+# --- the journal ------------------------------------------------------------------
+
+
+def crashed(scratch):
+    """Both dead while frozen, with data in the overlays."""
+    rig = Rig(scratch)
+    run = rig.stop_at("frozen")
+    rig.vm.kill()
+    run.kill()
+    journal, = (rig.tidemark.state / "journal").glob("*.json")
+    copy, = rig.dir.glob("*.tidemark-journal")
+    return rig, journal, copy
+
+
+@case
+def a_journal_that_is_missing_or_torn_in_one_place(scratch):
+    def remove(path):
+        path.unlink()
+
+    def tear(path):
+        path.write_bytes(path.read_bytes()[:100])
+
+    for number, spoil in enumerate((remove, tear)):
+        for which in (0, 1):
+            rig, *places = crashed(Sub(scratch, f"{number}-{which}"))
+            spoil(places[which])
+            rig.tidemark("recover", "--before-start", rig.images)
+            rig.go_on()
+            rig.vm.kill()
+
+
+@case
+def a_journal_of_a_newer_version_is_left_alone(scratch):
+    rig, *places = crashed(scratch)
+    saved = [path.read_bytes() for path in places]
+    for path in places:
+        line = path.read_text().splitlines()[0]
+        document = json.loads(line)
+        document["tidemark_journal"] = 2
+        text = json.dumps(document).encode() + b"\n"
+        path.write_bytes(text + b'{"crc32c":"%08x"}\n' % crc32c(text))
+    before = {path: path.read_bytes() for path in rig.dir.iterdir()}
+    result = rig.tidemark("recover", "--before-start", rig.images, expect=1)
+    if "newer" not in result.err and "version" not in result.err:
+        raise HarnessError(f"it says: {result.err}")
+    if before != {path: path.read_bytes() for path in rig.dir.iterdir()}:
+        raise HarnessError("something was touched")
+    for path, content in zip(places, saved):
+        path.write_bytes(content)
+    rig.tidemark("recover", rig.images)
+    rig.go_on()
+
+
+def crc32c(data):
+    crc = 0xffffffff
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82f63b78 & -(crc & 1))
+    return crc ^ 0xffffffff
+
+
+# --- the wrong files --------------------------------------------------------------
+
+
+@case
+def a_guest_started_without_its_overlay_is_not_merged_over(scratch):
+    rig, *_ = crashed(scratch)
+    overlays = sorted(rig.dir.glob("*.tidemark-overlay"))
+    rig.vm.start()
+    rig.vm.write("vda", 1 << 20, 65536, 77)
+    files = {path: path.read_bytes() for path in overlays}
+    result = rig.tidemark("recover", rig.vm.target(), expect=1)
+    if not any(str(path) in result.err for path in overlays):
+        raise HarnessError(f"it says: {result.err}")
+    rig.backup(expect=1)
+    rig.vm.terminate()
+    result = rig.tidemark("recover", "--before-start", rig.images, expect=1)
+    if not any(str(path) in result.err for path in overlays):
+        raise HarnessError(f"it says: {result.err}")
+    if files != {path: path.read_bytes() for path in overlays}:
+        raise HarnessError("an overlay was touched")
+    # As it says: the person decides for the base.
+    for path in overlays:
+        path.unlink()
+    rig.tidemark("recover", "--before-start", rig.images)
+    for path, name in zip(rig.paths, NAMES):
+        image.to_raw(path, rig.shadows[name].path)
+    rig.go_on()
+
+
+def assert_refused(vm, what):
+    """A second QEMU on the same files does not start."""
+    try:
+        vm.start()
+    except HarnessError as error:
+        if 'Failed to get "write" lock' in str(error):
+            return
+        raise
+    raise HarnessError(f"a second QEMU started {what}")
+
+
+@case
+def no_other_qemu_starts_on_a_frozen_base(scratch):
+    rig = Rig(scratch)
+    run = rig.stop_at("frozen")
+    other = Vm(scratch, rig.vm.disks, guest=False, name="other")
+    assert_refused(other, "beside the first one")
+    rig.vm.kill()
+    assert_refused(other, "while the agent is alive")
+    # A start script waits for the agent, which puts things in order itself.
+    waiting = rig.tidemark.start("recover", "--before-start", rig.images)
+    time.sleep(1)
+    if not waiting.running:
+        raise HarnessError(f"it did not wait: {waiting.finish(None).err}")
+    run.signal(signal.SIGCONT)
+    run.finish(1)
+    waiting.finish(0)
+    rig.assert_images()
+    other.start()
+    other.kill()
+    rig.go_on()
+
+
+@case
+def before_start_is_quick_and_quiet_when_nothing_is_left(scratch):
+    rig = Rig(scratch)
+    rig.vm.terminate()
+    shutil.rmtree(scratch / "repo")     # and asks no repository
+    result = rig.tidemark("recover", "--before-start", rig.images, json_output=False)
+    if result.out or result.err or result.seconds > 1.5:
+        raise HarnessError(f"{result}: {result.out}{result.err}")
+    rig.tidemark("recover", "--before-start", expect=2)
+    rig.tidemark("recover", "--before-start", "--check", rig.images, expect=2)
+
+
+if __name__ == "__main__":
+    main()
