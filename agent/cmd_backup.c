@@ -250,14 +250,10 @@ static const struct point_disk *find_parent(struct backup *b, const struct snaps
 	uint64_t size;
 
 	if (!sd->has_epoch || b->agent->opt.full ||
-	    !known_points_ask(&b->known, &sd->parent, sd->name, &size))
+	    !known_points_ask(&b->known, &sd->parent, sd->parent_disk, &size))
 		return NULL;
 	*ret_point = b->known.last;
-	for (size_t i = 0; i < b->known.last->ndisks; i++) {
-		if (strcmp(b->known.last->disks[i].name, sd->name) == 0)
-			return &b->known.last->disks[i];
-	}
-	return NULL;
+	return &b->known.last->disks[sd->parent_disk];
 }
 
 static int read_tick(void *data, const struct reader_counts *counts, struct error *err)

@@ -9,7 +9,7 @@ void known_points_done(struct known_points *k)
 	k->last = NULL;
 }
 
-bool known_points_ask(void *data, const struct tm_id *point, const char *disk, uint64_t *ret_size)
+bool known_points_ask(void *data, const struct tm_id *point, unsigned disk, uint64_t *ret_size)
 {
 	struct known_points *k = data;
 	struct error err = {0};
@@ -21,13 +21,10 @@ bool known_points_ask(void *data, const struct tm_id *point, const char *disk, u
 			return false;
 		}
 	}
-	for (size_t i = 0; i < k->last->ndisks; i++) {
-		if (strcmp(k->last->disks[i].name, disk) == 0) {
-			*ret_size = k->last->disks[i].size;
-			return true;
-		}
-	}
-	return false;
+	if (disk >= k->last->ndisks)
+		return false;
+	*ret_size = k->last->disks[disk].size;
+	return true;
 }
 
 int snapshot_tick(void *data, const struct snapshot_progress *p, struct error *err)

@@ -148,6 +148,20 @@ static int read_bitmaps(const struct block_node *node, struct guest_disk *d, str
 	return 0;
 }
 
+/* A file under another name, as through a symbolic link, is the same file. */
+void disk_identify_chain(struct guest_disk *d)
+{
+	d->chain_id = 0;
+	for (size_t i = 0; i < d->nchain; i++) {
+		auto_free char *real = realpath(d->chain[i].file, NULL);
+		const char *file = real ? real : d->chain[i].file;
+
+		d->chain_id = crc32c(d->chain_id, file, strlen(file) + 1);
+		d->chain_id =
+			crc32c(d->chain_id, d->chain[i].format, strlen(d->chain[i].format) + 1);
+	}
+}
+
 static int read_chain(const struct block_node *node, struct guest_disk *d, struct error *err)
 {
 	const struct block_node *layer = block_node_format(node->backing_child);
@@ -166,6 +180,8 @@ static int read_chain(const struct block_node *node, struct guest_disk *d, struc
 		if (!r)
 			r = text_copy(block_node_format_name(layer), &l->format, err);
 	}
+	if (!r)
+		disk_identify_chain(d);
 	return r;
 }
 

@@ -58,8 +58,9 @@ static int decide(const struct guest_disk *d, const struct tm_id *repo, const st
 		v->recording = b->recording;
 		v->inconsistent = b->inconsistent;
 		v->busy = b->busy;
-		v->committed = known(data, &b->id.point, d->name, &size);
+		v->committed = known(data, &b->id.point, b->id.disk, &size);
 		v->fits = d->size >= size;
+		v->same_chain = b->id.chain == d->chain_id;
 		s->of[s->n++] = b;
 	}
 	s->plan = settle_decide(s->v, s->n);
@@ -84,6 +85,7 @@ static void set_epoch(struct guest_disk *d, const struct settlement *s)
 	}
 	e->usable = true;
 	e->point = s->v[s->plan.keep].id.point;
+	e->disk = s->v[s->plan.keep].id.disk;
 	(void)snprintf(e->bitmap, sizeof(e->bitmap), "%s", s->of[s->plan.keep]->name);
 	dirty = s->of[s->plan.keep]->dirty_bytes;
 	for (size_t i = 0; i < s->n; i++) {
@@ -248,7 +250,7 @@ struct verdict {
 };
 
 /* The old bitmap was proven before the run; the new one is as good as its point. */
-static bool run_knows(void *data, const struct tm_id *point, const char *disk, uint64_t *ret_size)
+static bool run_knows(void *data, const struct tm_id *point, unsigned disk, uint64_t *ret_size)
 {
 	const struct verdict *v = data;
 

@@ -141,8 +141,32 @@ static int export_by_nbd(const struct journal *j, struct export *v, struct error
 	return r;
 }
 
+/*
+ * When a client of QEMU's own NBD server leaves and the disk is served by an iothread, QEMU 7.2
+ * aborts (nbd_blockdev_client_closed: Assertion `qemu_in_main_thread() && nbd_server' failed),
+ * however the export is ended.  A guest with iothreads is read by a qemu-nbd of our own.
+ */
+static int has_iothreads(struct guest *g, bool *ret, struct error *err)
+{
+	auto_json json_t *threads = NULL;
+	int r = qmp_call(g->qmp, "query-iothreads", NULL, QMP_TIMEOUT_MS, &threads, err);
+
+	*ret = json_array_size(threads) > 0;
+	return r;
+}
+
+static int export_outside(struct journal *j, struct export *v, struct error *err)
+{
+	int r;
+
+	j->server = SERVER_NBD;
+	r = journal_write(j, JOURNAL_FROZEN, err);
+	return r ? r : export_by_nbd(j, v, err);
+}
+
 int exports_start(struct guest *g, struct journal *j, struct export *v, struct error *err)
 {
+	bool iothreads = false;
 	auto_free char *socket = NULL;
 	struct error e = {0};
 	int r = text_format(&socket, err, "%s/nbd.sock", j->socket_dir);
@@ -152,8 +176,12 @@ int exports_start(struct guest *g, struct journal *j, struct export *v, struct e
 		if (!r)
 			r = export_id(j, i, &v[i].name, err);
 	}
+	if (!r)
+		r = has_iothreads(g, &iothreads, err);
 	if (r)
 		return r;
+	if (iothreads)
+		return export_outside(j, v, err);
 	r = start_server(g, socket, &e);
 	if (!r)
 		return export_in_qemu(g, j, v, err);
@@ -162,10 +190,7 @@ int exports_start(struct guest *g, struct journal *j, struct export *v, struct e
 			*err = e;
 		return r;
 	}
-	/* Somebody else's server is theirs. */
-	j->server = SERVER_NBD;
-	r = journal_write(j, JOURNAL_FROZEN, err);
-	return r ? r : export_by_nbd(j, v, err);
+	return export_outside(j, v, err); /* somebody else's server is theirs */
 }
 
 /* ---- the end ---- */

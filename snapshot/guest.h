@@ -53,6 +53,8 @@ void guest_disks_free(struct guest_disk *v, size_t n);
 /* Devices of the graph as disks. */
 int disks_from_graph(const struct block_graph *graph, struct guest_disk **ret, size_t *ret_n,
 		     struct error *err) TM_WUR;
+/* Fills chain_id from the chain. */
+void disk_identify_chain(struct guest_disk *d);
 /* Makes names unique in place. */
 int disks_unique_names(struct guest_disk *v, size_t n, struct error *err) TM_WUR;
 /* The device a disk belongs to; NULL when it is gone. */

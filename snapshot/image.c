@@ -107,6 +107,8 @@ static int read_chain(const json_t *chain, struct guest_disk *d, struct error *e
 				      &l->format, err);
 		(void)jsonx_u64(v, "virtual-size", &l->size);
 	}
+	if (!r)
+		disk_identify_chain(d);
 	return r;
 }
 

@@ -26,10 +26,13 @@ static int set_reason(struct snapshot *s, size_t i, const char *text, struct err
 	return 0;
 }
 
-static int new_bitmap_name(const struct snapshot *s, const struct guest_disk *d, char **ret,
-			   struct error *err)
+static int new_bitmap_name(const struct snapshot *s, const struct guest_disk *d, size_t i,
+			   char **ret, struct error *err)
 {
-	struct bitmap_id id = {.repo = s->j->repo, .point = s->j->point};
+	struct bitmap_id id = {.repo = s->j->repo,
+			       .point = s->j->point,
+			       .disk = (uint16_t)i,
+			       .chain = d->chain_id};
 	char name[BITMAP_NAME_MAX];
 
 	if (d->epoch.usable)
@@ -58,7 +61,7 @@ static int journal_disk(struct snapshot *s, const struct snapshot_options *opt, 
 	if (!r && d->epoch.usable)
 		r = text_copy(d->epoch.bitmap, &jd->old_bitmap, err);
 	if (!r)
-		r = new_bitmap_name(s, d, &jd->new_bitmap, err);
+		r = new_bitmap_name(s, d, i, &jd->new_bitmap, err);
 	if (!r && s->g->kind == GUEST_QMP) {
 		r = overlay_path(d->file, opt->overlay_dir, &opt->point, i, &jd->overlay, err);
 		if (!r)

@@ -60,12 +60,13 @@ static bool newer(const struct settle_bitmap *v, size_t n, size_t a, size_t b)
 
 static const char *no_epoch_reason(const struct settle_bitmap *v, size_t n)
 {
-	bool inconsistent = false, shrunk = false, unproven = false;
+	bool inconsistent = false, shrunk = false, moved = false, unproven = false;
 
 	for (size_t i = 0; i < n; i++) {
 		inconsistent |= v[i].inconsistent;
 		shrunk |= v[i].committed && !v[i].fits;
-		unproven |= v[i].committed && v[i].fits;
+		moved |= v[i].committed && !v[i].same_chain;
+		unproven |= v[i].committed && v[i].fits && v[i].same_chain;
 	}
 	if (!n)
 		return "no bitmap of this repository yet";
@@ -74,6 +75,8 @@ static const char *no_epoch_reason(const struct settle_bitmap *v, size_t n)
 	if (shrunk)
 		return "the disk was resized: it is smaller than in the point its bitmap belongs "
 		       "to";
+	if (moved)
+		return "the images below it are not those of the time of its bitmap";
 	if (unproven)
 		return "its bitmap did not record all the time since its point";
 	return "its bitmap belongs to a point that this repository does not hold";
@@ -91,7 +94,7 @@ struct settle_plan settle_decide(struct settle_bitmap *v, size_t n)
 	if (plan.reason)
 		return plan;
 	for (size_t i = 0; i < n; i++) {
-		if (!v[i].committed || !v[i].fits || !provable(v, n, i, 0))
+		if (!v[i].committed || !v[i].fits || !v[i].same_chain || !provable(v, n, i, 0))
 			continue;
 		if (plan.keep == SIZE_MAX || newer(v, n, i, plan.keep))
 			plan.keep = i;

@@ -18,6 +18,7 @@ struct settle_bitmap {
 	bool busy;
 	bool committed;            /* its point is in the repository, with this disk */
 	bool fits;                 /* the disk is not smaller than it was in that point */
+	bool same_chain;           /* the images below are those of that time */
 	enum settle_action action; /* the answer */
 };
 

@@ -213,15 +213,16 @@ static void fill_info(struct snapshot *s)
 		sd->size = jd->size;
 		sd->has_epoch = jd->old_bitmap && !e->bitmap_lost;
 		sd->parent = d->epoch.point;
+		sd->parent_disk = d->epoch.disk;
 		sd->old_bitmap = jd->old_bitmap;
 		sd->new_bitmap = jd->new_bitmap;
 		sd->nbd = (struct nbd_address){.socket = e->socket,
 					       .export_name = e->name,
 					       .bitmap = sd->has_epoch ? jd->old_bitmap : NULL};
 		if (e->bitmap_lost)
-			sd->reason = "QEMU's NBD server is taken, and its transient bitmap cannot "
-				     "be seen "
-				     "from outside";
+			sd->reason =
+				"QEMU's own NBD server cannot be used (it is taken, or there are "
+				"iothreads), and a transient bitmap cannot be seen from outside";
 		else if (!jd->new_bitmap && sd->has_epoch)
 			sd->reason = "no new bitmap could be made";
 	}

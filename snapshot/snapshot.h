@@ -80,14 +80,16 @@ struct guest_options {
 
 #define SNAPSHOT_GRANULARITY 65536u /* bytes of a bit */
 
-/* tidemark-1-<repository>-<point>-<parent>: 32 hex digits each, and a NUL */
-#define BITMAP_NAME_MAX (11 + 3 * TM_ID_HEX + 2 + 1)
+/* tidemark-1-<repository>-<point>-<parent>-<disk>-<chain>: 32, 32, 32, 4 and 8 hex digits */
+#define BITMAP_NAME_MAX (11 + 3 * TM_ID_HEX + 2 + 1 + 4 + 1 + 8 + 1)
 
 struct bitmap_id {
 	struct tm_id repo;
-	struct tm_id point; /* the bitmap records what changed since this point */
+	struct tm_id point; /* the bitmap records what changed since this point … */
 	struct tm_id
 		parent; /* whose bitmap was disabled in the very same transaction; zero: none */
+	uint16_t disk;  /* … on this disk of it, by index: names of disks may change hands */
+	uint32_t chain; /* identity of the images below: guest_disk.chain_id at the time */
 };
 
 /* False when it is not a name of ours. */
@@ -111,16 +113,17 @@ struct disk_bitmap {
 struct disk_epoch {
 	bool usable;
 	struct tm_id point; /* valid when usable: the bitmap names all that changed since */
+	unsigned disk;      /* the index of this disk in that point */
 	char bitmap[BITMAP_NAME_MAX]; /* its name; "" when not usable */
 	uint64_t dirty_bytes;         /* UINT64_MAX: not known */
 	char reason[256];             /* why it is not usable; "" when it is */
 };
 
 /*
- * Is `point` committed in the repository in question, with this disk in it?  *ret_size: the disk's
- * size in that point.
+ * Is `point` committed in the repository in question, with a disk of this index in it?  *ret_size:
+ * the disk's size in that point.
  */
-typedef bool point_known_fn(void *data, const struct tm_id *point, const char *disk,
+typedef bool point_known_fn(void *data, const struct tm_id *point, unsigned disk,
 			    uint64_t *ret_size);
 
 /* ---- guest and disks ---- */
@@ -149,6 +152,7 @@ struct guest_disk {
 	char *node;       /* the format node, as of now; or NULL */
 	struct disk_layer *chain; /* backing files below the active image, nearest first */
 	size_t nchain;
+	uint32_t chain_id; /* of the chain's files and formats, in order */
 	struct disk_bitmap *bitmaps;
 	size_t nbitmaps;
 	struct disk_epoch epoch; /* filled by guest_settle() and guest_epochs() */
@@ -228,6 +232,7 @@ struct snapshot_disk {
 	struct nbd_address nbd; /* nbd.bitmap is NULL when there is no epoch to read from */
 	bool has_epoch;
 	struct tm_id parent;    /* the point of the old bitmap, valid with has_epoch */
+	unsigned parent_disk;   /* the index of this disk in it */
 	const char *old_bitmap; /* or NULL */
 	const char *new_bitmap; /* records from this point on; NULL: none could be made */
 	bool persistent;        /* of the new bitmap */

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every kind of disk: how it was given, what lies below it, what it cannot do."""
 
-from harness import Tidemark, Vm, assert_clean, image, note_baseline
+from harness import Tidemark, Vm, assert_clean, image, note_baseline, run
 from harness.base import HarnessError
 from harness.cases import case, main
 from harness.vm import Disk
@@ -94,6 +94,60 @@ def a_throttle_filter_stays_on_top(scratch):
 def a_scsi_disk_works(scratch):
     path = image.create(scratch.dir("disks") / "sda.qcow2", SIZE)
     cycle(Rig(scratch, [Disk(path, "sda", bus="virtio-scsi")]), "sda")
+
+
+@case
+def a_disk_in_an_iothread_does_not_end_qemu(scratch):
+    """QEMU 7.2 aborts when a client leaves its own NBD server then."""
+    where = scratch.dir("disks")
+    disks = [Disk(image.create(where / "vda.qcow2", SIZE), "vda", device={"iothread": "io0"}),
+             Disk(image.create(where / "vdb.raw", SIZE, fmt="raw"), "vdb", fmt="raw",
+                  device={"iothread": "io0"})]
+    rig = Rig(scratch, disks, extra=["-object", "iothread,id=io0"])
+    for round_ in range(3):
+        rig.write("vda", round_ << 20)
+        rig.write("vdb", round_ << 20)
+        point = rig.backup(expect=(0, 3))
+        if round_ and rig.sources(point)["vda"] != "bitmap":
+            raise HarnessError(f"{point['disks']}")
+        rig.assert_point(point)
+
+
+@case
+def disks_that_swap_their_names_keep_their_histories(scratch):
+    where = scratch.dir("disks")
+    paths = [image.create(where / f"{n}.qcow2", SIZE) for n in ("a", "b")]
+    rig = Rig(scratch, [Disk(paths[0], "vda"), Disk(paths[1], "vdb")])
+    rig.write("vda", 0)
+    rig.write("vdb", 1 << 20)
+    rig.backup()
+    rig.vm.terminate()
+    rig.vm.disks = [Disk(paths[0], "vdb"), Disk(paths[1], "vda")]
+    rig.shadows = {"vda": rig.shadows["vdb"], "vdb": rig.shadows["vda"]}
+    rig.vm.start()
+    rig.write("vda", 2 << 20)
+    rig.write("vdb", 3 << 20)
+    point = rig.backup()
+    rig.expect_sources(point, vda="bitmap", vdb="bitmap")
+    rig.assert_point(point)
+
+
+@case
+def a_rebased_disk_is_read_again(scratch):
+    where = scratch.dir("disks")
+    bases = [image.create(where / f"base{n}.qcow2", SIZE) for n in range(2)]
+    run(["qemu-io", "-f", "qcow2", "-c", "write -P 9 4M 64k", bases[1]])
+    top = image.create(where / "top.qcow2", SIZE, backing=bases[0])
+    rig = Rig(scratch, [Disk(top, "vda")])
+    rig.write("vda", 0)
+    rig.backup()
+    rig.vm.terminate()
+    run(["qemu-img", "rebase", "-u", "-f", "qcow2", "-b", bases[1], "-F", "qcow2", top])
+    rig.shadows["vda"].write(4 << 20, 65536, 9)
+    rig.vm.start()
+    note_baseline(rig.vm)
+    point = rig.backup(expect=3)
+    rig.assert_point(point)
 
 
 @case

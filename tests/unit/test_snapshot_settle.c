@@ -14,7 +14,7 @@ static struct tm_id id(unsigned n)
 
 static void names_round_trip(void **state)
 {
-	struct bitmap_id in = {id(1), id(2), id(3)}, out;
+	struct bitmap_id in = {id(1), id(2), id(3), 0xabcd, 0x12345678}, out;
 	char text[BITMAP_NAME_MAX];
 
 	(void)state;
@@ -23,11 +23,13 @@ static void names_round_trip(void **state)
 	assert_true(bitmap_name_parse(text, &out));
 	assert_true(id_equal(&in.repo, &out.repo) && id_equal(&in.point, &out.point) &&
 		    id_equal(&in.parent, &out.parent));
+	assert_int_equal(out.disk, 0xabcd);
+	assert_int_equal(out.chain, 0x12345678);
 }
 
 static void other_names_are_not_ours(void **state)
 {
-	struct bitmap_id in = {id(1), id(2), id(3)}, out;
+	struct bitmap_id in = {id(1), id(2), id(3), 0xabcd, 0x12345678}, out;
 	char text[BITMAP_NAME_MAX + 1];
 
 	(void)state;
@@ -47,15 +49,16 @@ static void other_names_are_not_ours(void **state)
 	assert_false(bitmap_name_parse("bitmap0", &out));
 }
 
-/* flags: r recording, i inconsistent, b busy, c committed, s the disk shrank */
+/* flags: r recording, i inconsistent, b busy, c committed, s the disk shrank, m another chain */
 static struct settle_bitmap bitmap(unsigned point, unsigned parent, const char *flags)
 {
-	return (struct settle_bitmap){.id = {id(99), id(point), id(parent)},
+	return (struct settle_bitmap){.id = {id(99), id(point), id(parent), 0, 0},
 				      .recording = strchr(flags, 'r') != NULL,
 				      .inconsistent = strchr(flags, 'i') != NULL,
 				      .busy = strchr(flags, 'b') != NULL,
 				      .committed = strchr(flags, 'c') != NULL,
-				      .fits = strchr(flags, 's') == NULL};
+				      .fits = strchr(flags, 's') == NULL,
+				      .same_chain = strchr(flags, 'm') == NULL};
 }
 
 struct row {
