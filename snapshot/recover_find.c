@@ -58,8 +58,32 @@ static bool concerns_guest(const struct journal *j, const struct guest *g)
 	return false;
 }
 
-/* The first of the files that is a journal of this guest. */
-static int pick(const struct guest *g, const struct text_list *files, struct journal **ret)
+/* A journal that cannot be understood, in whose text a file of this guest stands. */
+static bool mentions_guest(const char *path, const struct guest *g)
+{
+	auto_buf struct buf text = {0};
+
+	if (io_read_file(path, JOURNAL_MAX, &text, NULL))
+		return false;
+	for (size_t i = 0; i < g->ndisks; i++) {
+		const char *file = g->disks[i].file;
+
+		if (file && memmem(text.data, text.len, file, strlen(file)))
+			return true;
+	}
+	for (size_t i = 0; i < g->nimages; i++) {
+		if (memmem(text.data, text.len, g->images[i], strlen(g->images[i])))
+			return true;
+	}
+	return false;
+}
+
+/*
+ * The first of the files that is a journal of this guest.  *unread: of those that cannot be
+ * understood, the first that seems to be.
+ */
+static int pick(const struct guest *g, const struct text_list *files, struct journal **ret,
+		struct error *unread)
 {
 	for (size_t i = 0; i < files->n; i++) {
 		auto_clean(journal_free) struct journal *j = NULL;
@@ -67,6 +91,9 @@ static int pick(const struct guest *g, const struct text_list *files, struct jou
 
 		if (journal_read(files->v[i], &j, &e)) {
 			log_debug("%s", e.text);
+			if (!unread->code && e.code != TM_E_NOTFOUND &&
+			    mentions_guest(files->v[i], g))
+				*unread = e;
 			continue;
 		}
 		if (concerns_guest(j, g)) {
@@ -90,8 +117,9 @@ static int list_beside(const char *file, struct text_list *files, struct error *
 }
 
 /* Copies beside the files of the guest.  A found one is written to both places from now on. */
-static int find_copy(struct guest *g, struct journal **ret, struct error *err)
+static int find_copy(struct guest *g, struct journal **ret, struct error *unread, struct error *err)
 {
+	auto_free char *key = NULL;
 	auto_text_list struct text_list files = {0};
 	int r = 0;
 
@@ -107,19 +135,22 @@ static int find_copy(struct guest *g, struct journal **ret, struct error *err)
 	for (size_t i = 0; !r && i < g->nimages; i++)
 		r = list_beside(g->images[i], &files, err);
 	if (!r)
-		r = pick(g, &files, ret);
+		r = pick(g, &files, ret, unread);
 	if (r || !*ret)
 		return r;
 	free((*ret)->copy);
 	(*ret)->copy = tm_steal((*ret)->path);
-	return journal_path(g->state_dir, g->key, &(*ret)->path, err);
+	/* What is left of the lost one is found, replaced and removed under its own name. */
+	if ((*ret)->kind == GUEST_QMP && (*ret)->qmp_socket)
+		r = journal_key((*ret)->qmp_socket, &key, err);
+	return r ? r : journal_path(g->state_dir, key ? key : g->key, &(*ret)->path, err);
 }
 
 int recover_find(struct guest *g, struct journal **ret, struct error *err)
 {
 	auto_text_list struct text_list files = {0};
 	auto_free char *path = NULL;
-	struct error e = {0};
+	struct error e = {0}, unread = {0};
 	int r = journal_path(g->state_dir, g->key, &path, err);
 
 	*ret = NULL;
@@ -135,12 +166,20 @@ int recover_find(struct guest *g, struct journal **ret, struct error *err)
 		int rl = recover_list(g->state_dir, &files, err);
 
 		if (!rl)
-			rl = pick(g, &files, ret);
+			rl = pick(g, &files, ret, &unread);
 		if (rl || *ret)
 			return rl;
 	}
-	if (find_copy(g, ret, err))
+	if (find_copy(g, ret, &unread, err))
 		return err ? (int)err->code : TM_E_IO;
+	if (!*ret && unread.code == TM_E_UNSUPPORTED)
+		return error_set(err, TM_E_UNSUPPORTED,
+				 "%s; nothing is touched: use the version that wrote it",
+				 unread.text);
+	if (!*ret && unread.code) {
+		e = unread;
+		r = TM_E_CORRUPT;
+	}
 	if (!*ret && r == TM_E_CORRUPT)
 		return error_set(
 			err, r,

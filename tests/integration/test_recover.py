@@ -66,9 +66,9 @@ class Rig:
         self.write()
         return run
 
-    def stop_at(self, phase):
+    def stop_at(self, phase, env=None):
         """A backup stopped right after `phase` was journalled."""
-        env = {"TIDEMARK_DEBUG_STOP_AT": phase}
+        env = {"TIDEMARK_DEBUG_STOP_AT": phase, **(env or {})}
         if phase in PHASES[3:]:
             run = self.start_reading("8M", env)
         else:
@@ -224,7 +224,7 @@ def the_guest_is_reset_while_disks_are_read(scratch):
 def qemu_hangs_for_longer_than_the_agent_waits(scratch):
     for phase in ("freezing", "committing", "pivoting"):
         rig = Rig(Sub(scratch, phase))
-        run = rig.stop_at(phase)
+        run = rig.stop_at(phase, {"TIDEMARK_DEBUG_QMP_MS": "2000"})     # 30 s otherwise
         rig.vm.stop_process()
         run.signal(signal.SIGCONT)
         run.finish((1, 5), timeout=200)
