@@ -317,15 +317,17 @@ static int step(struct collapse *c, bool *done, struct error *err)
 		return concluded(c, &v, &job, err);
 	switch (v.state) {
 	case COLLAPSE_ON_BASE:
-		*done = true;
-		return on_base(c, err);
+		r = on_base(c, err);
+		*done = !r;
+		return r;
 	case COLLAPSE_ON_OVERLAY:
 		return on_overlay(c, &v, err);
 	case COLLAPSE_GONE:
 	default:
 		if (c->d->pivot != PIVOT_NONE || check_untouched(c, NULL) == 0) {
-			*done = true;
-			return collapse_drop_overlay(c->g, c->d, err);
+			r = collapse_drop_overlay(c->g, c->d, err);
+			*done = !r;
+			return r;
 		}
 		return error_set(
 			err, TM_E_STALE,
@@ -335,7 +337,7 @@ static int step(struct collapse *c, bool *done, struct error *err)
 }
 
 /* The connection was lost: in PENDING the guest's I/O stands until we are back. */
-static int reconnect(struct guest *g, struct error *err)
+int collapse_reconnect(struct guest *g, struct error *err)
 {
 	uint64_t deadline = now_ms() + RECONNECT_MS;
 
@@ -367,7 +369,7 @@ static int collapse_disk(struct collapse *c, struct error *err)
 		if (r && c->g->qmp && qmp_lost(c->g->qmp)) {
 			log_debug("%s", e.text);
 			e = (struct error){0};
-			r = reconnect(c->g, &e);
+			r = collapse_reconnect(c->g, &e);
 		}
 		if (r && err && !err->code)
 			*err = e;

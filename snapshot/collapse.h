@@ -32,6 +32,12 @@ struct collapse_view {
 
 struct collapse_view collapse_look(const struct block_graph *graph, const struct journal_disk *d);
 
+/*
+ * Connects again, with patience for another program that holds the socket for a while.
+ * TM_E_NOTFOUND: QEMU is gone.
+ */
+int collapse_reconnect(struct guest *g, struct error *err) TM_WUR;
+
 /* A guest that ran out of room in its overlay was stopped by QEMU: back on its base it can go on.
  */
 int collapse_resume(struct guest *g, const struct journal *j, struct error *err) TM_WUR;

@@ -16,6 +16,7 @@
 #include <sys/stat.h>
 
 #define FREEZE_DEFAULT_MS 5000
+#define COLLAPSE_TRIES    3
 
 static void snapshot_free(struct snapshot *s)
 {
@@ -297,16 +298,30 @@ const struct snapshot_info *snapshot_info(const struct snapshot *s)
 	return &s->info;
 }
 
-static int collapse_qmp(struct snapshot *s, struct error *err)
+static int collapse_once(struct snapshot *s, struct error *err)
 {
-	struct error e = {0};
-	int r = qmp_lost(s->g->qmp) ? guest_connect(s->g, err) : 0;
+	int r = !s->g->qmp || qmp_lost(s->g->qmp) ? collapse_reconnect(s->g, err) : 0;
 
 	if (!r)
 		r = exports_end(s->g, s->j, s->exports, err);
-	if (!r)
-		r = collapse_disks(s->g, s->j, NULL, err);
-	if (!r && collapse_resume(s->g, s->j, &e))
+	return r ? r : collapse_disks(s->g, s->j, NULL, err);
+}
+
+static int collapse_qmp(struct snapshot *s, struct error *err)
+{
+	struct error e = {0};
+	int r = 0;
+
+	for (unsigned attempt = 0; attempt < COLLAPSE_TRIES; attempt++) {
+		e = (struct error){0};
+		r = collapse_once(s, &e);
+		/* Only a connection that was lost on the way makes another attempt worth it. */
+		if (!r || !s->g->qmp || !qmp_lost(s->g->qmp))
+			break;
+	}
+	if (r)
+		return error_set(err, r, "%s", e.text);
+	if (collapse_resume(s->g, s->j, &e))
 		r = text_list_add(&s->info.warnings, err, "the guest may still be paused: %s",
 				  e.text);
 	return r;
@@ -350,6 +365,22 @@ int snapshot_collapse(struct snapshot *s, struct error *err)
 	return r;
 }
 
+/* It looks before it acts, so it can be repeated when an answer was lost. */
+static int settle(struct snapshot *s, bool committed, struct error *err)
+{
+	struct error e = {0};
+	int r = epochs_finish(s->g, s->j, committed, NULL, &e);
+
+	if (!r)
+		return 0;
+	log_debug("%s", e.text);
+	if (s->g->kind == GUEST_QMP && (!s->g->qmp || qmp_lost(s->g->qmp)))
+		r = collapse_reconnect(s->g, err);
+	else
+		r = 0;
+	return r ? r : epochs_finish(s->g, s->j, committed, NULL, err);
+}
+
 int snapshot_finish(struct snapshot *s, bool committed, struct error *err)
 {
 	struct error e = {0};
@@ -363,7 +394,7 @@ int snapshot_finish(struct snapshot *s, bool committed, struct error *err)
 	if (!r) {
 		(void)guest_tick(s->g, "settle", NULL, 0, 0, NULL);
 		if (!s->offline)
-			rs = epochs_finish(s->g, s->j, committed, NULL, &e);
+			rs = settle(s, committed, &e);
 		/* Bitmaps that could not be settled now are settled by the next run. */
 		r = journal_remove(s->j, err);
 	}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from harness import HarnessError, Tidemark, Vm, assert_clean, image, journal, note_baseline, wait_for
 from harness.cases import case, main
+from harness.proxy import FAULTS, Proxy
 from harness.vm import Disk
 
 SIZE = 96 * image.MIB
@@ -160,6 +161,30 @@ def a_guest_agent_stopped_for_longer_than_all_patience(scratch):
     if (took := rig.probe()) > LIMIT + SLACK:
         raise HarnessError(f"a write took {took:.1f} s")
     rig.assert_thawed()
+    rig.go_on()
+
+
+@case
+def each_word_to_the_guest_agent_spoilt_in_each_way(scratch):
+    rig = Rig(scratch)
+    proxy = Proxy(rig.vm.dir / "proxy.sock", rig.vm.agent_path, late=3.0, ids=False)
+    scratch.defer(proxy.close)
+    target = f"qmp:{rig.vm.qmp_path},agent={proxy.path},name=guest"
+    for command in ("guest-sync-delimited", "guest-fsfreeze-freeze", "guest-fsfreeze-thaw"):
+        for fault in FAULTS:
+            proxy.arm(command, 1, fault)
+            result = rig.tidemark("backup", target, "--quiesce", "require", expect=(0, 1))
+            if not proxy.fired:
+                raise HarnessError(f"{command} was not used")
+            if (took := rig.probe()) > SLACK:
+                raise HarnessError(f"{command} {fault}: a write took {took:.1f} s")
+            if result.status == 0 and result.json["freeze_ms"] > LIMIT * 1000:
+                raise HarnessError(f"{command} {fault}: {result.json}")
+            if result.status == 1 and "freeze" not in result.err and "frozen" not in result.err:
+                raise HarnessError(f"{command} {fault} says: {result.err}")
+            print(f"# {command} {fault}: exit {result.status}", flush=True)
+            assert_clean(rig.vm)
+            rig.assert_thawed()
     rig.go_on()
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from harness import Tidemark, Vm, assert_clean, image, make_rng, note_baseline, wait_for
 from harness.base import HarnessError
 from harness.cases import case, main
+from harness.proxy import Proxy
+from harness.qmp import Qmp
 from harness.vm import Disk
 
 SIZE = 24 * image.MIB + 512
@@ -233,6 +235,31 @@ def qemu_hangs_for_longer_than_the_agent_waits(scratch):
         assert_clean(rig.vm)
         rig.go_on()
         rig.vm.kill()
+
+
+@case
+def the_monitor_is_lost_and_taken_by_somebody_else(scratch):
+    rig = Rig(scratch)
+    proxy = Proxy(rig.vm.dir / "proxy.sock", rig.vm.qmp_path)
+    scratch.defer(proxy.close)
+    target = f"qmp:{proxy.path},name=vm"
+
+    def take_it():
+        other = Qmp(rig.vm.qmp_path, 10)
+        time.sleep(7)       # longer than QEMU's greeting is waited for
+        other.close()
+
+    proxy.on_lost = take_it
+    for command in ("transaction", "block-commit", "job-finalize"):
+        rig.write()
+        proxy.arm(command, 1, "lost")
+        rig.tidemark("backup", target, "--quiesce", "never", expect=(0, 1, 3))
+        if not proxy.fired:
+            raise HarnessError(f"{command} was not used")
+        rig.tidemark("recover", "--check", target)
+        assert_clean(rig.vm)
+    proxy.close()
+    rig.go_on()
 
 
 # --- the journal ------------------------------------------------------------------
