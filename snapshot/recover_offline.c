@@ -36,17 +36,31 @@ static int check_free(const char *path, struct error *err)
 	return 0;
 }
 
-/* While frozen nobody wrote to the base: a later time means that it was started alone. */
+static uint64_t mtime_ns(const struct stat *st)
+{
+	return st->st_mtim.tv_sec < 0
+		       ? 0
+		       : (uint64_t)st->st_mtim.tv_sec * 1000000000 + (uint64_t)st->st_mtim.tv_nsec;
+}
+
+/*
+ * From the transaction to the commit nobody writes to the base.  A base that was written all the
+ * same was started alone; and so it was when it is younger than an overlay that was written to
+ * after a transaction which nobody lived to see.
+ */
 static int check_base_unchanged(const struct journal *j, const struct journal_disk *d,
 				struct error *err)
 {
-	struct stat st;
+	struct stat base, overlay;
+	bool changed = false;
 
-	if (stat(d->base, &st) < 0)
+	if (stat(d->base, &base) < 0)
 		return error_errno(err, errno, "cannot look at %s", d->base);
-	if (j->phase != JOURNAL_FROZEN || !d->frozen_mtime || st.st_mtim.tv_sec < 0 ||
-	    (uint64_t)st.st_mtim.tv_sec * 1000000000 + (uint64_t)st.st_mtim.tv_nsec ==
-		    d->frozen_mtime)
+	if (j->phase == JOURNAL_FROZEN && d->frozen_mtime)
+		changed = mtime_ns(&base) != d->frozen_mtime;
+	else if (j->phase == JOURNAL_FREEZING && stat(d->overlay, &overlay) == 0)
+		changed = mtime_ns(&base) > mtime_ns(&overlay);
+	if (!changed)
 		return 0;
 	return error_set(
 		err, TM_E_STALE,

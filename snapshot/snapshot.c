@@ -139,6 +139,8 @@ static int freeze_and_switch(struct snapshot *s, const struct snapshot_options *
 	s->info.created_ms = clock_unix_ms(&clock_system);
 	qmp_set_quiet(s->g->qmp, true);
 	r = transaction(s, freeze_left_ms(&f), err);
+	if (!r && !frozen)
+		journal_debug_point("switched");
 	rt = freeze_end(s->g, &f, &res, &thaw_err);
 	qmp_set_quiet(s->g->qmp, false);
 	s->info.quiesced = res.quiesced;

@@ -19,7 +19,7 @@ from harness.vm import Disk
 
 SIZE = 24 * image.MIB + 512
 NAMES = ("vda", "vdb")
-PHASES = ["preparing", "freezing", "frozen", "committing", "pivoting", "pivoted", "settling"]
+PHASES = ["preparing", "freezing", "switched", "frozen", "committing", "pivoting", "pivoted", "settling"]
 
 
 class Rig:
@@ -71,12 +71,12 @@ class Rig:
     def stop_at(self, phase, env=None):
         """A backup stopped right after `phase` was journalled."""
         env = {"TIDEMARK_DEBUG_STOP_AT": phase, **(env or {})}
-        if phase in PHASES[3:]:
+        if phase in PHASES[4:]:
             run = self.start_reading("8M", env)
         else:
             run = self.start(env=env)
         wait_stopped(run, phase)
-        if phase == "frozen":
+        if phase in ("switched", "frozen"):
             self.write()
         return run
 
@@ -134,7 +134,7 @@ def add_phases():
             rig.vm.kill()
             run.signal(signal.SIGCONT)
             # From "committing" on everything has been read: there is a point.
-            run.finish((0, 3, 5) if phase in PHASES[3:] else 1)
+            run.finish((0, 3, 5) if phase in PHASES[4:] else 1)
             rig.tidemark("recover", "--check", rig.images)
             rig.go_on()
         qemu.__name__ = f"qemu_killed_and_the_agent_lives_in_{phase}"
@@ -265,10 +265,10 @@ def the_monitor_is_lost_and_taken_by_somebody_else(scratch):
 # --- the journal ------------------------------------------------------------------
 
 
-def crashed(scratch):
+def crashed(scratch, phase="frozen"):
     """Both dead while frozen, with data in the overlays."""
     rig = Rig(scratch)
-    run = rig.stop_at("frozen")
+    run = rig.stop_at(phase)
     rig.vm.kill()
     run.kill()
     journal, = (rig.tidemark.state / "journal").glob("*.json")
@@ -329,7 +329,11 @@ def crc32c(data):
 
 @case
 def a_guest_started_without_its_overlay_is_not_merged_over(scratch):
-    rig, *_ = crashed(scratch)
+    for phase in ("switched", "frozen"):
+        started_alone(*crashed(Sub(scratch, phase)))
+
+
+def started_alone(rig, *_journals):
     overlays = sorted(rig.dir.glob("*.tidemark-overlay"))
     rig.vm.start()
     rig.vm.write("vda", 1 << 20, 65536, 77)
@@ -351,6 +355,7 @@ def a_guest_started_without_its_overlay_is_not_merged_over(scratch):
     for path, name in zip(rig.paths, NAMES):
         image.to_raw(path, rig.shadows[name].path)
     rig.go_on()
+    rig.vm.kill()
 
 
 def assert_refused(vm, what):
