@@ -478,6 +478,7 @@ static int wind_up(struct backup *b, int r, enum exit_status *status, struct err
 			    finish_err.text);
 		*status = EXIT_RECOVERY;
 	} else if (rf) {
+		*status = EXIT_RECOVERY;
 		say_warning(b->agent, "%s; 'tidemark recover' or the next backup puts it right",
 			    finish_err.text);
 	}
@@ -525,6 +526,8 @@ static int backup_target(struct agent *a, const char *word, enum exit_status *st
 		return r;
 	if (!a->opt.dry_run)
 		r = recover_before(a, &t.guest, err);
+	if (r == TM_E_STALE)
+		*status = EXIT_RECOVERY;
 	opt = (struct guest_options){.state_dir = a->state_dir,
 				     .exclusive = !a->opt.dry_run,
 				     .hooks = {snapshot_tick, a}};

@@ -2,6 +2,7 @@
 #include "agent.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -13,6 +14,18 @@ static void interrupted(int sig)
 {
 	(void)sig;
 	agent_interrupted = 1;
+}
+
+/* A descriptor of ours under the number of a closed standard stream would get what is printed. */
+static void open_standard_streams(void)
+{
+	int fd;
+
+	do {
+		fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+	} while (fd >= 0 && fd <= STDERR_FILENO);
+	if (fd > STDERR_FILENO)
+		(void)close(fd);
 }
 
 /* The first signal asks for a clean end, the second one ends at once. */
@@ -67,6 +80,7 @@ int main(int argc, char **argv)
 	enum exit_status status = EXIT_DONE;
 	int r;
 
+	open_standard_streams();
 	if (argc == 4 && strcmp(argv[1], FREEZE_GUARD_WORD) == 0)
 		return freeze_guard_main(argv[2], argv[3]);
 	r = options_parse(argc, argv, &a.opt, &err);
@@ -85,7 +99,8 @@ int main(int argc, char **argv)
 		r = run(&a, &status, &err);
 		if (r) {
 			say_error(&a, &err);
-			status = status_of(r);
+			if (status != EXIT_RECOVERY)
+				status = status_of(r);
 		} else if (status == EXIT_DONE && a.warned) {
 			status = EXIT_WARNED;
 		}

@@ -461,6 +461,12 @@ int options_parse(int argc, char **argv, struct options *ret, struct error *err)
 
 	*ret = (struct options){
 		.command = CMD_COUNT, .quiesce = QUIESCE_IF_POSSIBLE, .format = "raw"};
+	/* Journals, points and JSON output hold text. */
+	for (int i = 1; i < argc; i++) {
+		if (!text_is_utf8(argv[i]))
+			return error_set(err, TM_E_USAGE, "argument %d is not UTF-8: '%s'", i,
+					 argv[i]);
+	}
 	r = parse_words(argc, argv, ret, err);
 	if (r || ret->help || ret->version)
 		return r;

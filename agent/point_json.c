@@ -2,6 +2,8 @@
 /* Points as JSON (the command line contract). */
 #include "agent.h"
 
+#include <string.h>
+
 static json_t *id_json(const struct tm_id *id)
 {
 	return id_is_zero(id) ? json_null() : json_string(id_text(id).s);
@@ -9,13 +11,26 @@ static json_t *id_json(const struct tm_id *id)
 
 json_t *json_text(const char *text)
 {
-	return text ? json_string(text) : json_null();
+	auto_free char *clean = NULL;
+	json_t *value;
+
+	if (!text)
+		return json_null();
+	value = json_string(text);
+	if (value || text_is_utf8(text) || !(clean = strdup(text)))
+		return value;
+	/* One strange name does not hide the rest. */
+	for (char *p = clean; *p; p++) {
+		if ((unsigned char)*p >= 0x80)
+			*p = '?';
+	}
+	return json_string(clean);
 }
 
 static json_t *disk_json(const struct point_disk *d, bool all)
 {
-	json_t *o = json_pack("{s:s, s:I, s:s}", "disk", d->name, "size", (json_int_t)d->size,
-			      "source", disk_rung_name(d->rung));
+	json_t *o = json_pack("{s:o, s:I, s:s}", "disk", json_text(d->name), "size",
+			      (json_int_t)d->size, "source", disk_rung_name(d->rung));
 
 	if (!o || !all)
 		return o;
@@ -66,11 +81,12 @@ json_t *point_json(const struct point *p, bool all)
 	json_t *o;
 
 	time_format_utc(p->created_ms, created);
-	o = json_pack("{s:s, s:s, s:s, s:o, s:s, s:o, s:o, s:b, s:s, s:s, s:o}", "point",
-		      id_text(&p->id).s, "guest", p->guest, "name", p->name, "description",
-		      json_text(p->description), "created", created, "parent", id_json(&p->parent),
-		      "tags", tags_json(p), "protected", 0, "kind", point_kind_name(p->kind),
-		      "state", p->state, "disks", disks_json(p, all));
+	o = json_pack("{s:s, s:o, s:o, s:o, s:s, s:o, s:o, s:b, s:s, s:o, s:o}", "point",
+		      id_text(&p->id).s, "guest", json_text(p->guest), "name", json_text(p->name),
+		      "description", json_text(p->description), "created", created, "parent",
+		      id_json(&p->parent), "tags", tags_json(p), "protected", 0, "kind",
+		      point_kind_name(p->kind), "state", json_text(p->state), "disks",
+		      disks_json(p, all));
 	if (!o || !all)
 		return o;
 	if (json_object_set_new(o, "guest_uuid", json_text(p->guest_uuid)) ||

@@ -79,9 +79,9 @@ void loop_cancel(struct loop *loop, struct loop_op *op);
 int loop_run_once(struct loop *loop, int timeout_ms, struct error *err) TM_WUR;
 
 /*
- * A watch is called at least every 200 ms from inside loop_run_once(), whoever waits there, with the
- * time in which nothing was completed but timers.  For what has to happen even when a wait never
- * ends.  One per loop; NULL removes it.
+ * A watch is called at least every 200 ms from inside loop_run_once(), whoever waits there, with
+ * the time in which nothing was completed but timers.  For what has to happen even when a wait
+ * never ends.  One per loop; NULL removes it.
  */
 struct loop_watch {
 	void (*tick)(struct loop_watch *watch, uint64_t idle_ms);

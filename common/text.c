@@ -8,6 +8,38 @@
 #include <string.h>
 #include <time.h>
 
+/* The length of the sequence at p, 0: it is none. */
+static size_t utf8_sequence(const unsigned char *p)
+{
+	size_t n = *p < 0x80                 ? 1
+		   : *p >= 0xc2 && *p < 0xe0 ? 2
+		   : *p >= 0xe0 && *p < 0xf0 ? 3
+		   : *p >= 0xf0 && *p < 0xf5 ? 4
+					     : 0;
+
+	for (size_t i = 1; i < n; i++) {
+		if ((p[i] & 0xc0) != 0x80)
+			return 0;
+	}
+	/* overlong, a surrogate, or beyond U+10FFFF */
+	if ((*p == 0xe0 && p[1] < 0xa0) || (*p == 0xed && p[1] > 0x9f) ||
+	    (*p == 0xf0 && p[1] < 0x90) || (*p == 0xf4 && p[1] > 0x8f))
+		return 0;
+	return n;
+}
+
+bool text_is_utf8(const char *text)
+{
+	size_t n;
+
+	for (const unsigned char *p = (const unsigned char *)text; *p; p += n) {
+		n = utf8_sequence(p);
+		if (!n)
+			return false;
+	}
+	return true;
+}
+
 static const char size_units[] = "KMGTP";
 
 /* Digits at *p, moved behind them; false when they are too many. */

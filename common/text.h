@@ -10,6 +10,9 @@
 /* "123", "64K", "1.5G": bytes, with K M G T P as powers of 1024. */
 int size_parse(const char *text, uint64_t *ret, struct error *err) TM_WUR;
 
+/* Well-formed UTF-8 (RFC 3629). */
+bool text_is_utf8(const char *text);
+
 #define SIZE_TEXT_MAX 16
 /* "0 B", "64.0 KiB", "1.5 GiB". */
 void size_format(uint64_t bytes, char text[SIZE_TEXT_MAX]);

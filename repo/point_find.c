@@ -93,6 +93,13 @@ static void by_guest_part(struct find *f, const char *guest, size_t guest_len, c
 }
 
 /* One meaning after the other; the first that fits any point is taken. */
+/* Both, so that a point called like a guest is ambiguous and not silently the one meant. */
+static void by_name_or_guest(struct find *f, const char *spec)
+{
+	by_name(f, NULL, 0, spec);
+	by_time(f, spec, strlen(spec), UINT64_MAX);
+}
+
 static void resolve(struct find *f, const char *spec)
 {
 	const char *at = strrchr(spec, '@');
@@ -103,9 +110,7 @@ static void resolve(struct find *f, const char *spec)
 	}
 	by_id(f, spec);
 	if (f->hits == 0)
-		by_name(f, NULL, 0, spec);
-	if (f->hits == 0)
-		by_time(f, spec, strlen(spec), UINT64_MAX);
+		by_name_or_guest(f, spec);
 	if (f->hits == 0 && at && at > spec)
 		by_guest_part(f, spec, (size_t)(at - spec), at + 1);
 }

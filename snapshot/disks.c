@@ -193,6 +193,8 @@ static int judge(const struct block_device *dev, const struct block_node *node,
 		return leave_out(d, err, "it is not attached to a device of the guest");
 	if (dev->removable)
 		return leave_out(d, err, "it is a removable medium");
+	if (!node->size)
+		return leave_out(d, err, "it has no size");
 	if (node->ro)
 		return leave_out(d, err, "it is read-only");
 	if (node->encrypted)

@@ -134,8 +134,10 @@ int prepare_journal(struct snapshot *s, const struct snapshot_options *opt, stru
 	}
 	if (!r)
 		r = socket_dir_make(j->disks[0].base, &j->socket_dir, err);
+	/* Beside the base: there everybody looks who has to start the guest, wherever overlays lie.
+	 */
 	if (!r && j->disks[0].overlay)
-		r = text_format(&j->copy, err, "%s" JOURNAL_SUFFIX, j->disks[0].overlay);
+		r = text_format(&j->copy, err, "%s" JOURNAL_SUFFIX, j->disks[0].base);
 	if (r)
 		return r;
 	j->server = s->g->kind == GUEST_QMP ? SERVER_QEMU : SERVER_NBD;

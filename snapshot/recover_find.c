@@ -146,12 +146,58 @@ static int find_copy(struct guest *g, struct journal **ret, struct error *unread
 	return r ? r : journal_path(g->state_dir, key ? key : g->key, &(*ret)->path, err);
 }
 
+/*
+ * An overlay of ours lies beside a file of the guest, and no journal tells of it.  Nothing in the
+ * files says which of the two is newer.
+ */
+static int refuse_stray(const char *file, struct error *err)
+{
+	auto_text_list struct text_list overlays = {0};
+	auto_free char *dir = NULL;
+	const char *slash = strrchr(file, '/'), *name = slash ? slash + 1 : file;
+	int r = io_dirname(file, &dir, err);
+
+	if (!r)
+		r = list_dir(dir, OVERLAY_SUFFIX, &overlays, err);
+	for (size_t i = 0; !r && i < overlays.n; i++) {
+		const char *own = strrchr(overlays.v[i], '/') + 1;
+		size_t len = strlen(name);
+
+		if (strncmp(own, name, len) != 0 || own[len] != '.' || strcmp(own, name) == 0)
+			continue;
+		r = error_set(
+			err, TM_E_STALE,
+			"an interrupted backup left %s, and its journal is lost.  With the guest "
+			"off: "
+			"if the guest wrote to it last, 'qemu-img rebase -u -b %s OVERLAY' and "
+			"'qemu-img commit OVERLAY' keep that; if it has run on %s since, remove "
+			"the overlay",
+			overlays.v[i], file, file);
+	}
+	return r;
+}
+
+static int refuse_strays(const struct guest *g, struct error *err)
+{
+	int r = 0;
+
+	for (size_t i = 0; !r && i < g->ndisks; i++) {
+		const struct guest_disk *d = &g->disks[i];
+
+		if (!d->empty && d->file && !d->overlay_of && strchr(d->file, '/'))
+			r = refuse_stray(d->file, err);
+	}
+	for (size_t i = 0; !r && i < g->nimages; i++)
+		r = refuse_stray(g->images[i], err);
+	return r;
+}
+
 int recover_find(struct guest *g, struct journal **ret, struct error *err)
 {
 	auto_text_list struct text_list files = {0};
 	auto_free char *path = NULL;
-	struct error e = {0}, unread = {0};
-	int r = journal_path(g->state_dir, g->key, &path, err);
+	struct error e = {0}, unread = {0}, others = {0};
+	int r = journal_path(g->state_dir, g->key, &path, err), r_list;
 
 	*ret = NULL;
 	if (r)
@@ -161,15 +207,12 @@ int recover_find(struct guest *g, struct journal **ret, struct error *err)
 		return 0;
 	if (r != TM_E_NOTFOUND && r != TM_E_CORRUPT)
 		return error_set(err, r, "%s", e.text);
-	/* An image may belong to a guest that another journal knows by its socket. */
-	if (g->kind == GUEST_IMAGE) {
-		int rl = recover_list(g->state_dir, &files, err);
-
-		if (!rl)
-			rl = pick(g, &files, ret, &unread);
-		if (rl || *ret)
-			return rl;
-	}
+	/* The guest may be known by another socket, or by one where an image is named now. */
+	r_list = recover_list(g->state_dir, &files, err);
+	if (!r_list)
+		r_list = pick(g, &files, ret, g->kind == GUEST_IMAGE ? &unread : &others);
+	if (r_list || *ret)
+		return r_list;
 	if (find_copy(g, ret, &unread, err))
 		return err ? (int)err->code : TM_E_IO;
 	if (!*ret && unread.code == TM_E_UNSUPPORTED)
@@ -186,5 +229,5 @@ int recover_find(struct guest *g, struct journal **ret, struct error *err)
 			"%s, and there is no copy beside an overlay: see that the guest runs "
 			"on its own files, then remove it",
 			e.text);
-	return 0;
+	return *ret ? 0 : refuse_strays(g, err);
 }

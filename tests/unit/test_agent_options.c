@@ -79,6 +79,7 @@ static void wrong_lines_name_the_wrong_word(void **state)
 		{"tidemark -r /r show a b", "'b'"},
 		{"tidemark -r /r list --force", "--force"},
 		{"tidemark -r /r restore p", "--to"},
+		{"tidemark -r /r show caf\xe9", "UTF-8"},
 		{"tidemark -r /r restore p --to x --format vdi", "'vdi'"},
 		{"tidemark -r /r backup t --quiesce maybe", "'maybe'"},
 		{"tidemark -r /r backup t --limit-rate fast", "'fast'"},

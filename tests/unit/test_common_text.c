@@ -98,6 +98,21 @@ static void times_that_make_no_sense_are_refused(void **state)
 		assert_int_equal(time_parse(bad[i], &v, NULL), TM_E_USAGE);
 }
 
+static void utf8_is_told_from_other_bytes(void **state)
+{
+	static const char *const good[] = {"", "plain", "caf\xc3\xa9", "\xe2\x82\xac",
+					   "\xf0\x9f\x92\xbe"};
+	static const char *const bad[] = {"caf\xe9",      "\xc3",         "\xc0\xaf",
+					  "\xe0\x80\xaf", "\xed\xa0\x80", "\xf4\x90\x80\x80",
+					  "\xff",         "\xe2\x82"};
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(good); i++)
+		assert_true(text_is_utf8(good[i]));
+	for (size_t i = 0; i < ARRAY_SIZE(bad); i++)
+		assert_false(text_is_utf8(bad[i]));
+}
+
 static void ids_survive_their_text(void **state)
 {
 	struct tm_id a, b;
@@ -158,6 +173,7 @@ int main(void)
 		cmocka_unit_test(sizes_are_printed_for_people),
 		cmocka_unit_test(times_include_all_they_name),
 		cmocka_unit_test(times_that_make_no_sense_are_refused),
+		cmocka_unit_test(utf8_is_told_from_other_bytes),
 		cmocka_unit_test(ids_survive_their_text),
 		cmocka_unit_test(crc32c_is_the_castagnoli_one),
 		cmocka_unit_test(errors_keep_the_first_and_grow_prefixes),
