@@ -221,8 +221,8 @@ static int concluded(struct collapse *c, const struct collapse_view *v, const st
 	return r;
 }
 
-static int drive_job(struct collapse *c, const struct collapse_view *v, const struct job_view *job,
-		     struct error *err)
+/* A job that has not concluded. */
+static int drive_job(struct collapse *c, const struct job_view *job, struct error *err)
 {
 	json_t *args;
 	int r;
@@ -242,13 +242,12 @@ static int drive_job(struct collapse *c, const struct collapse_view *v, const st
 	case JOB_PAUSED:
 	case JOB_STANDBY:
 		return paused(c, job, err);
-	case JOB_CONCLUDED:
-		return concluded(c, v, job, err);
 	case JOB_NONE:
 	case JOB_CREATED:
 	case JOB_RUNNING:
 	case JOB_WAITING:
 	case JOB_ABORTING:
+	case JOB_CONCLUDED:
 	case JOB_NULL:
 	default:
 		return wait_running(c, job, err);
@@ -306,7 +305,7 @@ static int step(struct collapse *c, bool *done, struct error *err)
 	if (!r && job.status == JOB_PENDING)
 		return pivot(c, err);
 	if (!r && job.status != JOB_NONE && job.status != JOB_CONCLUDED)
-		return drive_job(c, NULL, &job, err);
+		return drive_job(c, &job, err);
 	qmp_set_quiet(c->g->qmp, false);
 	if (!r)
 		r = block_graph_load(c->g->qmp, &graph, err);

@@ -8,9 +8,10 @@
 #define FREEZE_LIMIT_MAX_MS 600000 /* no file system should be held still for longer */
 
 enum freeze_word {
-	FREEZE_HELD = 1, /* frozen; the agent's turn */
-	FREEZE_ENDED,    /* thawed; the guard's last word */
-	FREEZE_FAILED,   /* its last word as well */
+	FREEZE_SILENT, /* nothing was heard yet */
+	FREEZE_HELD,   /* frozen; the agent's turn */
+	FREEZE_ENDED,  /* thawed; the guard's last word */
+	FREEZE_FAILED, /* its last word as well */
 };
 
 /* One packet from the guard.  Times are of CLOCK_MONOTONIC. */
