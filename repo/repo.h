@@ -188,13 +188,23 @@ int repo_session_begin(struct repo *repo, const struct repo_session_options *opt
  * disk `parent_disk` of `parent` (which may have another size, but not another block size;
  * TM_E_RANGE); TM_E_STALE when the parent is being deleted.  When the disk became smaller and its
  * size is no multiple of the block size, the last block must be among the pieces.  Pieces come in
- * ascending order of their blocks by seq.  One disk at a time.  Runs the loop.
+ * ascending order of their blocks by seq.  One disk at a time.  Nothing is stored of what is as in
+ * the parent, of zeroes, and of content that the session has stored before.  Runs the loop.
  */
 int repo_session_disk_begin(struct repo_session *s, const char *name, uint64_t size,
 			    const struct point *parent, const struct point_disk *parent_disk,
 			    struct piece_sink **ret, struct error *err) TM_WUR;
 
+/*
+ * After disk_begin: every block of the disk is going to be named, as data or as zeroes
+ * (TM_E_RANGE at the end when one was not).  With a parent, this is the comparison by content
+ * that replaces a lost bitmap: what is as in the parent costs nothing.
+ */
+void repo_session_disk_whole(struct repo_session *s);
+
 struct repo_disk_counts {
+	uint64_t same_bytes;   /* named, and as in the parent at that place */
+	uint64_t known_bytes;  /* stored elsewhere already */
 	uint64_t new_bytes;    /* clusters stored, before compression */
 	uint64_t stored_bytes; /* the same in the repository, tables and map included */
 };

@@ -5,11 +5,14 @@
  *	session.c   begin, disks, commit (the protocol)
  *	marker.c    the objects that announce a session and what it builds on
  *	pipeline.c  pieces → frames
+ *	decide.c    which clusters have to be stored at all
  *	output.c    frames and map nodes → segments → store
  */
 #pragma once
 
 #include "cache.h"
+#include "content.h"
+#include "look.h"
 #include "manifest.h"
 #include "map.h"
 #include "segment.h"
@@ -33,10 +36,17 @@ struct cluster {
 	uint8_t id[CONTENT_BYTES];
 };
 
-/* What becomes of a range of blocks. */
+enum step_kind {
+	STEP_HOLE,
+	STEP_FRAME, /* at: index of the frame */
+	STEP_TWIN,  /* the content is known; at: index of the cluster */
+};
+
+/* What becomes of a range of blocks.  Blocks without a step stay as in the parent. */
 struct work_step {
 	uint64_t block, count;
-	int frame; /* index, or -1: a hole */
+	enum step_kind kind;
+	unsigned at;
 };
 
 struct work_frame {
@@ -58,6 +68,9 @@ struct work {
 	uint8_t *out;
 	int code; /* of the worker */
 	struct error err;
+	/* while being decided: */
+	unsigned run, cluster_at;
+	uint64_t in_run; /* blocks of the run */
 	/* while being appended: */
 	unsigned at; /* step */
 	bool stored; /* the step's frame is in the segment, or its hole recorded */
@@ -87,8 +100,17 @@ struct seg_out {
 struct session_disk {
 	char *name;
 	uint64_t size;
-	struct disk_map map; /* table: the parent's, then perhaps this session */
+	/* table: the parent's, this session, sessions of pinned points */
+	struct disk_map map;
+	uint32_t own;      /* index of this session */
+	uint32_t nforeign; /* entries behind it */
 	bool used_own;
+};
+
+/* A session that the content index refers to; the first one is this session. */
+struct content_source {
+	struct table_entry e;
+	uint32_t at; /* index in the table of the disk being written; 0: not known yet */
 };
 
 struct repo_session {
@@ -124,8 +146,14 @@ struct repo_session {
 	bool has_parent;
 	bool last_block_seen;
 	uint64_t next_decide, next_append; /* seq */
-	uint64_t next_block;               /* pieces ascend */
-	uint64_t new_bytes, stored_bytes;
+	uint64_t next_block;               /* behind the last one decided */
+	bool whole;                        /* every block has to be named */
+	bool gap;                          /* one was not */
+	struct look look;                  /* into the parent */
+	struct content_index content;
+	struct content_source *sources;
+	uint32_t nsources;
+	uint64_t new_bytes, stored_bytes, same_bytes, known_bytes;
 	struct work *works; /* all that are on their way */
 	struct work *idle_works;
 	bool pumping, pump_again;
@@ -157,12 +185,26 @@ int pipeline_put(struct piece_sink *sink, struct piece *piece, struct error *err
 bool session_supply(struct repo_session *s, int *code, struct error *err);
 void pipeline_free(struct repo_session *s);
 
+/* ---- decide.c ---- */
+
+/* Makes the steps and frames of a hashed piece.  0, LOOK_WAIT (then call again) or an error. */
+int decide(struct repo_session *s, struct work *w, struct error *err) TM_WUR;
+void decide_begin_disk(struct repo_session *s);
+void decide_end_disk(struct repo_session *s);
+/* The cluster's frame has got this ordinal. */
+int decide_stored(struct repo_session *s, const struct cluster *c, uint64_t ordinal,
+		  struct error *err) TM_WUR;
+/* Where a twin's content is, as a reference for the disk being written. */
+int decide_twin(struct repo_session *s, const struct cluster *c, uint64_t *ret_ref,
+		struct error *err) TM_WUR;
+
 /* ---- output.c: OUT_WAIT means that all segments are on their way to the store ---- */
 #define OUT_WAIT 1
 /* The frame's first ordinal. 0, OUT_WAIT or an error. */
 int output_frame(struct repo_session *s, const struct work *w, const struct work_frame *f,
 		 uint64_t *ret, struct error *err) TM_WUR;
 int output_hole(struct repo_session *s, uint64_t block, uint64_t count, struct error *err) TM_WUR;
+int output_alias(struct repo_session *s, uint64_t block, uint64_t ref, struct error *err) TM_WUR;
 int output_node(void *data, const struct node *n, uint64_t *ret, struct error *err) TM_WUR;
 int output_end_disk(struct repo_session *s, struct error *err) TM_WUR;
 void output_close(struct repo_session *s);
