@@ -150,8 +150,8 @@ int marker_pin(struct repo_session *s, const struct tm_id *point, const char *ma
 	r = tlv_add(&body, MARKER_TAG_PIN, true, point, sizeof(*point), err);
 	if (r < 0)
 		return r;
-	name_pin(s->repo, &s->sid, s->npins + 1, key);
-	r = put_object(s, key, s->npins + 1, &body, err);
+	name_pin(s->repo, &s->sid, ++s->last_pin, key);
+	r = put_object(s, key, s->last_pin, &body, err);
 	r = r ? r : check_point(s->repo, point, manifest_key, err);
 	if (r == 0)
 		s->pins[s->npins++] = *point;

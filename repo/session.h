@@ -122,7 +122,7 @@ struct repo_session {
 	struct session_keys keys;
 	struct workers workers;
 	struct tm_id *pins;
-	uint32_t npins;
+	uint32_t npins, last_pin; /* that hold; number of the last one put */
 	bool committed;
 
 	int code; /* the first failure */
