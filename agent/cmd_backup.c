@@ -27,7 +27,8 @@ struct backup {
 	struct guest *guest;
 	struct known_points known;
 	struct earlier_points earlier;
-	size_t *disks; /* chosen, indices of guest_disk() */
+	struct point *like; /* --like, or NULL */
+	size_t *disks;      /* chosen, indices of guest_disk() */
 	size_t ndisks;
 	struct repo_session *session;
 	struct snapshot *snapshot;
@@ -302,6 +303,12 @@ static int begin_disk(struct backup *b, const struct snapshot_disk *sd, enum dis
 	}
 	*ret_rung = RUNG_FULL;
 	*ret_parent = NULL;
+	if (!b->agent->opt.full) {
+		int r = repo_session_siblings(b->session, b->like, err);
+
+		if (r)
+			return r;
+	}
 	return repo_session_disk_begin(b->session, sd->name, sd->size, NULL, NULL, ret, err);
 }
 
@@ -477,6 +484,8 @@ static int backup_opened(struct backup *b, enum exit_status *status, struct erro
 		r = guest_settle(b->guest, repo_id(a->repo), known_points_ask, &b->known, err);
 	if (!r)
 		r = choose_disks(b, err);
+	if (!r && a->opt.like)
+		r = repo_point_find(a->repo, a->opt.like, &b->like, err);
 	if (!r && a->opt.dry_run)
 		return dry_run(a, b->guest, b->disks, b->ndisks, err);
 	if (!r)
@@ -511,6 +520,7 @@ static int backup_target(struct agent *a, const char *word, enum exit_status *st
 		r = backup_opened(&b, status, err);
 	known_points_done(&b.known);
 	point_list_done(&b.earlier.list);
+	point_free(b.like);
 	point_free(b.point);
 	free(b.disks);
 	guest_free(b.guest);

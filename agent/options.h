@@ -48,6 +48,7 @@ struct options {
 	const char *name;
 	const char *description;
 	const char *overlay_dir;
+	const char *like;
 	const char *guest;
 	const char *to;
 	const char *format;

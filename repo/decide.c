@@ -137,9 +137,11 @@ static int decide_cluster(struct repo_session *s, struct work *w, unsigned i, st
 
 	if (c->zero)
 		return decide_zero(s, w, c->block, 1, err);
-	r = same_as_parent(s, c, &same, err);
+	r = siblings_take(s, err);
+	r = r ? r : same_as_parent(s, c, &same, err);
 	if (r != 0)
 		return r;
+	sketch_add(session_disk(s)->map.sketch, c->id);
 	if (same) {
 		s->same_bytes += UINT64_C(1) << s->repo->block_bits;
 		return 0;
@@ -148,6 +150,7 @@ static int decide_cluster(struct repo_session *s, struct work *w, unsigned i, st
 		add_step(w, STEP_TWIN, c->block, 1, i);
 		return 0;
 	}
+	siblings_ask(s, c->id);
 	add_cluster(w, i);
 	return content_put(&s->content, c->id, CONTENT_PENDING, err);
 }
@@ -207,13 +210,11 @@ static int table_index(struct repo_session *s, uint32_t source, uint32_t *ret, s
 		*ret = d->own;
 		return 0;
 	}
-	*ret = src->at;
-	if (src->at > 0)
-		return 0;
-	for (uint32_t i = 0; i < n; i++) {
-		if (i == d->own || !id_equal(&d->map.table[i].session, &src->e.session))
-			continue;
-		*ret = i;
+	for (uint32_t i = 0; src->at == 0 && i < n; i++)
+		if (i != d->own && id_equal(&d->map.table[i].session, &src->e.session))
+			src->at = i + 1;
+	if (src->at > 0) {
+		*ret = src->at - 1;
 		return 0;
 	}
 	if (n == MAX_SESSIONS)
@@ -225,7 +226,8 @@ static int table_index(struct repo_session *s, uint32_t source, uint32_t *ret, s
 	d->map.table = v;
 	s->look.table = v;
 	d->nforeign++;
-	*ret = src->at = n;
+	src->at = n + 1;
+	*ret = n;
 	return 0;
 }
 

@@ -300,7 +300,7 @@ static void pump_once(struct repo_session *s)
 {
 	struct work *w;
 
-	while (s->code == 0 && !s->look.waiting && (w = find_work(s, WORK_HASHED, s->next_decide)))
+	while (s->code == 0 && !session_looks(s) && (w = find_work(s, WORK_HASHED, s->next_decide)))
 		if (!decide_piece(s, w))
 			break;
 	while (s->code == 0 && !s->loading && (w = find_work(s, WORK_COMPRESSED, s->next_append)))

@@ -202,6 +202,15 @@ int repo_session_disk_begin(struct repo_session *s, const char *name, uint64_t s
  */
 void repo_session_disk_whole(struct repo_session *s);
 
+/*
+ * Content of other points is not stored again, either: of the point `like` when it is not NULL, and
+ * of the few that turn out to have much in common with what is written, among the newest points of
+ * all guests.  They are pinned before anything refers to them.  Counts for the session from now
+ * on.  Runs the loop.
+ */
+int repo_session_siblings(struct repo_session *s, const struct point *like,
+			  struct error *err) TM_WUR;
+
 struct repo_disk_counts {
 	uint64_t same_bytes;   /* named, and as in the parent at that place */
 	uint64_t known_bytes;  /* stored elsewhere already */

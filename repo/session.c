@@ -36,7 +36,7 @@ int session_failure(const struct repo_session *s, struct error *err)
 /* Runs the loop until all work has come back. */
 static void session_settle(struct repo_session *s, bool segments_too)
 {
-	while (s->works || s->loading || s->look.waiting || (segments_too && s->in_flight > 0)) {
+	while (s->works || s->loading || session_looks(s) || (segments_too && s->in_flight > 0)) {
 		struct error err = {0};
 		int r = loop_run_once(s->repo->loop, -1, &err);
 
@@ -142,6 +142,7 @@ static int add_disk(struct repo_session *s, const char *name, uint64_t size,
 	uint32_t n = parent ? parent->map->nsessions : 0;
 	struct session_disk *v = reallocarray(s->disks, s->ndisks + 1, sizeof(*v));
 	auto_free struct table_entry *table = NULL;
+	auto_free struct sketch *sketch = calloc(1, sizeof(*sketch));
 	auto_free char *copy = NULL;
 	int r;
 
@@ -149,8 +150,10 @@ static int add_disk(struct repo_session *s, const char *name, uint64_t size,
 		return error_nomem(err);
 	s->disks = v;
 	table = calloc((size_t)n + 1, sizeof(*table));
-	if (!table)
+	if (!table || !sketch)
 		return error_nomem(err);
+	if (parent && parent->map->sketch)
+		*sketch = *parent->map->sketch;
 	r = text_copy(name, &copy, err);
 	if (r < 0)
 		return r;
@@ -160,7 +163,10 @@ static int add_disk(struct repo_session *s, const char *name, uint64_t size,
 	v[s->ndisks++] = (struct session_disk){
 		.name = tm_steal(copy),
 		.size = size,
-		.map = {.root = REF_HOLE, .table = tm_steal(table), .nsessions = n},
+		.map = {.root = REF_HOLE,
+			.table = tm_steal(table),
+			.nsessions = n,
+			.sketch = tm_steal(sketch)},
 		.own = n,
 	};
 	return 0;
@@ -224,6 +230,7 @@ void repo_session_disk_whole(struct repo_session *s)
 	assert(s->disk_open);
 	s->whole = true;
 	s->look.rationed = false;
+	session_disk(s)->map.sketch->n = 0;
 }
 
 static int end_map(struct repo_session *s, struct error *err)
@@ -275,7 +282,7 @@ static void drop_works(struct repo_session *s, int code, const struct error *err
 static void settle_pieces(struct repo_session *s)
 {
 	for (;;) {
-		bool moving = s->loading || s->look.waiting || s->in_flight > 0;
+		bool moving = s->loading || session_looks(s) || s->in_flight > 0;
 		struct error err = {0};
 		int r;
 
@@ -408,9 +415,10 @@ void repo_session_free(struct repo_session *s)
 
 	if (!s)
 		return;
-	if (s->works || s->loading || s->look.waiting || s->in_flight > 0)
+	if (s->works || s->loading || session_looks(s) || s->in_flight > 0)
 		drop_works(s, error_set(&err, TM_E_CANCELED, "the session was given up"), &err);
 	decide_end_disk(s);
+	siblings_free(s);
 	content_done(&s->content);
 	free(s->sources);
 	pipeline_free(s);
@@ -418,6 +426,7 @@ void repo_session_free(struct repo_session *s)
 	for (unsigned i = 0; i < s->ndisks; i++) {
 		free(s->disks[i].name);
 		free(s->disks[i].map.table);
+		free(s->disks[i].map.sketch);
 	}
 	free(s->disks);
 	free(s->pins);

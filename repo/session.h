@@ -6,6 +6,7 @@
  *	marker.c    the objects that announce a session and what it builds on
  *	pipeline.c  pieces → frames
  *	decide.c    which clusters have to be stored at all
+ *	sibling.c   other points that have the same content
  *	output.c    frames and map nodes → segments → store
  */
 #pragma once
@@ -110,7 +111,40 @@ struct session_disk {
 /* A session that the content index refers to; the first one is this session. */
 struct content_source {
 	struct table_entry e;
-	uint32_t at; /* index in the table of the disk being written; 0: not known yet */
+	uint32_t at; /* index in the table of the disk being written, plus 1; 0: not known yet */
+};
+
+/* A disk of another point that may have much in common with the disk being written. */
+struct candidate {
+	struct tm_id point;
+	char object[KEY_MAX];
+	uint64_t blocks;
+	struct disk_map map;
+	uint32_t *source; /* by index of its session table: which content source, 0: none yet */
+	unsigned hits;
+	bool wanted, taken;
+};
+
+/* An id of a candidate's sketch. */
+struct sketch_hit {
+	uint64_t v;
+	uint32_t candidate;
+};
+
+struct siblings {
+	struct candidate *v;
+	uint32_t n, nwanted, ntaken;
+	bool listed;
+	struct sketch_hit *hit; /* by v */
+	size_t nhits;
+	/* the candidate whose content is being added to the index: */
+	struct candidate *now;
+	bool pinning, pinned, broken;
+	uint64_t block; /* next */
+	struct look look;
+	struct store_req req;
+	struct buf pin;
+	char key[KEY_MAX];
 };
 
 struct repo_session {
@@ -151,6 +185,7 @@ struct repo_session {
 	bool gap;                          /* one was not */
 	struct look look;                  /* into the parent */
 	struct content_index content;
+	struct siblings siblings;
 	struct content_source *sources;
 	uint32_t nsources;
 	uint64_t new_bytes, stored_bytes, same_bytes, known_bytes;
@@ -176,6 +211,12 @@ void session_pump(struct repo_session *s);
 int marker_put(struct repo_session *s, struct error *err) TM_WUR;
 int marker_pin(struct repo_session *s, const struct tm_id *point, const char *manifest_key,
 	       struct error *err) TM_WUR;
+/* The same in steps: the object to put under key; after the put, the look at the point. */
+bool marker_pinned(const struct repo_session *s, const struct tm_id *point);
+int marker_make_pin(struct repo_session *s, const struct tm_id *point, char key[KEY_MAX],
+		    struct buf *ret, struct error *err) TM_WUR;
+int marker_check_pin(struct repo_session *s, const struct tm_id *point, const char *manifest_key,
+		     struct error *err) TM_WUR;
 int marker_fenced(struct repo *repo, const struct tm_id *sid, bool *ret, struct error *err) TM_WUR;
 
 /* ---- pipeline.c ---- */
@@ -197,6 +238,19 @@ int decide_stored(struct repo_session *s, const struct cluster *c, uint64_t ordi
 /* Where a twin's content is, as a reference for the disk being written. */
 int decide_twin(struct repo_session *s, const struct cluster *c, uint64_t *ret_ref,
 		struct error *err) TM_WUR;
+
+/* ---- sibling.c ---- */
+
+void sketch_add(struct sketch *k, const uint8_t id[CONTENT_BYTES]);
+/* A cluster that would have to be stored: does a candidate have it? */
+void siblings_ask(struct repo_session *s, const uint8_t id[CONTENT_BYTES]);
+/* Adds the content of the candidates that are wanted.  0, LOOK_WAIT or an error. */
+int siblings_take(struct repo_session *s, struct error *err) TM_WUR;
+void siblings_free(struct repo_session *s);
+static inline bool session_looks(const struct repo_session *s)
+{
+	return s->look.waiting || s->siblings.pinning || s->siblings.look.waiting;
+}
 
 /* ---- output.c: OUT_WAIT means that all segments are on their way to the store ---- */
 #define OUT_WAIT 1

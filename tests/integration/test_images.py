@@ -161,6 +161,31 @@ def a_resized_image_without_a_bitmap_is_compared(scratch):
 
 
 @case
+def a_clone_stores_what_is_its_own(scratch):
+    rng = make_rng("clone")
+    where = scratch.dir("disks")
+    golden, clone = where / "golden.raw", where / "clone.raw"
+    clusters = [rng.randbytes(65536) for _ in range(1024)]
+    golden.write_bytes(b"".join(clusters))
+    rng.shuffle(clusters)
+    clone.write_bytes(b"".join(clusters) + rng.randbytes(3 * 65536 + 512))
+    tidemark = Tidemark(scratch)
+    tidemark("init")
+    same(scratch, tidemark, tidemark("backup", f"image:{golden}").json, golden, "raw")
+    point = tidemark("backup", f"image:{clone}").json
+    disk, = point["disks"]
+    if disk["source"] != "full" or disk["new_bytes"] > 64 * 65536:
+        raise HarnessError(f"the clone was not recognized: {disk}")
+    same(scratch, tidemark, point, clone, "raw")
+    point = tidemark("backup", f"image:{clone},name=third", "--like", "golden").json
+    if point["disks"][0]["new_bytes"] != 4 * 65536 and point["disks"][0]["new_bytes"] != 0:
+        raise HarnessError(f"--like: {point}")
+    same(scratch, tidemark, point, clone, "raw")
+    if tidemark("verify", "--read-data").json["damaged"]:
+        raise HarnessError("verify finds damage")
+
+
+@case
 def restores_go_to_files_devices_and_servers(scratch):
     path, tidemark = setup(scratch)
     tidemark("backup", f"image:{path},name=g")
