@@ -148,6 +148,12 @@ static const struct command_spec commands[CMD_COUNT] = {
 			 "put right what an interrupted run left",
 			 "Finishes or undoes interrupted runs: of TARGET, or all that this host's "
 			 "journals know.\n"},
+	[CMD_STATS] = {"stats", "", 0, 0, true, "show what points and guests cost",
+		       "Shows for each point and guest: RAW, the sizes of its disks; DATA, what of "
+		       "it is\n"
+		       "not empty; STORED, what its backup added; UNIQUE, what would be freed if "
+		       "this\n"
+		       "point alone were deleted.\n"},
 };
 
 const char *command_name(enum command command)

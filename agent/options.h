@@ -16,6 +16,7 @@ enum command {
 	CMD_VERIFY,
 	CMD_STATUS,
 	CMD_RECOVER,
+	CMD_STATS,
 	CMD_COUNT,
 };
 

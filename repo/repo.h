@@ -289,3 +289,27 @@ struct repo_verify_options {
 /* Damage is in the report and is no error here.  Runs the loop. */
 int repo_verify(struct repo *repo, const struct repo_verify_options *opt,
 		struct repo_verify_report *ret, struct error *err) TM_WUR;
+
+/* ---- stats ---- */
+
+struct repo_point_stats {
+	uint64_t raw_bytes;    /* sizes of the disks */
+	uint64_t data_bytes;   /* of it not holes: what the point holds */
+	uint64_t new_bytes;    /* data that its backup stored, before compression */
+	uint64_t stored_bytes; /* the same in the repository */
+	/* What only this point refers to, as stored: what its deletion would free. A cluster's part
+	 * of its frame. */
+	uint64_t unique_bytes;
+};
+
+struct repo_stats {
+	struct point_list points;
+	struct repo_point_stats *point; /* in the same order */
+	uint64_t cluster_bytes;         /* different clusters that points refer to */
+	uint64_t objects, object_bytes; /* all that lies in the store */
+	uint64_t damaged;               /* points, nodes and tables that could not be read */
+};
+void repo_stats_done(struct repo_stats *s);
+
+/* Reads all maps, no data.  Runs the loop. */
+int repo_stats(struct repo *repo, struct repo_stats *ret, struct error *err) TM_WUR;

@@ -183,6 +183,13 @@ def a_clone_stores_what_is_its_own(scratch):
     same(scratch, tidemark, point, clone, "raw")
     if tidemark("verify", "--read-data").json["damaged"]:
         raise HarnessError("verify finds damage")
+    stats = tidemark("stats").json
+    if [p["guest"] for p in stats["points"]] != ["golden", "clone", "third"] or stats["dedup"] < 2.5:
+        raise HarnessError(f"stats: {stats}")
+    if any(p["unique_bytes"] > 64 * 65537 for p in stats["points"]) or len(stats["guests"]) != 3:
+        raise HarnessError(f"stats: {stats}")
+    if "UNIQUE" not in tidemark("stats", json_output=False).out:
+        raise HarnessError("stats prints no table")
 
 
 @case

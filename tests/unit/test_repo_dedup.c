@@ -525,6 +525,78 @@ static void a_failing_store_fails_the_clone_and_nothing_else(void **state)
 	clone_down(&rig, &golden, &clone);
 }
 
+/* Which contents each of n images has, and how many of them no other image has. */
+static uint64_t only_here(const struct image *images, size_t n, size_t which)
+{
+	const struct image *im = &images[which];
+	uint64_t found = 0;
+
+	for (uint64_t b = 0; b < im->blocks; b++) {
+		bool elsewhere = block_is_zero(im, b);
+
+		for (size_t i = 0; !elsewhere && i < n; i++)
+			for (uint64_t k = 0; !elsewhere && k < images[i].blocks; k++)
+				elsewhere = (i != which || k < b) &&
+					    memcmp(block_of(im, b), block_of(&images[i], k),
+						   im->bs) == 0;
+		found += !elsewhere;
+	}
+	return found;
+}
+
+static void stats_tell_what_only_one_point_has(void **state)
+{
+	enum { POINTS = 4 };
+	struct image im, past[POINTS];
+	struct repo_stats st = {0};
+	struct error err = {0};
+	uint64_t all = 0;
+	struct rig rig;
+	struct tm_id id;
+
+	(void)state;
+	rig_up(&rig, BS, seed);
+	image_init(&im, 2 * 1024 * 1024, BS);
+	for (unsigned i = 0; i < POINTS; i++) {
+		auto_point_list struct point_list l = {0};
+
+		/* noise, so that a frame's part of each cluster is its size */
+		for (unsigned k = 0; k < (i ? 30 : 300); k++) {
+			uint64_t b = test_below(&rig.random, im.blocks);
+
+			for (size_t n = 0; n < BS; n++)
+				im.data[b * BS + n] = (uint8_t)test_random(&rig.random);
+			im.dirty[b] = true;
+		}
+		assert_int_equal(repo_points(rig.repo, rig_guest, &l, NULL, &err), 0);
+		if (rig_backup(&rig, &im, i ? l.v[l.n - 1] : NULL, &id, &err) < 0)
+			fail_msg("%s", err.text);
+		image_copy(&im, &past[i]);
+	}
+	if (repo_stats(rig.repo, &st, &err) < 0)
+		fail_msg("%s", err.text);
+	assert_int_equal(st.points.n, POINTS);
+	assert_int_equal(st.damaged, 0);
+	for (unsigned i = 0; i < POINTS; i++) {
+		uint64_t data = 0, unique = only_here(past, POINTS, i);
+
+		for (uint64_t b = 0; b < im.blocks; b++)
+			data += !block_is_zero(&past[i], b);
+		assert_int_equal(st.point[i].raw_bytes, im.size);
+		assert_int_equal(st.point[i].data_bytes, data * BS);
+		/* a method byte and a tag for up to 16 clusters */
+		assert_in_range(st.point[i].unique_bytes, unique * BS, unique * (BS + 17));
+		all += st.point[i].new_bytes;
+	}
+	assert_int_equal(st.cluster_bytes, all);
+	assert_true(st.object_bytes > all);
+	repo_stats_done(&st);
+	for (unsigned i = 0; i < POINTS; i++)
+		image_done(&past[i]);
+	image_done(&im);
+	rig_down(&rig);
+}
+
 static void made_id(uint64_t n, uint8_t id[CONTENT_BYTES])
 {
 	for (unsigned i = 0; i < CONTENT_BYTES / 8; i++) {
@@ -577,6 +649,7 @@ int main(void)
 		cmocka_unit_test(a_named_sibling_is_used_from_the_first_block_on),
 		cmocka_unit_test(a_sibling_that_is_being_deleted_is_not_referred_to),
 		cmocka_unit_test(a_failing_store_fails_the_clone_and_nothing_else),
+		cmocka_unit_test(stats_tell_what_only_one_point_has),
 		cmocka_unit_test(the_index_is_bounded_and_finds_all_it_took),
 	};
 
