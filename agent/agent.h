@@ -89,4 +89,4 @@ json_t *point_json(const struct point *p, bool all);
 
 typedef int command_fn(struct agent *a, enum exit_status *ret_status, struct error *err);
 command_fn cmd_init, cmd_backup, cmd_list, cmd_show, cmd_restore, cmd_verify, cmd_status,
-	cmd_recover;
+	cmd_recover, cmd_stats;

@@ -9,6 +9,7 @@
  * disks are frozen, every way out of here goes through snapshot_finish().
  */
 #include "agent.h"
+#include "dry_run.h"
 #include "guest_repo.h"
 #include "stall.h"
 #include "target.h"
@@ -25,7 +26,9 @@ struct backup {
 	struct agent *agent;
 	struct guest *guest;
 	struct known_points known;
-	size_t *disks; /* chosen, indices of guest_disk() */
+	struct earlier_points earlier;
+	struct point *like; /* --like, or NULL */
+	size_t *disks;      /* chosen, indices of guest_disk() */
 	size_t ndisks;
 	struct repo_session *session;
 	struct snapshot *snapshot;
@@ -92,54 +95,6 @@ static int choose_disks(struct backup *b, struct error *err)
 		return error_set(err, TM_E_USAGE, "guest %s has no disk to back up",
 				 guest_name(b->guest));
 	return r;
-}
-
-/* ---- dry run ---- */
-
-static void print_estimate(const struct guest_disk *d, bool bitmap, uint64_t dirty,
-			   const char *reason)
-{
-	char text[SIZE_TEXT_MAX] = "changes", size[SIZE_TEXT_MAX];
-
-	if (dirty != UINT64_MAX)
-		size_format(dirty, text);
-	size_format(d->size, size);
-	(void)printf("%s: would read %s%s of %s%s%s\n", d->name, bitmap ? "" : "at most ", text,
-		     size, *reason ? ": " : "", reason);
-}
-
-/* Adds what a backup would read of one disk; prints it without --json. */
-static int estimate(struct agent *a, const struct guest_disk *d, json_t *disks, struct error *err)
-{
-	bool bitmap = d->epoch.usable && !a->opt.full;
-	uint64_t dirty = bitmap ? d->epoch.dirty_bytes : d->size;
-	const char *reason = bitmap ? "" : a->opt.full ? "asked for with --full" : d->epoch.reason;
-	json_t *o;
-
-	if (!a->opt.json)
-		print_estimate(d, bitmap, dirty, reason);
-	o = json_pack("{s:s, s:I, s:s, s:s, s:o}", "disk", d->name, "size", (json_int_t)d->size,
-		      "source", bitmap ? "bitmap" : "full", "reason", reason, "dirty_bytes",
-		      dirty == UINT64_MAX ? json_null() : json_integer((json_int_t)dirty));
-	return json_array_append_new(disks, o) ? error_nomem(err) : 0;
-}
-
-static int dry_run(struct backup *b, struct error *err)
-{
-	struct agent *a = b->agent;
-	json_t *disks = json_array();
-	int r = 0;
-
-	for (size_t i = 0; !r && i < b->ndisks; i++)
-		r = estimate(a, guest_disk(b->guest, b->disks[i]), disks, err);
-	if (r || !a->opt.json) {
-		json_decref(disks);
-		return r;
-	}
-	return print_json(json_pack("{s:b, s:s, s:o, s:o}", "dry_run", 1, "guest",
-				    guest_name(b->guest), "disks", disks, "warnings",
-				    take_warnings(a)),
-			  err);
 }
 
 /* ---- the point to be ---- */
@@ -302,7 +257,6 @@ static int describe_disk(struct point_disk *pd, const struct snapshot_disk *sd,
 	int r = text_copy(sd->name, &pd->name, err);
 
 	pd->size = sd->size;
-	pd->rung = parent ? RUNG_BITMAP : RUNG_FULL;
 	if (!r && sd->format)
 		r = text_copy(sd->format, &pd->format, err);
 	if (!r && sd->file)
@@ -311,54 +265,70 @@ static int describe_disk(struct point_disk *pd, const struct snapshot_disk *sd,
 		r = text_copy(sd->new_bitmap, &pd->bitmap, err);
 	if (r)
 		return r;
-	if (parent) {
+	if (parent)
 		pd->parent = parent->id;
+	if (pd->rung == RUNG_BITMAP)
 		return text_format(&pd->reason, err, "bitmap since point %.12s",
-				   id_text(&parent->id).s);
-	}
+				   id_text(&pd->parent).s);
 	return text_copy(forced        ? "asked for with --full"
 			 : *sd->reason ? sd->reason
 				       : "the bitmap's point is gone",
 			 &pd->reason, err);
 }
 
-static bool disk_is_known(struct backup *b, const char *disk)
+/*
+ * Begins the disk on the highest rung that holds: changes by bitmap, else all of it compared with
+ * the newest point that has the disk, else all of it.  *ret_known: an earlier point has the disk.
+ */
+static int begin_disk(struct backup *b, const struct snapshot_disk *sd, enum disk_rung *ret_rung,
+		      const struct point **ret_parent, bool *ret_known, struct piece_sink **ret,
+		      struct error *err)
 {
-	auto_clean(point_free) struct point *p = NULL;
+	const struct point_disk *disk = find_parent(b, sd, ret_parent);
+	size_t at = SIZE_MAX;
 
-	if (repo_point_find(b->agent->repo, guest_name(b->guest), &p, NULL))
-		return false;
-	for (size_t i = 0; i < p->ndisks; i++) {
-		if (strcmp(p->disks[i].name, disk) == 0)
-			return true;
+	*ret_known = false;
+	*ret_rung = RUNG_BITMAP;
+	if (disk)
+		return repo_session_disk_begin(b->session, sd->name, sd->size, *ret_parent, disk,
+					       ret, err);
+	*ret_rung = RUNG_HASH_DIFF;
+	while (!b->agent->opt.full && earlier_next(b->agent, guest_name(b->guest), sd->name,
+						   &b->earlier, &at, ret_parent, &disk)) {
+		struct error one = {0};
+		int r = repo_session_disk_begin(b->session, sd->name, sd->size, *ret_parent, disk,
+						ret, &one);
+
+		*ret_known = true;
+		if (r == 0 || r != TM_E_STALE) {
+			if (r && err)
+				*err = one;
+			return r;
+		}
+		log_debug("not compared: %s", one.text); /* it is being deleted; an older one? */
 	}
-	return false;
+	*ret_rung = RUNG_FULL;
+	*ret_parent = NULL;
+	if (!b->agent->opt.full) {
+		int r = repo_session_siblings(b->session, b->like, err);
+
+		if (r)
+			return r;
+	}
+	return repo_session_disk_begin(b->session, sd->name, sd->size, NULL, NULL, ret, err);
 }
 
-static int backup_disk(struct backup *b, size_t i, struct error *err)
+static int read_disk(struct backup *b, const struct snapshot_disk *sd, struct point_disk *pd,
+		     struct piece_sink *sink, struct error *err)
 {
-	const struct snapshot_disk *sd = &snapshot_info(b->snapshot)->disks[i];
-	struct point_disk *pd = &b->point->disks[i];
-	const struct point *parent = NULL;
-	const struct point_disk *parent_disk = find_parent(b, sd, &parent);
-	struct reader_counts counts = {0};
+	enum source_map map = pd->rung == RUNG_BITMAP ? SOURCE_MAP_DIRTY : SOURCE_MAP_DATA;
 	struct repo_disk_counts stored = {0};
-	struct piece_sink *sink = NULL;
+	struct reader_counts counts = {0};
 	int r;
 
-	if (!parent_disk)
-		parent = NULL;
-	b->reading = sd->name;
-	pd->block_size = repo_block_size(b->agent->repo);
-	r = describe_disk(pd, sd, parent, b->agent->opt.full, err);
-	if (!r && !parent && !b->agent->opt.full && disk_is_known(b, sd->name))
-		say_warning(b->agent, "disk %s is read whole: %s", sd->name, pd->reason);
-	if (!r)
-		r = repo_session_disk_begin(b->session, sd->name, sd->size, parent, parent_disk,
-					    &sink, err);
-	if (!r)
-		r = run_reader(b, sd, parent ? SOURCE_MAP_DIRTY : SOURCE_MAP_DATA, sink, &counts,
-			       err);
+	if (map == SOURCE_MAP_DATA)
+		repo_session_disk_whole(b->session);
+	r = run_reader(b, sd, map, sink, &counts, err);
 	if (!r)
 		r = repo_session_disk_end(b->session, &stored, err);
 	progress_end(b->agent);
@@ -366,6 +336,28 @@ static int backup_disk(struct backup *b, size_t i, struct error *err)
 	pd->read_bytes = counts.read_bytes;
 	pd->new_bytes = stored.new_bytes;
 	pd->stored_bytes = stored.stored_bytes;
+	return r;
+}
+
+static int backup_disk(struct backup *b, size_t i, struct error *err)
+{
+	const struct snapshot_disk *sd = &snapshot_info(b->snapshot)->disks[i];
+	struct point_disk *pd = &b->point->disks[i];
+	const struct point *parent = NULL;
+	struct piece_sink *sink = NULL;
+	bool known;
+	int r;
+
+	b->reading = sd->name;
+	pd->block_size = repo_block_size(b->agent->repo);
+	r = begin_disk(b, sd, &pd->rung, &parent, &known, &sink, err);
+	if (!r)
+		r = describe_disk(pd, sd, parent, b->agent->opt.full, err);
+	if (!r && known)
+		say_warning(b->agent, "disk %s is read %s: %s", sd->name,
+			    pd->rung == RUNG_HASH_DIFF ? "and compared" : "whole", pd->reason);
+	if (!r)
+		r = read_disk(b, sd, pd, sink, err);
 	if (r)
 		error_prefix(err, "disk %s", sd->name);
 	return r;
@@ -501,8 +493,10 @@ static int backup_opened(struct backup *b, enum exit_status *status, struct erro
 		r = guest_settle(b->guest, repo_id(a->repo), known_points_ask, &b->known, err);
 	if (!r)
 		r = choose_disks(b, err);
+	if (!r && a->opt.like)
+		r = repo_point_find(a->repo, a->opt.like, &b->like, err);
 	if (!r && a->opt.dry_run)
-		return dry_run(b, err);
+		return dry_run(a, b->guest, b->disks, b->ndisks, err);
 	if (!r)
 		r = new_point(b, err);
 	if (!r) {
@@ -536,6 +530,8 @@ static int backup_target(struct agent *a, const char *word, enum exit_status *st
 	if (!r)
 		r = backup_opened(&b, status, err);
 	known_points_done(&b.known);
+	point_list_done(&b.earlier.list);
+	point_free(b.like);
 	point_free(b.point);
 	free(b.disks);
 	guest_free(b.guest);

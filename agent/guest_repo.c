@@ -27,6 +27,34 @@ bool known_points_ask(void *data, const struct tm_id *point, unsigned disk, uint
 	return true;
 }
 
+static const struct point_disk *disk_of(const struct point *p, const char *name)
+{
+	for (size_t i = 0; i < p->ndisks; i++) {
+		if (strcmp(p->disks[i].name, name) == 0)
+			return &p->disks[i];
+	}
+	return NULL;
+}
+
+bool earlier_next(struct agent *a, const char *guest, const char *disk, struct earlier_points *e,
+		  size_t *at, const struct point **ret_point, const struct point_disk **ret_disk)
+{
+	struct error err = {0};
+
+	if (!e->loaded && repo_points(a->repo, guest, &e->list, NULL, &err))
+		log_debug("points of guest %s: %s", guest, err.text);
+	e->loaded = true;
+	if (*at > e->list.n)
+		*at = e->list.n;
+	while (*at > 0) {
+		*ret_point = e->list.v[--*at];
+		*ret_disk = disk_of(*ret_point, disk);
+		if (*ret_disk)
+			return true;
+	}
+	return false;
+}
+
 int snapshot_tick(void *data, const struct snapshot_progress *p, struct error *err)
 {
 	struct agent *a = data;

@@ -25,6 +25,7 @@ enum option_key {
 	KEY_DESCRIPTION,
 	KEY_TAG,
 	KEY_FULL,
+	KEY_LIKE,
 	KEY_QUIESCE,
 	KEY_COLLAPSE,
 	KEY_OVERLAY_DIR,
@@ -60,7 +61,9 @@ static const struct option_spec specs[] = {
 	{KEY_DESCRIPTION, "description", "TEXT", ON(CMD_BACKUP), "description of the point"},
 	{KEY_TAG, "tag", "TAG", ON(CMD_BACKUP) | ON(CMD_LIST),
 	 "tag of the point (may be repeated)"},
-	{KEY_FULL, "full", NULL, ON(CMD_BACKUP), "read every disk whole, whatever its bitmap says"},
+	{KEY_FULL, "full", NULL, ON(CMD_BACKUP), "read and store every disk whole"},
+	{KEY_LIKE, "like", "POINT", ON(CMD_BACKUP),
+	 "a point whose content a first backup may share"},
 	{KEY_QUIESCE, "quiesce", "WHEN", ON(CMD_BACKUP),
 	 "freeze the guest's file systems: never, if-possible (default), require"},
 	{KEY_COLLAPSE, "collapse", "HOW", ON(CMD_BACKUP),
@@ -155,6 +158,12 @@ static const struct command_spec commands[CMD_COUNT] = {
 			 "repository, and\n"
 			 "waits for a backup that is just ending.  Start the guest only after exit "
 			 "status 0.\n"},
+	[CMD_STATS] = {"stats", "", 0, 0, true, "show what points and guests cost",
+		       "Shows for each point and guest: RAW, the sizes of its disks; DATA, what of "
+		       "it is\n"
+		       "not empty; STORED, what its backup added; UNIQUE, what would be freed if "
+		       "this\n"
+		       "point alone were deleted.\n"},
 };
 
 const char *command_name(enum command command)
@@ -301,6 +310,9 @@ static int apply(struct options *o, int key, const char *value, struct error *er
 		return 0;
 	case KEY_FULL:
 		o->full = true;
+		return 0;
+	case KEY_LIKE:
+		o->like = value;
 		return 0;
 	case KEY_DRY_RUN:
 		o->dry_run = true;

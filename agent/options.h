@@ -16,6 +16,7 @@ enum command {
 	CMD_VERIFY,
 	CMD_STATUS,
 	CMD_RECOVER,
+	CMD_STATS,
 	CMD_COUNT,
 };
 
@@ -48,6 +49,7 @@ struct options {
 	const char *name;
 	const char *description;
 	const char *overlay_dir;
+	const char *like;
 	const char *guest;
 	const char *to;
 	const char *format;

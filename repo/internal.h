@@ -23,11 +23,21 @@ struct table_entry {
 	uint32_t ndata, nmap; /* segments of that session */
 };
 
+/* The least content ids of a disk, by their first 8 bytes: what two disks have in common shows in
+ * what their sketches have in common. */
+#define SKETCH_IDS 256
+
+struct sketch {
+	uint32_t n;
+	uint64_t v[SKETCH_IDS]; /* ascending */
+};
+
 /* How to read a disk of a point: struct point_disk.map. */
 struct disk_map {
 	uint64_t root; /* reference, REF_HOLE: all hole */
 	struct table_entry *table;
 	uint32_t nsessions;
+	struct sketch *sketch; /* or NULL */
 };
 
 void disk_map_free(struct disk_map *m);

@@ -59,6 +59,19 @@ static int add_sessions(struct buf *b, const struct disk_map *m, struct error *e
 	return tlv_add(b, DISK_TAG_SESSIONS, true, t.data, t.len, err);
 }
 
+static int add_sketch(struct buf *b, const struct disk_map *m, struct error *err)
+{
+	uint8_t bytes[SKETCH_IDS * 8];
+	uint32_t n = m->sketch ? m->sketch->n : 0;
+
+	for (uint32_t i = 0; i < n; i++) {
+		struct le64 v = le64_of(m->sketch->v[i]);
+
+		memcpy(bytes + 8 * (size_t)i, &v, sizeof(v));
+	}
+	return n ? tlv_add(b, DISK_TAG_SKETCH, false, bytes, 8 * (size_t)n, err) : 0;
+}
+
 static unsigned bits_of(uint32_t block_size)
 {
 	return (unsigned)__builtin_ctz(block_size);
@@ -83,6 +96,7 @@ static int add_disk(struct buf *b, const struct point_disk *d, struct error *err
 	r = r ? r : tlv_add_u64(&t, DISK_TAG_STORED_BYTES, false, d->stored_bytes, err);
 	r = r ? r : tlv_add_u64(&t, DISK_TAG_ROOT, true, d->map->root, err);
 	r = r ? r : add_sessions(&t, d->map, err);
+	r = r ? r : add_sketch(&t, d->map, err);
 	return r ? r : tlv_add(b, POINT_TAG_DISK, true, t.data, t.len, err);
 }
 
@@ -211,6 +225,27 @@ static int parse_sessions(const struct tlv *t, struct disk_map *m, struct error 
 	return 0;
 }
 
+static int parse_sketch(const struct tlv *t, struct disk_map *m, struct error *err)
+{
+	size_t n = t->len / 8;
+
+	if (t->len % 8 != 0 || n > SKETCH_IDS || m->sketch)
+		return error_set(err, TM_E_CORRUPT, "sketch of %zu bytes", t->len);
+	m->sketch = calloc(1, sizeof(*m->sketch));
+	if (!m->sketch)
+		return error_nomem(err);
+	for (size_t i = 0; i < n; i++) {
+		struct le64 v;
+
+		memcpy(&v, t->bytes + 8 * i, sizeof(v));
+		m->sketch->v[i] = le64_get(v);
+		if (i > 0 && m->sketch->v[i] <= m->sketch->v[i - 1])
+			return error_set(err, TM_E_CORRUPT, "a sketch that does not ascend");
+	}
+	m->sketch->n = (uint32_t)n;
+	return 0;
+}
+
 static int parse_disk_number(const struct tlv *t, struct point_disk *d, struct error *err)
 {
 	uint64_t v;
@@ -269,8 +304,10 @@ static int parse_disk_field(const struct tlv *t, struct point_disk *d, struct er
 		return tlv_id(t, &d->parent, err);
 	case DISK_TAG_SESSIONS:
 		return parse_sessions(t, d->map, err);
+	case DISK_TAG_SKETCH:
+		return parse_sketch(t, d->map, err);
 	default:
-		if (t->tag > DISK_TAG_SESSIONS)
+		if (t->tag > DISK_TAG_SKETCH)
 			return tlv_unknown(t, err);
 		return parse_disk_number(t, d, err);
 	}

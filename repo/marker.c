@@ -26,8 +26,8 @@ static int marker_key(const struct repo_session *s, struct aead *a, struct error
 	return r < 0 ? r : aead_set_key(a, &key, err);
 }
 
-static int put_object(struct repo_session *s, const char *key, uint32_t pin, const struct buf *body,
-		      struct error *err)
+static int make_object(struct repo_session *s, uint32_t pin, const struct buf *body,
+		       struct buf *ret, struct error *err)
 {
 	auto_clean(aead_free) struct aead *a = NULL;
 	auto_buf struct buf out = {0};
@@ -54,7 +54,19 @@ static int put_object(struct repo_session *s, const char *key, uint32_t pin, con
 	format_head_seal(&h, sizeof(h));
 	assert(out.data);
 	memcpy(out.data, &h, sizeof(h));
-	return store_put_wait(s->repo->st, key, out.data, sizeof(h) + sealed, err);
+	out.len = sizeof(h) + sealed;
+	*ret = out;
+	out = (struct buf){0};
+	return 0;
+}
+
+static int put_object(struct repo_session *s, const char *key, uint32_t pin, const struct buf *body,
+		      struct error *err)
+{
+	auto_buf struct buf out = {0};
+	int r = make_object(s, pin, body, &out, err);
+
+	return r ? r : store_put_wait(s->repo->st, key, out.data, out.len, err);
 }
 
 int marker_put(struct repo_session *s, struct error *err)
@@ -132,28 +144,51 @@ static int check_point(struct repo *repo, const struct tm_id *point, const char 
 	return 0;
 }
 
-int marker_pin(struct repo_session *s, const struct tm_id *point, const char *manifest_key,
-	       struct error *err)
+bool marker_pinned(const struct repo_session *s, const struct tm_id *point)
 {
-	auto_buf struct buf body = {0};
-	char key[KEY_MAX];
-	struct tm_id *v;
-	int r;
-
 	for (uint32_t i = 0; i < s->npins; i++)
 		if (id_equal(&s->pins[i], point))
-			return 0;
-	v = reallocarray(s->pins, s->npins + 1, sizeof(*v));
+			return true;
+	return false;
+}
+
+int marker_make_pin(struct repo_session *s, const struct tm_id *point, char key[KEY_MAX],
+		    struct buf *ret, struct error *err)
+{
+	auto_buf struct buf body = {0};
+	struct tm_id *v = reallocarray(s->pins, s->npins + 1, sizeof(*v));
+	int r;
+
 	if (!v)
 		return error_nomem(err);
 	s->pins = v;
 	r = tlv_add(&body, MARKER_TAG_PIN, true, point, sizeof(*point), err);
 	if (r < 0)
 		return r;
-	name_pin(s->repo, &s->sid, s->npins + 1, key);
-	r = put_object(s, key, s->npins + 1, &body, err);
-	r = r ? r : check_point(s->repo, point, manifest_key, err);
+	name_pin(s->repo, &s->sid, ++s->last_pin, key);
+	return make_object(s, s->last_pin, &body, ret, err);
+}
+
+int marker_check_pin(struct repo_session *s, const struct tm_id *point, const char *manifest_key,
+		     struct error *err)
+{
+	int r = check_point(s->repo, point, manifest_key, err);
+
 	if (r == 0)
 		s->pins[s->npins++] = *point;
 	return r;
+}
+
+int marker_pin(struct repo_session *s, const struct tm_id *point, const char *manifest_key,
+	       struct error *err)
+{
+	auto_buf struct buf b = {0};
+	char key[KEY_MAX];
+	int r;
+
+	if (marker_pinned(s, point))
+		return 0;
+	r = marker_make_pin(s, point, key, &b, err);
+	r = r ? r : store_put_wait(s->repo->st, key, b.data, b.len, err);
+	return r ? r : marker_check_pin(s, point, manifest_key, err);
 }

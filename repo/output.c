@@ -149,26 +149,37 @@ int output_frame(struct repo_session *s, const struct work *w, const struct work
 	return 0;
 }
 
+/* Room for an extra record in the open segment.  0, OUT_WAIT or an error. */
+static int extra_ready(struct repo_session *s, struct error *err)
+{
+	if (s->data.open && s->data.open->w->nextras == SEGMENT_MAX_EXTRAS)
+		segment_close(s, &s->data);
+	return data_ready(s, 0, 0, err);
+}
+
 int output_hole(struct repo_session *s, uint64_t block, uint64_t count, struct error *err)
 {
-	int r;
+	int r = extra_ready(s, err);
 
-	/* Without a parent, holes are what nobody mentions. */
-	if (!s->has_parent)
-		return 0;
-	r = data_ready(s, 0, 0, err);
-	if (r != 0)
-		return r;
-	if (seg_add_hole(s->data.open->w, s->ndisks - 1, block, count)) {
-		s->data.bytes += sizeof(struct format_desc);
-		return 0;
-	}
-	segment_close(s, &s->data);
-	r = data_ready(s, 0, 0, err);
 	if (r != 0)
 		return r;
 	if (!seg_add_hole(s->data.open->w, s->ndisks - 1, block, count))
 		return error_set(err, TM_E_RANGE, "a hole is too long");
+	s->data.bytes += sizeof(struct format_desc);
+	return 0;
+}
+
+int output_alias(struct repo_session *s, uint64_t block, uint64_t ref, struct error *err)
+{
+	int r = extra_ready(s, err);
+	uint32_t before;
+
+	if (r != 0)
+		return r;
+	before = s->data.open->w->nextras;
+	seg_add_alias(s->data.open->w, s->ndisks - 1, block, ref_session(ref), ref_ordinal(ref));
+	s->data.bytes += (s->data.open->w->nextras - before) * sizeof(struct format_desc);
+	s->known_bytes += UINT64_C(1) << s->repo->block_bits;
 	return 0;
 }
 

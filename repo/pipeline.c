@@ -103,73 +103,6 @@ static void compress_run(struct pool_task *task, unsigned worker)
 	}
 }
 
-/* ---- deciding ---- */
-
-static void add_hole(struct work *w, uint64_t block, uint64_t count)
-{
-	struct work_step *last = w->nsteps > 0 ? &w->step[w->nsteps - 1] : NULL;
-
-	if (last && last->frame < 0 && last->block + last->count == block) {
-		last->count += count;
-		return;
-	}
-	assert(w->nsteps < WORK_MAX_STEPS);
-	w->step[w->nsteps++] = (struct work_step){.block = block, .count = count, .frame = -1};
-}
-
-/*
- * Frames hold neighbours of one aligned group, so that what is overwritten together is
- * stored together and becomes garbage together.
- */
-static bool joins_frame(const struct work *w, unsigned i, unsigned max)
-{
-	const struct cluster *c = &w->cluster[i], *prev;
-	const struct work_frame *f;
-
-	if (w->nframes == 0)
-		return false;
-	f = &w->frame[w->nframes - 1];
-	prev = c - 1;
-	return f->first + f->n == i && f->n < max && c->block == prev->block + 1 &&
-	       c->block % max != 0 && c->data == prev->data + block_size(w->s);
-}
-
-static void add_cluster(struct work *w, unsigned i)
-{
-	unsigned max = FRAME_TARGET_BYTES >> w->s->repo->block_bits;
-
-	max = max < 1 ? 1 : max > FRAME_MAX_SLOTS ? FRAME_MAX_SLOTS : max;
-	if (w->cluster[i].zero) {
-		add_hole(w, w->cluster[i].block, 1);
-		return;
-	}
-	if (joins_frame(w, i, max)) {
-		w->frame[w->nframes - 1].n++;
-		w->step[w->nsteps - 1].count++;
-		return;
-	}
-	assert(w->nsteps < WORK_MAX_STEPS);
-	w->step[w->nsteps++] = (struct work_step){
-		.block = w->cluster[i].block, .count = 1, .frame = (int)w->nframes};
-	w->frame[w->nframes++] = (struct work_frame){.first = i, .n = 1};
-}
-
-static void decide(struct work *w)
-{
-	const struct piece *p = w->piece;
-	unsigned cluster = 0;
-
-	w->nframes = w->nsteps = 0;
-	for (uint32_t i = 0; i < p->nruns; i++) {
-		if (p->run[i].zero) {
-			add_hole(w, p->run[i].block, p->run[i].count);
-			continue;
-		}
-		for (uint64_t k = 0; k < p->run[i].count; k++)
-			add_cluster(w, cluster++);
-	}
-}
-
 /* ---- appending ---- */
 
 static void node_loaded(struct cache_wait *wait, int code)
@@ -209,7 +142,7 @@ static int map_set(struct repo_session *s, const struct work *w, enum progress *
 		   struct error *err)
 {
 	const struct work_step *st = &w->step[w->at];
-	uint64_t ref = st->frame < 0 ? REF_HOLE : w->ref;
+	uint64_t ref = st->kind == STEP_HOLE ? REF_HOLE : w->ref;
 	int r;
 
 	*ret = WENT_ON;
@@ -224,25 +157,42 @@ static int map_set(struct repo_session *s, const struct work *w, enum progress *
 	return r;
 }
 
+/* Puts what the step needs into a segment.  0, OUT_WAIT or an error. */
+static int store_step(struct repo_session *s, struct work *w, struct error *err)
+{
+	const struct work_step *st = &w->step[w->at];
+	const struct work_frame *f = &w->frame[st->at];
+	uint64_t ordinal = 0;
+	int r;
+
+	switch (st->kind) {
+	case STEP_HOLE:
+		return output_hole(s, st->block, st->count, err);
+	case STEP_TWIN:
+		r = decide_twin(s, &w->cluster[st->at], &w->ref, err);
+		return r ? r : output_alias(s, st->block, w->ref, err);
+	case STEP_FRAME:
+		break;
+	}
+	r = output_frame(s, w, f, &ordinal, err);
+	for (unsigned i = 0; r == 0 && i < f->n; i++)
+		r = decide_stored(s, &w->cluster[f->first + i], ordinal + i, err);
+	w->ref = ref_of(s->map_writer.own, ordinal);
+	return r;
+}
+
 static int append_step(struct repo_session *s, struct work *w, enum progress *ret,
 		       struct error *err)
 {
-	const struct work_step *st = &w->step[w->at];
 	int r;
 
 	*ret = WENT_ON;
 	if (!w->stored) {
-		uint64_t ordinal = 0;
-
-		if (st->frame < 0)
-			r = output_hole(s, st->block, st->count, err);
-		else
-			r = output_frame(s, w, &w->frame[st->frame], &ordinal, err);
+		r = store_step(s, w, err);
 		if (r == OUT_WAIT)
 			*ret = HAS_TO_WAIT;
 		if (r != 0)
 			return r == OUT_WAIT ? 0 : r;
-		w->ref = ref_of(s->map_writer.own, ordinal);
 		w->stored = true;
 	}
 	r = map_set(s, w, ret, err);
@@ -305,17 +255,25 @@ static void compress_done(struct pool_task *task)
 	work_back(container_of(task, struct work, task), WORK_COMPRESSED);
 }
 
-static void start_compress(struct repo_session *s, struct work *w)
+/* False when the piece has to wait. */
+static bool decide_piece(struct repo_session *s, struct work *w)
 {
+	struct error err = {0};
+	int r = decide(s, w, &err);
+
+	if (r < 0)
+		session_fail(s, r, &err);
+	if (r != 0)
+		return false;
 	s->next_decide++;
-	decide(w);
 	if (w->nframes == 0) {
 		w->state = WORK_COMPRESSED;
-		return;
+		return true;
 	}
 	w->state = WORK_COMPRESSING;
 	w->task = (struct pool_task){.run = compress_run, .done = compress_done};
 	pool_submit(s->pool, &w->task);
+	return true;
 }
 
 /* False when the piece has to wait. */
@@ -342,8 +300,9 @@ static void pump_once(struct repo_session *s)
 {
 	struct work *w;
 
-	while (s->code == 0 && (w = find_work(s, WORK_HASHED, s->next_decide)))
-		start_compress(s, w);
+	while (s->code == 0 && !session_looks(s) && (w = find_work(s, WORK_HASHED, s->next_decide)))
+		if (!decide_piece(s, w))
+			break;
 	while (s->code == 0 && !s->loading && (w = find_work(s, WORK_COMPRESSED, s->next_append)))
 		if (!append_piece(s, w))
 			break;
@@ -440,9 +399,10 @@ static void work_fill(struct work *w, struct piece *piece)
 	w->piece = piece;
 	w->code = 0;
 	error_clear(&w->err);
-	w->at = 0;
+	w->run = w->cluster_at = w->at = 0;
+	w->in_run = 0;
 	w->stored = false;
-	w->nclusters = 0;
+	w->nclusters = w->nframes = w->nsteps = 0;
 	for (uint32_t i = 0; i < piece->nruns; i++) {
 		const struct piece_run *run = &piece->run[i];
 

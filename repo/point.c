@@ -33,6 +33,7 @@ void disk_map_free(struct disk_map *m)
 	if (!m)
 		return;
 	free(m->table);
+	free(m->sketch);
 	free(m);
 }
 

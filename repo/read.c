@@ -129,7 +129,8 @@ static int decode_want(struct worker *w, struct read_piece *rp, unsigned want, s
 			continue;
 		cluster = out + (c->slot - wt->f->first_slot) * bs;
 		r = cluster_prove(w, wt->t->t, c->slot, cluster, err);
-		if (!direct)
+		/* A piece may hold the same cluster twice. */
+		if (cluster != rp->p.data + i * bs)
 			memcpy(rp->p.data + i * bs, cluster, bs);
 	}
 	return r;

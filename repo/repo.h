@@ -188,13 +188,32 @@ int repo_session_begin(struct repo *repo, const struct repo_session_options *opt
  * disk `parent_disk` of `parent` (which may have another size, but not another block size;
  * TM_E_RANGE); TM_E_STALE when the parent is being deleted.  When the disk became smaller and its
  * size is no multiple of the block size, the last block must be among the pieces.  Pieces come in
- * ascending order of their blocks by seq.  One disk at a time.  Runs the loop.
+ * ascending order of their blocks by seq.  One disk at a time.  Nothing is stored of what is as in
+ * the parent, of zeroes, and of content that the session has stored before.  Runs the loop.
  */
 int repo_session_disk_begin(struct repo_session *s, const char *name, uint64_t size,
 			    const struct point *parent, const struct point_disk *parent_disk,
 			    struct piece_sink **ret, struct error *err) TM_WUR;
 
+/*
+ * After disk_begin: every block of the disk is going to be named, as data or as zeroes
+ * (TM_E_RANGE at the end when one was not).  With a parent, this is the comparison by content
+ * that replaces a lost bitmap: what is as in the parent costs nothing.
+ */
+void repo_session_disk_whole(struct repo_session *s);
+
+/*
+ * Content of other points is not stored again, either: of the point `like` when it is not NULL, and
+ * of the few that turn out to have much in common with what is written, among the newest points of
+ * all guests.  They are pinned before anything refers to them.  Counts for the session from now
+ * on.  Runs the loop.
+ */
+int repo_session_siblings(struct repo_session *s, const struct point *like,
+			  struct error *err) TM_WUR;
+
 struct repo_disk_counts {
+	uint64_t same_bytes;   /* named, and as in the parent at that place */
+	uint64_t known_bytes;  /* stored elsewhere already */
 	uint64_t new_bytes;    /* clusters stored, before compression */
 	uint64_t stored_bytes; /* the same in the repository, tables and map included */
 };
@@ -270,3 +289,27 @@ struct repo_verify_options {
 /* Damage is in the report and is no error here.  Runs the loop. */
 int repo_verify(struct repo *repo, const struct repo_verify_options *opt,
 		struct repo_verify_report *ret, struct error *err) TM_WUR;
+
+/* ---- stats ---- */
+
+struct repo_point_stats {
+	uint64_t raw_bytes;    /* sizes of the disks */
+	uint64_t data_bytes;   /* of it not holes: what the point holds */
+	uint64_t new_bytes;    /* data that its backup stored, before compression */
+	uint64_t stored_bytes; /* the same in the repository */
+	/* What only this point refers to, as stored: what its deletion would free. A cluster's part
+	 * of its frame. */
+	uint64_t unique_bytes;
+};
+
+struct repo_stats {
+	struct point_list points;
+	struct repo_point_stats *point; /* in the same order */
+	uint64_t cluster_bytes;         /* different clusters that points refer to */
+	uint64_t objects, object_bytes; /* all that lies in the store */
+	uint64_t damaged;               /* points, nodes and tables that could not be read */
+};
+void repo_stats_done(struct repo_stats *s);
+
+/* Reads all maps, no data.  Runs the loop. */
+int repo_stats(struct repo *repo, struct repo_stats *ret, struct error *err) TM_WUR;

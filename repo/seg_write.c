@@ -101,6 +101,46 @@ bool seg_add_hole(struct seg_writer *w, unsigned disk, uint64_t block, uint64_t 
 	return true;
 }
 
+/* b of an alias record */
+struct alias {
+	struct le32 count;
+	struct le32 session;
+	struct le64 ordinal;
+};
+static_assert(sizeof(struct alias) == CONTENT_BYTES, "docs/format.md");
+
+static bool alias_joins(struct format_desc *d, unsigned disk, uint64_t block, uint32_t session,
+			uint64_t ordinal)
+{
+	struct alias a;
+	uint32_t n;
+
+	memcpy(&a, d->b, sizeof(a));
+	n = le32_get(a.count);
+	if (desc_kind(d) != DESC_ALIAS || desc_disk(d) != disk || n == UINT32_MAX ||
+	    desc_block(d) + n != block || le32_get(a.session) != session ||
+	    le64_get(a.ordinal) + n != ordinal)
+		return false;
+	a.count = le32_of(n + 1);
+	memcpy(d->b, &a, sizeof(a));
+	return true;
+}
+
+void seg_add_alias(struct seg_writer *w, unsigned disk, uint64_t block, uint32_t session,
+		   uint64_t ordinal)
+{
+	const struct alias a = {
+		.count = le32_of(1), .session = le32_of(session), .ordinal = le64_of(ordinal)};
+	struct format_desc *d = &w->extras[w->nextras];
+
+	if (w->nextras > 0 && alias_joins(d - 1, disk, block, session, ordinal))
+		return;
+	assert(w->nextras < SEGMENT_MAX_EXTRAS);
+	d->place = desc_place(DESC_ALIAS, disk, block);
+	memcpy(d->b, &a, sizeof(a));
+	w->nextras++;
+}
+
 static int seal_frames(struct seg_writer *w, struct aead *aead, const struct session_keys *keys,
 		       struct error *err)
 {

@@ -60,6 +60,10 @@ void seg_describe(struct seg_writer *w, uint32_t slot, unsigned disk, uint64_t b
 		  const uint8_t id[CONTENT_BYTES]);
 /* False when the extra records are full. */
 bool seg_add_hole(struct seg_writer *w, unsigned disk, uint64_t block, uint64_t count);
+/* A block that refers to a cluster elsewhere; joins the record before where it goes on.  There must
+ * be room for a record. */
+void seg_add_alias(struct seg_writer *w, unsigned disk, uint64_t block, uint32_t session,
+		   uint64_t ordinal);
 
 /* Encrypts and checksums in place; on any thread. */
 int seg_seal(struct seg_writer *w, struct aead *aead, const struct session_keys *keys,

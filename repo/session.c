@@ -36,7 +36,7 @@ int session_failure(const struct repo_session *s, struct error *err)
 /* Runs the loop until all work has come back. */
 static void session_settle(struct repo_session *s, bool segments_too)
 {
-	while (s->works || s->loading || (segments_too && s->in_flight > 0)) {
+	while (s->works || s->loading || session_looks(s) || (segments_too && s->in_flight > 0)) {
 		struct error err = {0};
 		int r = loop_run_once(s->repo->loop, -1, &err);
 
@@ -60,6 +60,15 @@ static int next_seq(struct repo_session *s, struct error *err)
 	return r;
 }
 
+static void looked(struct look *l, int code, const struct error *err)
+{
+	struct repo_session *s = container_of(l, struct repo_session, look);
+
+	if (code < 0)
+		session_fail(s, code, err);
+	session_pump(s);
+}
+
 static int session_init(struct repo_session *s, const struct repo_session_options *opt,
 			struct error *err)
 {
@@ -71,6 +80,12 @@ static int session_init(struct repo_session *s, const struct repo_session_option
 	s->pool = opt->pool;
 	s->sid = opt->id;
 	s->sink.put = pipeline_put;
+	content_init(&s->content, CONTENT_MAX_ENTRIES);
+	s->look.done = looked;
+	s->sources = calloc(1, sizeof(*s->sources));
+	if (!s->sources)
+		return error_nomem(err);
+	s->sources[s->nsources++].e.session = s->sid;
 	s->page_cctx = ZSTD_createCCtx();
 	s->page_plain = malloc(PAGE_MAX_BYTES + 1);
 	s->page_packed = malloc(PAGE_MAX_BYTES + 1);
@@ -127,6 +142,7 @@ static int add_disk(struct repo_session *s, const char *name, uint64_t size,
 	uint32_t n = parent ? parent->map->nsessions : 0;
 	struct session_disk *v = reallocarray(s->disks, s->ndisks + 1, sizeof(*v));
 	auto_free struct table_entry *table = NULL;
+	auto_free struct sketch *sketch = calloc(1, sizeof(*sketch));
 	auto_free char *copy = NULL;
 	int r;
 
@@ -134,8 +150,10 @@ static int add_disk(struct repo_session *s, const char *name, uint64_t size,
 		return error_nomem(err);
 	s->disks = v;
 	table = calloc((size_t)n + 1, sizeof(*table));
-	if (!table)
+	if (!table || !sketch)
 		return error_nomem(err);
+	if (parent && parent->map->sketch)
+		*sketch = *parent->map->sketch;
 	r = text_copy(name, &copy, err);
 	if (r < 0)
 		return r;
@@ -145,7 +163,11 @@ static int add_disk(struct repo_session *s, const char *name, uint64_t size,
 	v[s->ndisks++] = (struct session_disk){
 		.name = tm_steal(copy),
 		.size = size,
-		.map = {.root = REF_HOLE, .table = tm_steal(table), .nsessions = n},
+		.map = {.root = REF_HOLE,
+			.table = tm_steal(table),
+			.nsessions = n,
+			.sketch = tm_steal(sketch)},
+		.own = n,
 	};
 	return 0;
 }
@@ -164,11 +186,14 @@ static void start_disk(struct repo_session *s, uint64_t size, const struct point
 	map_writer_init(&s->map_writer, disk_blocks(size, bits),
 			parent ? parent->map->nsessions : 0, parent ? &root : NULL, output_node, s);
 	s->has_parent = parent != NULL;
+	if (parent)
+		look_init(&s->look, s->repo, &root, session_disk(s)->map.table);
 	s->parent_size = parent ? parent->size : 0;
 	s->last_block_seen = false;
 	s->next_decide = s->next_append = 0;
-	s->new_bytes = 0;
+	s->new_bytes = s->same_bytes = s->known_bytes = 0;
 	s->stored_bytes = s->data.bytes + s->map.bytes;
+	decide_begin_disk(s);
 	s->disk_open = true;
 }
 
@@ -200,6 +225,14 @@ int repo_session_disk_begin(struct repo_session *s, const char *name, uint64_t s
 	return 0;
 }
 
+void repo_session_disk_whole(struct repo_session *s)
+{
+	assert(s->disk_open);
+	s->whole = true;
+	s->look.rationed = false;
+	session_disk(s)->map.sketch->n = 0;
+}
+
 static int end_map(struct repo_session *s, struct error *err)
 {
 	struct session_disk *d = session_disk(s);
@@ -215,7 +248,7 @@ static int end_map(struct repo_session *s, struct error *err)
 	}
 	r = r ? r : output_end_disk(s, err);
 	if (r == 0 && d->used_own)
-		d->map.nsessions++;
+		d->map.nsessions = d->own + 1 + d->nforeign;
 	return r;
 }
 
@@ -232,6 +265,8 @@ static int end_disk(struct repo_session *s, struct error *err)
 				 "the disk became smaller, its last block is missing");
 	if (s->works)
 		return error_set(err, TM_E_RANGE, "piece %" PRIu64 " is missing", missing);
+	if (s->whole && (s->gap || s->next_block != disk_blocks(d->size, s->repo->block_bits)))
+		return error_set(err, TM_E_RANGE, "not all blocks of the disk were named");
 	return end_map(s, err);
 }
 
@@ -247,7 +282,7 @@ static void drop_works(struct repo_session *s, int code, const struct error *err
 static void settle_pieces(struct repo_session *s)
 {
 	for (;;) {
-		bool moving = s->loading || s->in_flight > 0;
+		bool moving = s->loading || session_looks(s) || s->in_flight > 0;
 		struct error err = {0};
 		int r;
 
@@ -278,7 +313,10 @@ int repo_session_disk_end(struct repo_session *s, struct repo_disk_counts *ret, 
 		drop_works(s, r, &own);
 		return session_failure(s, err);
 	}
+	decide_end_disk(s);
 	*ret = (struct repo_disk_counts){
+		.same_bytes = s->same_bytes,
+		.known_bytes = s->known_bytes,
 		.new_bytes = s->new_bytes,
 		.stored_bytes = s->data.bytes + s->map.bytes - s->stored_bytes,
 	};
@@ -315,8 +353,8 @@ static int build_manifest(struct repo_session *s, const struct point *meta, stru
 		struct session_disk *d = &s->disks[i];
 
 		if (d->used_own) {
-			d->map.table[d->map.nsessions - 1].ndata = s->data.own.n;
-			d->map.table[d->map.nsessions - 1].nmap = s->map.own.n;
+			d->map.table[d->own].ndata = s->data.own.n;
+			d->map.table[d->own].nmap = s->map.own.n;
 		}
 		disks[i] = meta->disks[i];
 		disks[i].size = d->size;
@@ -377,13 +415,18 @@ void repo_session_free(struct repo_session *s)
 
 	if (!s)
 		return;
-	if (s->works || s->loading || s->in_flight > 0)
+	if (s->works || s->loading || session_looks(s) || s->in_flight > 0)
 		drop_works(s, error_set(&err, TM_E_CANCELED, "the session was given up"), &err);
+	decide_end_disk(s);
+	siblings_free(s);
+	content_done(&s->content);
+	free(s->sources);
 	pipeline_free(s);
 	output_free(s);
 	for (unsigned i = 0; i < s->ndisks; i++) {
 		free(s->disks[i].name);
 		free(s->disks[i].map.table);
+		free(s->disks[i].map.sketch);
 	}
 	free(s->disks);
 	free(s->pins);

@@ -168,7 +168,10 @@ def a_raw_disk_is_incremental_until_qemu_ends(scratch):
     rig.write("vda", 2 << 20)
     rig.write("vdb", 2 << 20)
     point = rig.backup(expect=3)
-    rig.expect_sources(point, vda="full", vdb="bitmap")
+    rig.expect_sources(point, vda="hash-diff", vdb="bitmap")
+    new = {d["disk"]: d["new_bytes"] for d in point["disks"]}
+    if new != {"vda": 65536, "vdb": 65536}:
+        raise HarnessError(f"the comparison stored more than what changed: {new}")
     if not any("vda" in w for w in point["warnings"]):
         raise HarnessError(f"the fall-back is not in the warnings: {point['warnings']}")
     rig.assert_point(point)

@@ -55,13 +55,22 @@ def an_image_is_incremental_by_its_bitmap(scratch):
 
 
 @case
-def a_raw_image_is_read_whole(scratch):
+def a_raw_image_is_read_whole_and_only_changes_are_stored(scratch):
     path, tidemark = setup(scratch, "raw")
-    for _ in range(2):
-        point = tidemark("backup", f"image:{path}", expect=(0, 3)).json
-        if point["disks"][0]["source"] != "full":
+    for number, new_bytes in enumerate((None, 0, 3 * 65536)):
+        if new_bytes:
+            qemu_io(path, "write -P 9 10M 160k", "write -z 20M 100k", fmt="raw")
+        point = tidemark("backup", f"image:{path}", expect=3 if number else 0).json
+        disk = point["disks"][0]
+        if disk["source"] != ("hash-diff" if number else "full"):
             raise HarnessError(f"{point}")
+        # 160 KiB of one byte are two equal clusters and a piece of a third
+        if number and not disk["new_bytes"] <= new_bytes:
+            raise HarnessError(f"stored what was there already: {disk}")
+        if number and not any("read and compared" in w for w in point["warnings"]):
+            raise HarnessError(f"warnings: {point['warnings']}")
         same(scratch, tidemark, point, path, "raw")
+    tidemark("verify", "--read-data")
 
 
 @case
@@ -123,7 +132,8 @@ def an_edit_that_breaks_the_bitmap_costs_a_read(scratch):
     vm.write("disk", 6 << 20, 4096, 5)
     vm.kill()
     point = tidemark("backup", f"image:{path}", expect=3).json
-    if point["disks"][0]["source"] != "full" or not point["warnings"]:
+    disk = point["disks"][0]
+    if disk["source"] != "hash-diff" or not point["warnings"] or disk["new_bytes"] != 65536:
         raise HarnessError(f"{point}")
     same(scratch, tidemark, point, path)
     qemu_io(path, "write -P 3 0 512")
@@ -131,6 +141,55 @@ def an_edit_that_breaks_the_bitmap_costs_a_read(scratch):
     if point["disks"][0]["source"] != "bitmap":
         raise HarnessError(f"{point}")
     same(scratch, tidemark, point, path)
+
+
+@case
+def a_resized_image_without_a_bitmap_is_compared(scratch):
+    path, tidemark = setup(scratch, "raw")
+    tidemark("backup", f"image:{path}")
+    for size in (SIZE + 5 * image.MIB + 1536, SIZE - 2 * image.MIB - 512, SIZE):
+        os.truncate(path, size)
+        point = tidemark("backup", f"image:{path}", expect=3).json
+        disk = point["disks"][0]
+        if disk["source"] != "hash-diff" or disk["size"] != size or disk["new_bytes"] > 65536:
+            raise HarnessError(f"{point}")
+        same(scratch, tidemark, point, path, "raw")
+    point = tidemark("backup", f"image:{path}", "--full").json
+    if point["disks"][0]["source"] != "full" or not point["disks"][0]["new_bytes"]:
+        raise HarnessError(f"{point}")
+    same(scratch, tidemark, point, path, "raw")
+
+
+@case
+def a_clone_stores_what_is_its_own(scratch):
+    rng = make_rng("clone")
+    where = scratch.dir("disks")
+    golden, clone = where / "golden.raw", where / "clone.raw"
+    clusters = [rng.randbytes(65536) for _ in range(1024)]
+    golden.write_bytes(b"".join(clusters))
+    rng.shuffle(clusters)
+    clone.write_bytes(b"".join(clusters) + rng.randbytes(3 * 65536 + 512))
+    tidemark = Tidemark(scratch)
+    tidemark("init")
+    same(scratch, tidemark, tidemark("backup", f"image:{golden}").json, golden, "raw")
+    point = tidemark("backup", f"image:{clone}").json
+    disk, = point["disks"]
+    if disk["source"] != "full" or disk["new_bytes"] > 64 * 65536:
+        raise HarnessError(f"the clone was not recognized: {disk}")
+    same(scratch, tidemark, point, clone, "raw")
+    point = tidemark("backup", f"image:{clone},name=third", "--like", "golden").json
+    if point["disks"][0]["new_bytes"] != 4 * 65536 and point["disks"][0]["new_bytes"] != 0:
+        raise HarnessError(f"--like: {point}")
+    same(scratch, tidemark, point, clone, "raw")
+    if tidemark("verify", "--read-data").json["damaged"]:
+        raise HarnessError("verify finds damage")
+    stats = tidemark("stats").json
+    if [p["guest"] for p in stats["points"]] != ["golden", "clone", "third"] or stats["dedup"] < 2.5:
+        raise HarnessError(f"stats: {stats}")
+    if any(p["unique_bytes"] > 64 * 65537 for p in stats["points"]) or len(stats["guests"]) != 3:
+        raise HarnessError(f"stats: {stats}")
+    if "UNIQUE" not in tidemark("stats", json_output=False).out:
+        raise HarnessError("stats prints no table")
 
 
 @case

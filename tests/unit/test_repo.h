@@ -96,6 +96,8 @@ struct rig {
 	struct repo *repo;
 	uint64_t random;
 	uint64_t now;
+	bool whole;                     /* backups name every block, parent or not */
+	struct repo_disk_counts counts; /* of the last backup */
 };
 
 static inline struct failing *rig_store(struct rig *rig)
@@ -358,7 +360,9 @@ static inline int rig_backup(struct rig *rig, struct image *im, const struct poi
 					parent ? &parent->disks[0] : NULL, &sink, err);
 	if (r < 0)
 		return r;
-	feed_init(&feed, rig, im, !parent);
+	if (rig->whole)
+		repo_session_disk_whole(s);
+	feed_init(&feed, rig, im, !parent || rig->whole);
 	r = feed_run(&feed, sink, err);
 	if (r == 0)
 		r = repo_session_disk_end(s, &counts, err);
@@ -366,6 +370,7 @@ static inline int rig_backup(struct rig *rig, struct image *im, const struct poi
 		assert_true(repo_session_disk_end(s, &counts, NULL) < 0);
 	feed_done(&feed);
 	if (r == 0) {
+		rig->counts = counts;
 		disk.new_bytes = counts.new_bytes;
 		disk.stored_bytes = counts.stored_bytes;
 		r = repo_session_commit(s, &meta, err);

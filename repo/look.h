@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Looking things up in a point's disk while a session writes: which reference a block has,
+ * and which content that is.  Never blocks: LOOK_WAIT means that something is being loaded;
+ * done() is called on the loop when it is worth asking again.
+ */
+#pragma once
+
+#include "cache.h"
+#include "map.h"
+
+#define LOOK_WAIT 1
+
+struct look {
+	struct repo *repo;
+	const struct table_entry *table; /* borrowed: the disk's session table */
+	void (*done)(struct look *l, int code, const struct error *err);
+	struct map_cursor cursor;
+	struct map_run run; /* around the block asked for last */
+	bool waiting;
+	struct cache_wait wait;
+	struct tm_id sid; /* of the tables being loaded, used or known to be bad */
+	uint32_t index;
+	struct tables *tables; /* referenced */
+	bool bad;              /* those tables are damaged */
+	/* Loads of tables are rationed where few of their ids would be used. */
+	bool rationed;
+	uint64_t asked, loads;
+};
+
+/* The table is borrowed until look_done(). */
+void look_init(struct look *l, struct repo *repo, const struct map_root *root,
+	       const struct table_entry *table);
+void look_done(struct look *l); /* nothing may be waiting */
+
+/* The run around block, in l->run (count 0: behind the end).  0, LOOK_WAIT or an error. */
+int look_run(struct look *l, uint64_t block, struct error *err) TM_WUR;
+/*
+ * The content id of the cluster that ref refers to, valid until the next call; NULL when it is
+ * not known: it was removed, its tables are damaged, or loading them is not worth it.
+ */
+int look_content(struct look *l, uint64_t ref, const uint8_t **ret, struct error *err) TM_WUR;
