@@ -111,10 +111,12 @@ def a_guest_cannot_start_while_its_image_is_read(scratch):
     path, tidemark = setup(scratch)
     qemu_io(path, "write -P 5 8M 8M")
     running = tidemark.start("backup", f"image:{path}", "--limit-rate", "1M")
-    wait_for("the lock", lambda: not running.running or subprocess.run(
-        ["qemu-io", "-f", "qcow2", "-c", "write 0 512", path], capture_output=True,
-        check=False).returncode != 0, 20)
-    if not running.running:
+    # Not by trying the lock: the backup would find it taken by that.
+    wait_for("the reading", lambda: any(
+        '"frozen"' in p.read_text() for p in (tidemark.state / "journal").glob("*.json")), 20)
+    writer = subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write 0 512", path],
+                            capture_output=True, check=False)
+    if writer.returncode == 0 or not running.running:
         raise HarnessError("nothing kept a writer out")
     running.signal(signal.SIGINT)
     running.finish(130)
