@@ -122,8 +122,8 @@ static const struct command_spec commands[CMD_COUNT] = {
 		 "\n"
 		 "TARGET is one of\n"
 		 "  qmp:/path/qmp.sock[,agent=/path/qga.sock][,name=NAME]   a running guest\n"
-		 "  image:/path/disk.qcow2[,/path/more.qcow2...][,name=NAME] disks of a guest that "
-		 "is off\n"},
+		 "  image:/path/disk.qcow2[,...][,name=NAME][,format=FORMAT]\n"
+		 "                          disks of a guest that is off\n"},
 	[CMD_LIST] = {"list", "", 0, 0, true, "list the points",
 		      "Lists the points, oldest first.\n"},
 	[CMD_SHOW] =

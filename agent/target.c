@@ -38,7 +38,8 @@ static int image_part(struct target *t, char *part, struct error *err)
 {
 	const char **v;
 
-	if (take_key(part, "name=", &t->guest.name))
+	if (take_key(part, "name=", &t->guest.name) ||
+	    take_key(part, "format=", &t->guest.image_format))
 		return 0;
 	v = realloc(t->images, (t->nimages + 1) * sizeof(*v));
 	if (!v)

@@ -48,6 +48,8 @@ static int set_target(struct guest *g, const struct guest_target *target, struct
 		return error_nomem(err);
 	for (; !r && g->nimages < target->nimages; g->nimages++)
 		r = canonical(target->images[g->nimages], &g->images[g->nimages], err);
+	if (!r && target->image_format)
+		r = text_copy(target->image_format, &g->image_format, err);
 	return r;
 }
 
@@ -86,6 +88,7 @@ void guest_free(struct guest *g)
 	for (size_t i = 0; i < g->nimages; i++)
 		free(g->images[i]);
 	free(g->images);
+	free(g->image_format);
 	if (g->lock >= 0)
 		(void)close(g->lock);
 	if (g->lock_journal >= 0)

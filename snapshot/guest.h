@@ -19,6 +19,7 @@ struct guest {
 	char *agent_socket; /* or NULL */
 	char **images;      /* GUEST_IMAGE */
 	size_t nimages;
+	char *image_format; /* or NULL: by the name, else by looking */
 	char *state_dir;
 	char *key;        /* file name of this guest's journal and lock */
 	int lock;         /* -1 without `exclusive` */

@@ -145,10 +145,20 @@ static int name_image(const char *file, struct guest_disk *d, struct error *err)
 	return r ? r : text_format(&d->name, err, "%.*s", (int)len, name);
 }
 
-static int open_image(const char *file, struct guest_disk *d, struct error *err)
+/*
+ * Whoever writes a raw disk can make it look like a qcow2 image with any file of this host below
+ * it. So a name that says raw is believed, and the format can be told.
+ */
+static const char *told_format(const struct guest *g, const char *file)
 {
-	const char *const argv[] = {"qemu-img",        "info", "--output=json",
-				    "--backing-chain", file,   NULL};
+	return g->image_format ? g->image_format : text_ends_with(file, ".raw") ? "raw" : NULL;
+}
+
+static int open_image(const char *file, const char *format, struct guest_disk *d, struct error *err)
+{
+	const char *const argv[] = {
+		"qemu-img", "info", "--output=json", "--backing-chain", file, format ? "-f" : NULL,
+		format,     NULL};
 	auto_buf struct buf out = {0};
 	auto_json json_t *chain = NULL;
 	json_error_t je;
@@ -176,7 +186,7 @@ int image_disks(struct guest *g, struct guest_disk **ret, size_t *ret_n, struct 
 	int r = v ? 0 : error_nomem(err);
 
 	for (size_t i = 0; !r && i < g->nimages; i++)
-		r = open_image(g->images[i], &v[i], err);
+		r = open_image(g->images[i], told_format(g, g->images[i]), &v[i], err);
 	if (!r)
 		r = disks_unique_names(v, g->nimages, err);
 	if (r) {

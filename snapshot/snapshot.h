@@ -68,6 +68,8 @@ struct guest_target {
 	const char *agent_socket;  /* GUEST_QMP; or NULL: no guest agent */
 	const char *const *images; /* GUEST_IMAGE */
 	size_t nimages;
+	const char *image_format; /* "raw", "qcow2", …; NULL: raw where the name ends so, else by
+				     looking */
 };
 
 struct guest_options {

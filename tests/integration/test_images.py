@@ -74,6 +74,23 @@ def a_raw_image_is_read_whole_and_only_changes_are_stored(scratch):
 
 
 @case
+def a_raw_disk_that_looks_like_qcow2_stays_raw(scratch):
+    """A guest can write anything onto its raw disk: also a header that names a file of the host."""
+    secret = scratch / "secret"
+    secret.write_bytes(b"s3cret" * 10000)
+    forged = image.create(scratch / "forged.qcow2", 1 << 20, backing=secret, backing_fmt="raw")
+    path = scratch.dir("disks") / "disk.raw"
+    path.write_bytes(forged.read_bytes().ljust(8 << 20, b"\0"))
+    tidemark = Tidemark(scratch)
+    tidemark("init")
+    for target in (f"image:{path}", f"image:{path},format=raw"):
+        point = tidemark("backup", target, expect=(0, 3)).json
+        if point["disks"][0]["format"] != "raw" or point["disks"][0]["size"] != 8 << 20:
+            raise HarnessError(f"{point}")
+        same(scratch, tidemark, point, path, "raw")
+
+
+@case
 def on_and_off_share_one_history(scratch):
     path, tidemark = setup(scratch)
     tidemark("backup", f"image:{path},name=vm")

@@ -25,11 +25,12 @@ static void image_targets_name_files(void **state)
 	struct target t = {0};
 
 	(void)state;
-	assert_int_equal(target_parse("image:/a.qcow2,/b.raw,name=off", &t, NULL), 0);
+	assert_int_equal(target_parse("image:/a.qcow2,/b.raw,name=off,format=qcow2", &t, NULL), 0);
 	assert_int_equal(t.guest.kind, GUEST_IMAGE);
 	assert_int_equal(t.guest.nimages, 2);
 	assert_string_equal(t.guest.images[0], "/a.qcow2");
 	assert_string_equal(t.guest.images[1], "/b.raw");
+	assert_string_equal(t.guest.image_format, "qcow2");
 	assert_string_equal(t.guest.name, "off");
 	target_done(&t);
 }
