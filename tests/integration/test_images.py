@@ -102,11 +102,11 @@ def a_guest_cannot_start_while_its_image_is_read(scratch):
     path, tidemark = setup(scratch)
     qemu_io(path, "write -P 5 8M 8M")
     running = tidemark.start("backup", f"image:{path}", "--limit-rate", "1M")
-    wait_for("the lock", lambda: not running.running or subprocess.run(
-        ["qemu-io", "-f", "qcow2", "-c", "write 0 512", path], capture_output=True,
-        check=False).returncode != 0, 20)
-    if not running.running:
-        raise HarnessError("nothing kept a writer out")
+    wait_for("the reading", lambda: not running.running or '"read"' in running.err, 20)
+    writer = subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write 0 512", path],
+                            capture_output=True, check=False)
+    if writer.returncode == 0 or not running.running:
+        raise HarnessError(f"nothing kept a writer out: {running.err}")
     running.signal(signal.SIGINT)
     running.finish(130)
     if ours(path):
