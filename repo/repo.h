@@ -57,7 +57,8 @@ struct store {
 	struct loop *loop; /* borrowed */
 };
 
-/* A local directory, which exists already (create: is made when missing; must then be empty). */
+/* A local directory, which exists already (create: is made when missing; must then be empty, or
+ * hold no more than an interrupted init left). */
 int store_dir_open(struct loop *loop, const char *path, bool create, struct store **ret,
 		   struct error *err) TM_WUR;
 /* Objects in memory, for tests. */

@@ -205,7 +205,13 @@ int dir_walk(int root, const char *root_path, const char *prefix, store_list_fn 
 	}
 }
 
-int dir_check_empty(const char *path, struct error *err)
+/* The folders that an init which did not come to its end may have made. */
+static bool init_made(const char *name)
+{
+	return strcmp(name, "tmp") == 0 || strcmp(name, "d") == 0 || strcmp(name, "keys") == 0;
+}
+
+int dir_check_new(const char *path, struct error *err)
 {
 	DIR *dir = opendir(path);
 	const struct dirent *e;
@@ -220,9 +226,12 @@ int dir_check_empty(const char *path, struct error *err)
 	}
 	errno = 0;
 	while (r == 0 && (e = readdir(dir)))
-		if (strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0)
+		if (strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0 &&
+		    !init_made(e->d_name))
 			r = error_set(err, TM_E_EXISTS, "%s is not empty (it holds %s)", path,
 				      e->d_name);
+	if (r == 0 && errno != 0)
+		r = error_errno(err, errno, "listing %s", path);
 	(void)closedir(dir);
 	return r;
 }
