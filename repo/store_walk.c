@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Listing of a directory store: a walk that visits names in the byte order of whole
+ * Making and listing a directory store: a walk that visits names in the byte order of whole
  * keys (a folder sorts as its name with "/"), skipping what cannot be an object.
  */
 #include "store_dir.h"
@@ -211,7 +211,7 @@ static bool init_made(const char *name)
 	return strcmp(name, "tmp") == 0 || strcmp(name, "d") == 0 || strcmp(name, "keys") == 0;
 }
 
-int dir_check_new(const char *path, struct error *err)
+static int check_new(const char *path, struct error *err)
 {
 	DIR *dir = opendir(path);
 	const struct dirent *e;
@@ -234,4 +234,16 @@ int dir_check_new(const char *path, struct error *err)
 		r = error_errno(err, errno, "listing %s", path);
 	(void)closedir(dir);
 	return r;
+}
+
+int dir_make(const char *path, struct error *err)
+{
+	auto_free char *tmp = NULL;
+	int r = io_join(path, "tmp", &tmp, err);
+
+	r = r ? r : check_new(path, err);
+	r = r ? r : io_mkdirs(tmp, err);
+	/* also when an earlier run made them and was killed before it synced them */
+	r = r ? r : io_sync_dir(path, err);
+	return r ? r : io_sync_parent(path, err);
 }
