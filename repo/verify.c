@@ -310,6 +310,8 @@ static int run_phases(struct verifier *v, struct error *err)
 		r = load_points(v, err);
 	r = r ? r : for_all_disks(v, verify_mark, err);
 	r = r ? r : check_tables(v, err);
+	if (r == 0 && v->opt->read_data)
+		r = for_all_disks(v, verify_map, err);
 	if (r == 0 && v->opt->scrub)
 		r = verify_scrub(v, err);
 	if (r == 0 && v->opt->read_data)

@@ -4,6 +4,7 @@
  *
  *	verify.c       phases and report
  *	verify_walk.c  the maps: which nodes and clusters are used; later: whom damage hits
+ *	verify_map.c   maps against the descriptor tables, with read_data
  *	verify_data.c  segments: tables, sizes, and with read_data every frame
  *	verify_scrub.c all objects, every byte, without a data key
  *	verify_ring.c  budgets: where a run stops and the next one goes on
@@ -71,6 +72,12 @@ int verify_mark(struct verifier *v, const struct point *p, const struct point_di
 		struct error *err) TM_WUR;
 int verify_blame(struct verifier *v, const struct point *p, const struct point_disk *d,
 		 struct error *err) TM_WUR;
+/* The map against what the session says that it stored. */
+int verify_map(struct verifier *v, const struct point *p, const struct point_disk *d,
+	       struct error *err) TM_WUR;
+/* Valid until the next call of the cache. */
+int verify_node_bytes(struct verifier *v, const struct point_disk *d, uint64_t ref,
+		      const uint8_t **ret, size_t *ret_len, struct error *err) TM_WUR;
 int verify_tables(struct verifier *v, struct vseg *s, struct error *err) TM_WUR;
 int verify_read(struct verifier *v, struct error *err) TM_WUR;
 /* A reference to tables, loading them when needed. */

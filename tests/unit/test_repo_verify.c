@@ -3,6 +3,7 @@
 #include "test_repo.h"
 
 #include "repo/cache.h"
+#include "repo/internal.h"
 
 #define BS 4096
 
@@ -271,11 +272,94 @@ static void a_budget_is_spent_on_what_was_verified_longest_ago(void **state)
 	rig_down(&rig);
 }
 
+static void sound(struct rig *rig)
+{
+	struct repo_verify_report report = {0};
+	struct error err = {0};
+
+	assert_int_equal(verify(rig, &report, true, &err), 0);
+	if (report.ndamaged)
+		fail_msg("%s: %s", report.damaged[0].object, report.damaged[0].reason);
+	repo_verify_report_done(&report);
+}
+
+/* Epochs of changes and resizes: every map is its parent's with the session's changes. */
+static void maps_fit_what_their_sessions_stored(void **state)
+{
+	struct image im;
+	struct rig rig;
+
+	(void)state;
+	rig_up(&rig, BS, seed);
+	image_init(&im, 3 * 1024 * 1024 + 77, BS);
+	image_change(&im, &rig.random, 40);
+	for (unsigned epoch = 0; epoch < 10; epoch++) {
+		auto_point_list struct point_list l = {0};
+		struct error err = {0};
+		struct tm_id id;
+
+		assert_int_equal(repo_points(rig.repo, rig_guest, &l, NULL, &err), 0);
+		if (rig_backup(&rig, &im, epoch ? l.v[l.n - 1] : NULL, &id, &err) < 0)
+			fail_msg("%s", err.text);
+		sound(&rig);
+		if (test_below(&rig.random, 2))
+			image_resize(&im, 1 + test_below(&rig.random, 5 * 1024 * 1024));
+		image_change(&im, &rig.random, (unsigned)test_below(&rig.random, 9));
+	}
+	image_done(&im);
+	rig_down(&rig);
+}
+
+/*
+ * A writer with a mistake: it takes its parent's tree from the point before that.  Everything is
+ * sealed and every cluster is one that was stored, but what the parent changed is lost.
+ */
+static void a_map_that_leads_to_an_old_version_is_found(void **state)
+{
+	auto_point_list struct point_list l = {0};
+	struct repo_verify_report report = {0};
+	struct error err = {0};
+	struct tm_id id[3];
+	struct image im;
+	struct rig rig;
+
+	(void)state;
+	rig_up(&rig, BS, seed);
+	image_init(&im, 2 * 1024 * 1024, BS);
+	for (unsigned i = 0; i < 3; i++) {
+		for (uint64_t b = i ? 10 * i : 0; b < (i ? 10 * i + 4 : im.blocks); b++) {
+			memset(im.data + b * BS, (int)(b + 3 * i + 1) & 0xff, BS);
+			im.data[b * BS] = (uint8_t)(b >> 8);
+			im.dirty[b] = true;
+		}
+		point_list_done(&l);
+		assert_int_equal(repo_points(rig.repo, rig_guest, &l, NULL, &err), 0);
+		if (i == 2)
+			l.v[1]->disks[0].map->root = l.v[0]->disks[0].map->root;
+		if (rig_backup(&rig, &im, i ? l.v[i - 1] : NULL, &id[i], &err) < 0)
+			fail_msg("%s", err.text);
+		if (i < 2)
+			sound(&rig);
+	}
+	assert_int_equal(verify(&rig, &report, true, &err), 0);
+	assert_int_equal(report.ndamaged, 1);
+	assert_non_null(strstr(report.damaged[0].reason, "first at block 10"));
+	assert_int_equal(report.damaged[0].nranges, 1);
+	assert_true(id_equal(&report.damaged[0].ranges[0].point, &id[2]));
+	assert_int_equal(report.damaged[0].ranges[0].offset, 10 * BS);
+	assert_int_equal(report.damaged[0].ranges[0].length, 4 * BS);
+	repo_verify_report_done(&report);
+	image_done(&im);
+	rig_down(&rig);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(damage_is_found_and_named),
 		cmocka_unit_test(scrub_finds_damage_in_any_object),
+		cmocka_unit_test(maps_fit_what_their_sessions_stored),
+		cmocka_unit_test(a_map_that_leads_to_an_old_version_is_found),
 		cmocka_unit_test(a_budget_is_spent_on_what_was_verified_longest_ago),
 	};
 
