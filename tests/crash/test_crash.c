@@ -7,10 +7,12 @@
  *	- a point whose backup had not returned is there and right, or not there at all,
  *	- verify finds no damage,
  *	- the interrupted command simply runs again, and its point reads back, too.
+ * The same after a process was killed at any call and its command ran again.
  * A disk that does not do what fsync asks for must be found out: the control.
  *
- * CRASH_STRIDE=n looks at every n-th moment only (default 1); CRASH_SAMPLES is the number of random
- * outcomes where there are too many for all.
+ * CRASH_STRIDE=n looks at every n-th moment only (default 1), CRASH_KILL_STRIDE=n kills at every
+ *n-th call (default 5); CRASH_SAMPLES is the number of random outcomes where there are too many for
+ *all.
  */
 #include "crash.h"
 #include "disk.h"
@@ -254,6 +256,81 @@ static void a_power_cut_loses_nothing_that_was_committed(void **state)
 	down(&c);
 }
 
+/* init where it has not been done, and a backup; *ret_points are there then. */
+static int init_and_backup(struct power_cut *c, unsigned *ret_points, struct error *err)
+{
+	auto_point_list struct point_list l = {0};
+	int r = rig_repo(&c->rig, c->place.repo, false, err);
+
+	if (r == TM_E_NOTFOUND) {
+		error_clear(err);
+		r = rig_repo(&c->rig, c->place.repo, true, err);
+	}
+	r = r ? r : newest(&c->rig, &l, err);
+	if (r == 0 && l.n) /* the killed one came that far */
+		c->id[0] = l.v[0]->id;
+	*ret_points = (unsigned)l.n + 1;
+	r = r ? r : backup(c, (unsigned)l.n, &c->id[l.n], err);
+	rig_close(&c->rig);
+	return r;
+}
+
+/* Every outcome of a cut right after the last command. */
+static void cut_at_end(struct power_cut *c, unsigned points)
+{
+	struct disk *d = disk_new(shim.events, shim.nevents, LIE_NONE);
+	uint64_t random = seed | 1;
+
+	c->nseen = 0;
+	for (unsigned k = 0; disk_choose(d, shim.tick, k, 32, &random); k++) {
+		c->outcomes++;
+		if (!is_new(c, disk_signature(d)))
+			continue;
+		c->states++;
+		remove_tree(c->place.left);
+		assert_int_equal(mkdir(c->place.left, 0700), 0);
+		disk_write(d, c->place.left);
+		if (check_state(c, shim.tick, 1 + points) < 0)
+			fail_msg("%s", c->why);
+		rig_close(&c->rig);
+	}
+	disk_free(d);
+}
+
+/*
+ * A process is killed at its n-th call (from there on nothing it asks for happens), the next one
+ * carries on with what lies in the page cache, and then the power goes: what the second
+ * one reports as done must not lean on what the first one never synced.
+ */
+static void a_killed_run_leaves_nothing_unsynced_behind(void **state)
+{
+	unsigned stride = setting("CRASH_KILL_STRIDE", 5), kills = 0, points = 0;
+	struct power_cut c;
+	bool killed = true;
+
+	(void)state;
+	up(&c);
+	for (unsigned n = 1 + (unsigned)(seed % stride); killed; n += stride, kills++) {
+		struct error err = {0};
+
+		remove_tree(c.place.run);
+		assert_int_equal(mkdir(c.place.run, 0700), 0);
+		shim_start(c.place.run, true);
+		shim_arm(FAULT_EIO, n, true);
+		(void)init_and_backup(&c, &points, &err);
+		killed = shim.hits > 0;
+		shim_disarm();
+		error_clear(&err);
+		if (init_and_backup(&c, &points, &err) < 0)
+			fail_msg("after a kill at call %u: %s", n, err.text);
+		shim_mark();
+		shim_stop();
+		cut_at_end(&c, points);
+	}
+	printf("%u kills, %u outcomes, %u states opened\n", kills, c.outcomes, c.states);
+	down(&c);
+}
+
 static void a_disk_that_does_not_sync_is_found_out(void **state)
 {
 	struct power_cut c;
@@ -272,6 +349,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_power_cut_loses_nothing_that_was_committed),
+		cmocka_unit_test(a_killed_run_leaves_nothing_unsynced_behind),
 		cmocka_unit_test(a_disk_that_does_not_sync_is_found_out),
 	};
 
