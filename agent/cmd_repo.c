@@ -259,7 +259,13 @@ static int find_points(struct agent *a, struct point_list *ret, struct error *er
 int cmd_verify(struct agent *a, enum exit_status *status, struct error *err)
 {
 	struct repo_verify_options opt = {
-		.read_data = a->opt.read_data, .pool = a->pool, .tick = verify_tick, .data = a};
+		.read_data = a->opt.read_data,
+		.scrub = a->opt.scrub || (a->opt.budget_ms && !a->opt.read_data),
+		.budget_ms = a->opt.budget_ms,
+		.pool = a->pool,
+		.tick = verify_tick,
+		.data = a,
+	};
 	auto_point_list struct point_list chosen = {0};
 	struct repo_verify_report rep = {0};
 	int r = agent_open_repo(a, err);

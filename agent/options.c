@@ -39,6 +39,8 @@ enum option_key {
 	KEY_FORMAT,
 	KEY_FORCE,
 	KEY_READ_DATA,
+	KEY_SCRUB,
+	KEY_BUDGET,
 	KEY_CHECK,
 	KEY_BEFORE_START,
 };
@@ -85,6 +87,10 @@ static const struct option_spec specs[] = {
 	{KEY_FORCE, "force", NULL, ON(CMD_RESTORE), "overwrite what is there"},
 	{KEY_READ_DATA, "read-data", NULL, ON(CMD_VERIFY),
 	 "also read and check every stored cluster"},
+	{KEY_SCRUB, "scrub", NULL, ON(CMD_VERIFY),
+	 "also check every byte of every object against its checksums"},
+	{KEY_BUDGET, "budget", "TIME", ON(CMD_VERIFY),
+	 "stop after TIME (90s, 30m, 2h); the next run goes on there"},
 	{KEY_CHECK, "check", NULL, ON(CMD_RECOVER),
 	 "only say what is left (exit status 5 if anything)"},
 	{KEY_BEFORE_START, "before-start", NULL, ON(CMD_RECOVER),
@@ -142,7 +148,9 @@ static const struct command_spec commands[CMD_COUNT] = {
 			"Checks that every point (or the named ones) is complete and its structure "
 			"is sound.\n"
 			"Damage is listed with the points, disks and byte ranges it hits; exit "
-			"status 4.\n"},
+			"status 4.\n"
+			"--scrub needs no key that can read data; --budget without --read-data "
+			"scrubs.\n"},
 	[CMD_STATUS] = {"status", "TARGET", 1, 1, false,
 			"show disks, bitmaps and leftovers of a guest",
 			"Shows the disks of a guest, which would be backed up and why, the bitmaps "
@@ -221,6 +229,25 @@ static int parse_level(const char *value, int *ret, struct error *err)
 	return 0;
 }
 
+/* "90s", "30m", "2h", "1d". */
+static int parse_time(const char *value, uint64_t *ret_ms, struct error *err)
+{
+	static const struct {
+		char unit;
+		uint64_t ms;
+	} units[] = {{'s', 1000}, {'m', 60000}, {'h', 3600000}, {'d', 86400000}};
+	char *end = NULL;
+	unsigned long v = isdigit((unsigned char)value[0]) ? strtoul(value, &end, 10) : 0;
+
+	for (size_t i = 0; end && *end && !end[1] && i < ARRAY_SIZE(units); i++) {
+		if (*end != units[i].unit || v == 0 || v > 1000000)
+			continue;
+		*ret_ms = v * units[i].ms;
+		return 0;
+	}
+	return error_set(err, TM_E_USAGE, "--budget '%s' is not a time like 90s, 30m or 2h", value);
+}
+
 static int parse_audit(const char *value, struct error *err)
 {
 	if (strcmp(value, "0") == 0)
@@ -259,6 +286,8 @@ static int apply_value(struct options *o, int key, const char *value, struct err
 		return size_parse(value, &o->overlay_limit, err);
 	case KEY_COMPRESSION:
 		return parse_level(value, &o->compression, err);
+	case KEY_BUDGET:
+		return parse_time(value, &o->budget_ms, err);
 	case KEY_AUDIT:
 		return parse_audit(value, err);
 	default:
@@ -322,6 +351,9 @@ static int apply(struct options *o, int key, const char *value, struct error *er
 		return 0;
 	case KEY_READ_DATA:
 		o->read_data = true;
+		return 0;
+	case KEY_SCRUB:
+		o->scrub = true;
 		return 0;
 	case KEY_CHECK:
 		o->check = true;

@@ -57,6 +57,8 @@ struct options {
 	bool dry_run;
 	bool force;
 	bool read_data;
+	bool scrub;
+	uint64_t budget_ms; /* 0: none */
 	bool check;
 	bool before_start;
 	enum quiesce quiesce;

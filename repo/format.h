@@ -19,6 +19,7 @@
 #define MAGIC_SESSION "TMRKSESS"
 #define MAGIC_SEGMENT "TMRKSEGM"
 #define MAGIC_POINT   "TMRKPOIN"
+#define MAGIC_CHECK   "TMRKCHCK"
 
 #define CIPHER_AES256_GCM  1
 #define ID_ALG_HMAC_SHA256 1
@@ -190,6 +191,19 @@ struct format_point {
 	struct le32 crc;
 };
 static_assert(sizeof(struct format_point) == 144, "docs/format.md");
+
+/* Object "d/<dom>/c/<level>-<id>": where a verification under a budget ended. */
+struct format_check {
+	struct format_head head;
+	struct tm_id domain;
+	uint8_t level; /* 's' or 'r' */
+	uint8_t reserved[7];
+	struct le64 objects; /* looked at by this run */
+	struct le64 damaged; /* of them, found so far */
+	uint8_t last[192];   /* name of the last object, filled up with zeroes */
+	struct le32 crc;
+};
+static_assert(sizeof(struct format_check) == 292, "docs/format.md");
 
 /* A field of a manifest: tag, length, then the bytes. */
 struct format_tlv {

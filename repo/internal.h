@@ -54,6 +54,8 @@ enum session_flag {
 	FLAG_TOMBSTONE = 't',
 	FLAG_FENCE = 'f',
 	FLAG_VERDICT = 'v',
+	FLAG_SEGMENTS = 's',
+	FLAG_CHECKS = 'c',
 };
 
 void name_domain(const struct repo *repo, char key[KEY_MAX]);

@@ -57,7 +57,8 @@ struct store {
 	struct loop *loop; /* borrowed */
 };
 
-/* A local directory, which exists already (create: is made when missing; must then be empty). */
+/* A local directory, which exists already (create: is made when missing; must then be empty, or
+ * hold no more than an interrupted init left). */
 int store_dir_open(struct loop *loop, const char *path, bool create, struct store **ret,
 		   struct error *err) TM_WUR;
 /* Objects in memory, for tests. */
@@ -280,7 +281,9 @@ void repo_verify_report_done(struct repo_verify_report *r);
 
 struct repo_verify_options {
 	const struct point_list *points; /* NULL: all */
+	bool scrub;                      /* also every byte of every object, without a data key */
 	bool read_data;                  /* also decrypt, decompress and hash every cluster */
+	uint64_t budget_ms;              /* stop scrub or read_data after so long; 0: never */
 	struct pool *pool;
 	int (*tick)(void *data, uint64_t done_bytes, uint64_t total_bytes, struct error *err);
 	void *data;

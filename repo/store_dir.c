@@ -572,15 +572,7 @@ static int dir_open(struct dir_store *d, bool create, struct error *err)
 	int r;
 
 	if (create) {
-		auto_free char *tmp = NULL;
-
-		r = io_join(d->path, "tmp", &tmp, err);
-		if (r < 0)
-			return r;
-		r = dir_check_empty(d->path, err);
-		if (r < 0)
-			return r;
-		r = io_mkdirs(tmp, err);
+		r = dir_make(d->path, err);
 		if (r < 0)
 			return r;
 	}

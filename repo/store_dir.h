@@ -8,5 +8,9 @@
 int dir_walk(int root, const char *root_path, const char *prefix, store_list_fn *fn, void *data,
 	     struct error *err) TM_WUR;
 
-/* TM_E_EXISTS unless path does not exist or is an empty directory. */
-int dir_check_empty(const char *path, struct error *err) TM_WUR;
+/*
+ * Makes the folders of a new store, durably.  TM_E_EXISTS unless path does not exist or is a
+ * directory that is empty or has no other folders than an interrupted init leaves; what is in them
+ * is repo_init()'s to judge.
+ */
+int dir_make(const char *path, struct error *err) TM_WUR;

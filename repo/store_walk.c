@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Listing of a directory store: a walk that visits names in the byte order of whole
+ * Making and listing a directory store: a walk that visits names in the byte order of whole
  * keys (a folder sorts as its name with "/"), skipping what cannot be an object.
  */
 #include "store_dir.h"
@@ -205,7 +205,13 @@ int dir_walk(int root, const char *root_path, const char *prefix, store_list_fn 
 	}
 }
 
-int dir_check_empty(const char *path, struct error *err)
+/* The folders that an init which did not come to its end may have made. */
+static bool init_made(const char *name)
+{
+	return strcmp(name, "tmp") == 0 || strcmp(name, "d") == 0 || strcmp(name, "keys") == 0;
+}
+
+static int check_new(const char *path, struct error *err)
 {
 	DIR *dir = opendir(path);
 	const struct dirent *e;
@@ -220,9 +226,24 @@ int dir_check_empty(const char *path, struct error *err)
 	}
 	errno = 0;
 	while (r == 0 && (e = readdir(dir)))
-		if (strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0)
+		if (strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0 &&
+		    !init_made(e->d_name))
 			r = error_set(err, TM_E_EXISTS, "%s is not empty (it holds %s)", path,
 				      e->d_name);
+	if (r == 0 && errno != 0)
+		r = error_errno(err, errno, "listing %s", path);
 	(void)closedir(dir);
 	return r;
+}
+
+int dir_make(const char *path, struct error *err)
+{
+	auto_free char *tmp = NULL;
+	int r = io_join(path, "tmp", &tmp, err);
+
+	r = r ? r : check_new(path, err);
+	r = r ? r : io_mkdirs(tmp, err);
+	/* also when an earlier run made them and was killed before it synced them */
+	r = r ? r : io_sync_dir(path, err);
+	return r ? r : io_sync_parent(path, err);
 }

@@ -161,6 +161,14 @@ void repo_verify_report_done(struct repo_verify_report *r)
 	*r = (struct repo_verify_report){0};
 }
 
+bool damage_has(const struct repo_verify_report *r, const char *object)
+{
+	for (size_t i = 0; i < r->ndamaged; i++)
+		if (strcmp(r->damaged[i].object, object) == 0)
+			return true;
+	return false;
+}
+
 int damage_add(struct repo_verify_report *r, const char *object, const char *reason,
 	       struct error *err)
 {
@@ -256,6 +264,7 @@ static int check_tables(struct verifier *v, struct error *err)
 	for (size_t i = 0; r == 0 && i < v->cap; i++) {
 		if (!v->seg[i])
 			continue;
+		v->seg[i]->needed = true;
 		r = verify_tables(v, v->seg[i], err);
 		v->report->objects++;
 		if (r == 0 && v->code < 0)
@@ -301,6 +310,10 @@ static int run_phases(struct verifier *v, struct error *err)
 		r = load_points(v, err);
 	r = r ? r : for_all_disks(v, verify_mark, err);
 	r = r ? r : check_tables(v, err);
+	if (r == 0 && v->opt->read_data)
+		r = for_all_disks(v, verify_map, err);
+	if (r == 0 && v->opt->scrub)
+		r = verify_scrub(v, err);
 	if (r == 0 && v->opt->read_data)
 		r = verify_read(v, err);
 	if (r == 0 && v->code == 0 && v->opt->tick)

@@ -4,7 +4,10 @@
  *
  *	verify.c       phases and report
  *	verify_walk.c  the maps: which nodes and clusters are used; later: whom damage hits
+ *	verify_map.c   maps against the descriptor tables, with read_data
  *	verify_data.c  segments: tables, sizes, and with read_data every frame
+ *	verify_scrub.c all objects, every byte, without a data key
+ *	verify_ring.c  budgets: where a run stops and the next one goes on
  *
  * Nodes and segments shared by many points are looked at once.
  */
@@ -23,6 +26,7 @@ struct vseg {
 	uint32_t nwords; /* of each bit set */
 	uint64_t *used;  /* slots that points refer to */
 	uint64_t *bad;   /* slots that cannot be read; NULL: none */
+	bool needed;     /* by a point */
 	bool all_bad;
 	uint64_t size; /* of the object, once known */
 	char *reason;  /* of the first damage */
@@ -68,12 +72,37 @@ int verify_mark(struct verifier *v, const struct point *p, const struct point_di
 		struct error *err) TM_WUR;
 int verify_blame(struct verifier *v, const struct point *p, const struct point_disk *d,
 		 struct error *err) TM_WUR;
+/* The map against what the session says that it stored. */
+int verify_map(struct verifier *v, const struct point *p, const struct point_disk *d,
+	       struct error *err) TM_WUR;
+/* Valid until the next call of the cache. */
+int verify_node_bytes(struct verifier *v, const struct point_disk *d, uint64_t ref,
+		      const uint8_t **ret, size_t *ret_len, struct error *err) TM_WUR;
 int verify_tables(struct verifier *v, struct vseg *s, struct error *err) TM_WUR;
 int verify_read(struct verifier *v, struct error *err) TM_WUR;
 /* A reference to tables, loading them when needed. */
 int verify_load_tables(struct verifier *v, const struct vseg *s, struct tables **ret,
 		       struct error *err) TM_WUR;
+int verify_scrub(struct verifier *v, struct error *err) TM_WUR;
+bool damage_has(const struct repo_verify_report *r, const char *object);
 int damage_add(struct repo_verify_report *r, const char *object, const char *reason,
 	       struct error *err) TM_WUR;
 int damage_add_range(struct repo_damage *d, const struct tm_id *point, const char *disk,
 		     uint64_t offset, uint64_t length, struct error *err) TM_WUR;
+
+/* ---- budgets ---- */
+
+struct ring {
+	struct verifier *v;
+	char level;
+	uint64_t until; /* monotonic ms; 0: no budget */
+	uint64_t n;     /* objects done */
+	char last[KEY_MAX];
+};
+
+int ring_open(struct ring *ring, struct verifier *v, char level, struct error *err) TM_WUR;
+/* True for at least one object. */
+bool ring_goes_on(const struct ring *ring);
+void ring_did(struct ring *ring, const char *key);
+/* Leaves the record for the next run. */
+int ring_close(struct ring *ring, struct error *err) TM_WUR;

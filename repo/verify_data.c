@@ -309,6 +309,40 @@ static int read_segment(struct vdata *d, struct vseg *s, struct error *err)
 	return r;
 }
 
+static int compare_keys(const void *a, const void *b)
+{
+	return strcmp((*(struct vseg *const *)a)->key, (*(struct vseg *const *)b)->key);
+}
+
+/* In the order of their names, from where the last run under a budget ended. */
+static int read_segments(struct vdata *d, struct error *err)
+{
+	struct verifier *v = d->v;
+	auto_free struct vseg **all = calloc(v->nseg ? v->nseg : 1, sizeof(struct vseg *));
+	struct ring ring;
+	size_t n = 0, start = 0;
+	int r;
+
+	if (!all)
+		return error_nomem(err);
+	r = ring_open(&ring, v, 'r', err);
+	for (size_t i = 0; i < v->cap; i++)
+		if (v->seg[i] && v->seg[i]->needed)
+			all[n++] = v->seg[i];
+	qsort(all, n, sizeof(struct vseg *), compare_keys);
+	while (start < n && strcmp(all[start]->key, ring.last) <= 0)
+		start++;
+	for (size_t i = 0; r == 0 && i < n && ring_goes_on(&ring); i++) {
+		struct vseg *s = all[(start + i) % n];
+
+		if (!s->all_bad)
+			r = read_segment(d, s, err);
+		ring_did(&ring, s->key);
+	}
+	r = r ? r : wait_below(d, 0, err);
+	return r ? r : ring_close(&ring, err);
+}
+
 int verify_read(struct verifier *v, struct error *err)
 {
 	struct vdata d = {.v = v};
@@ -319,9 +353,7 @@ int verify_read(struct verifier *v, struct error *err)
 
 	if (r < 0)
 		return r;
-	for (size_t i = 0; r == 0 && i < v->cap; i++)
-		if (v->seg[i] && !v->seg[i]->all_bad)
-			r = read_segment(&d, v->seg[i], &own);
+	r = read_segments(&d, &own);
 	if (wait_below(&d, 0, r < 0 ? NULL : &own) < 0 && r == 0)
 		r = d.code < 0 ? d.code : v->code;
 	for (unsigned i = 0; i < JOBS; i++)

@@ -29,34 +29,41 @@ static void node_there(struct cache_wait *wait, int code)
 	w->done = true;
 }
 
+int verify_node_bytes(struct verifier *v, const struct point_disk *d, uint64_t ref,
+		      const uint8_t **ret, size_t *ret_len, struct error *err)
+{
+	const struct tm_id *sid = &d->map->table[ref_session(ref)].session;
+	struct cache *c = v->repo->cache;
+	struct node_wait w = {.wait.done = node_there};
+
+	*ret = cache_node(c, sid, ref_ordinal(ref), ret_len);
+	if (*ret)
+		return 0;
+	cache_load_node(c, sid, ref_ordinal(ref), &w.wait);
+	while (!w.done) {
+		struct error loop_err = {0};
+
+		if (verify_wait(v, &loop_err) < 0)
+			log_debug("loop: %s", loop_err.text);
+	}
+	if (w.code < 0) {
+		if (err && !err->code)
+			*err = w.wait.err;
+		return w.code;
+	}
+	*ret = cache_node(c, sid, ref_ordinal(ref), ret_len);
+	return *ret ? 0 : error_set(err, TM_E_NOMEM, "the map cache is too small");
+}
+
 /* Loads and decodes a node. */
 static int get_node(struct walk *k, uint64_t ref, unsigned level, uint64_t pos, struct node *ret,
 		    struct error *err)
 {
-	const struct tm_id *sid = &k->d->map->table[ref_session(ref)].session;
-	struct cache *c = k->v->repo->cache;
-	struct node_wait w = {.wait.done = node_there};
+	const uint8_t *bytes;
 	size_t len;
-	const uint8_t *bytes = cache_node(c, sid, ref_ordinal(ref), &len);
+	int r = verify_node_bytes(k->v, k->d, ref, &bytes, &len, err);
 
-	if (!bytes) {
-		cache_load_node(c, sid, ref_ordinal(ref), &w.wait);
-		while (!w.done) {
-			struct error loop_err = {0};
-
-			if (verify_wait(k->v, &loop_err) < 0)
-				log_debug("loop: %s", loop_err.text);
-		}
-		if (w.code < 0) {
-			if (err && !err->code)
-				*err = w.wait.err;
-			return w.code;
-		}
-		bytes = cache_node(c, sid, ref_ordinal(ref), &len);
-		if (!bytes)
-			return error_set(err, TM_E_NOMEM, "the map cache is too small");
-	}
-	return node_decode(bytes, len, level, pos, k->d->map->nsessions, ret, err);
+	return r ? r : node_decode(bytes, len, level, pos, k->d->map->nsessions, ret, err);
 }
 
 static int blame(struct walk *k, const struct vseg *s, uint64_t block, uint64_t count,

@@ -61,6 +61,9 @@ static void the_environment_names_the_repository(void **state)
 	assert_int_equal(parse("tidemark -r /from/line list", &o, &err), 0);
 	assert_string_equal(o.repo, "/from/line");
 	options_done(&o);
+	assert_int_equal(parse("tidemark -r /r verify --budget 30m", &o, &err), 0);
+	assert_int_equal(o.budget_ms, 30 * 60 * 1000);
+	options_done(&o);
 	(void)unsetenv("TIDEMARK_REPO");
 }
 
@@ -86,6 +89,10 @@ static void wrong_lines_name_the_wrong_word(void **state)
 		{"tidemark -r /r backup t --compression 99", "'99'"},
 		{"tidemark -r /r backup t --audit 5", "'5'"},
 		{"tidemark -r /r backup t --collapse pull", "'pull'"},
+		{"tidemark -r /r verify --budget 30", "'30'"},
+		{"tidemark -r /r verify --budget 0m", "'0m'"},
+		{"tidemark -r /r verify --budget 3mm", "'3mm'"},
+		{"tidemark -r /r list --scrub", "--scrub"},
 	};
 	struct options o;
 	struct error err;

@@ -13,8 +13,9 @@ struct failing {
 	struct store st;
 	struct store *below; /* owned */
 	unsigned calls;
-	unsigned fail_at; /* 0: never; counts from 1 */
-	bool for_good;    /* all later calls fail, too */
+	unsigned fail_at;  /* 0: never; counts from 1 */
+	bool for_good;     /* all later calls fail, too */
+	unsigned delay_ms; /* of every get */
 };
 
 static inline bool failing_now(struct store *st)
@@ -44,6 +45,8 @@ static inline void failing_get(struct store *st, const char *key, void *bytes, s
 			       uint64_t offset, struct store_req *req)
 {
 	error_clear(&req->err);
+	if (container_of(st, struct failing, st)->delay_ms)
+		(void)usleep(container_of(st, struct failing, st)->delay_ms * 1000);
 	if (failing_now(st))
 		store_answer(st, req, error_set(&req->err, TM_E_IO, "get fails for the test"));
 	else

@@ -2,6 +2,9 @@
 /* Damage to any object is found, named, and costs only the points that need it. */
 #include "test_repo.h"
 
+#include "repo/cache.h"
+#include "repo/internal.h"
+
 #define BS 4096
 
 static uint64_t seed;
@@ -161,10 +164,203 @@ static void damage_is_found_and_named(void **state)
 	rig_down(&rig);
 }
 
+static int scrub(struct rig *rig, uint64_t budget_ms, struct repo_verify_report *ret,
+		 struct error *err)
+{
+	const struct repo_verify_options opt = {
+		.pool = rig->pool, .scrub = true, .budget_ms = budget_ms};
+
+	return repo_verify(rig->repo, &opt, ret, err);
+}
+
+static bool named(const struct repo_verify_report *report, const char *key)
+{
+	for (size_t i = 0; i < report->ndamaged; i++)
+		if (strcmp(report->damaged[i].object, key) == 0)
+			return true;
+	return false;
+}
+
+static void one_point(struct rig *rig, struct image *im, struct keys *keys)
+{
+	struct error err = {0};
+	struct tm_id id;
+
+	rig_up(rig, BS, seed);
+	image_init(im, 1024 * 1024, BS);
+	image_change(im, &rig->random, 20);
+	assert_int_equal(rig_backup(rig, im, NULL, &id, &err), 0);
+	keys->n = 0;
+	assert_int_equal(rig->store->below->ops->list(rig->store->below, "", add_key, keys, NULL),
+			 0);
+}
+
+static void scrub_finds_damage_in_any_object(void **state)
+{
+	struct repo_verify_report report = {0};
+	struct keys *keys = calloc(1, sizeof(*keys));
+	struct error err = {0};
+	struct image im;
+	struct rig rig;
+
+	(void)state;
+	one_point(&rig, &im, keys);
+	assert_int_equal(scrub(&rig, 0, &report, &err), 0);
+	assert_int_equal(report.ndamaged, 0);
+	repo_verify_report_done(&report);
+	for (size_t k = 0; k < keys->n; k++) {
+		auto_buf struct buf b = {0};
+		uint64_t at = test_below(&rig.random, keys->size[k]);
+
+		assert_int_equal(store_read(rig.store->below, keys->key[k], 64 << 20, &b, NULL), 0);
+		b.data[at] ^= 0x10;
+		replace(&rig, rig.store->below, keys->key[k], b.data, b.len);
+		cache_drop(rig.repo->cache);
+		assert_int_equal(scrub(&rig, 0, &report, &err), 0);
+		if (!named(&report, keys->key[k]))
+			fail_msg("%s, byte %u", keys->key[k], (unsigned)at);
+		assert_int_equal(report.ndamaged, 1);
+		repo_verify_report_done(&report);
+		b.data[at] ^= 0x10;
+		replace(&rig, rig.store->below, keys->key[k], b.data, b.len);
+		cache_drop(rig.repo->cache);
+	}
+	free(keys);
+	image_done(&im);
+	rig_down(&rig);
+}
+
+/* Runs of one object each go round until the damage is found, wherever it is. */
+static void a_budget_is_spent_on_what_was_verified_longest_ago(void **state)
+{
+	struct keys *keys = calloc(1, sizeof(*keys));
+	unsigned all_runs = 0, cases = 0;
+	struct image im;
+	struct rig rig;
+
+	(void)state;
+	one_point(&rig, &im, keys);
+	rig.store->delay_ms = 2; /* longer than the budget */
+	for (size_t k = 0; k < keys->n; k++) {
+		auto_buf struct buf b = {0};
+		unsigned runs = 0;
+		bool found = false;
+
+		if (strstr(keys->key[k], "/s/") || strstr(keys->key[k], "/p/"))
+			continue; /* found by the structure check in every run */
+		assert_int_equal(store_read(rig.store->below, keys->key[k], 64 << 20, &b, NULL), 0);
+		b.data[b.len - 1] ^= 1;
+		replace(&rig, rig.store->below, keys->key[k], b.data, b.len);
+		while (!found && runs++ < 3 * keys->n) {
+			struct repo_verify_report report = {0};
+			struct error err = {0};
+
+			if (scrub(&rig, 1, &report, &err) < 0)
+				fail_msg("%s", err.text);
+			found = named(&report, keys->key[k]);
+			repo_verify_report_done(&report);
+		}
+		assert_true(found);
+		all_runs += runs;
+		cases++;
+		b.data[b.len - 1] ^= 1;
+		replace(&rig, rig.store->below, keys->key[k], b.data, b.len);
+	}
+	assert_true(all_runs > cases + 2); /* no run does it all */
+	free(keys);
+	image_done(&im);
+	rig_down(&rig);
+}
+
+static void sound(struct rig *rig)
+{
+	struct repo_verify_report report = {0};
+	struct error err = {0};
+
+	assert_int_equal(verify(rig, &report, true, &err), 0);
+	if (report.ndamaged)
+		fail_msg("%s: %s", report.damaged[0].object, report.damaged[0].reason);
+	repo_verify_report_done(&report);
+}
+
+/* Epochs of changes and resizes: every map is its parent's with the session's changes. */
+static void maps_fit_what_their_sessions_stored(void **state)
+{
+	struct image im;
+	struct rig rig;
+
+	(void)state;
+	rig_up(&rig, BS, seed);
+	image_init(&im, 3 * 1024 * 1024 + 77, BS);
+	image_change(&im, &rig.random, 40);
+	for (unsigned epoch = 0; epoch < 10; epoch++) {
+		auto_point_list struct point_list l = {0};
+		struct error err = {0};
+		struct tm_id id;
+
+		assert_int_equal(repo_points(rig.repo, rig_guest, &l, NULL, &err), 0);
+		if (rig_backup(&rig, &im, epoch ? l.v[l.n - 1] : NULL, &id, &err) < 0)
+			fail_msg("%s", err.text);
+		sound(&rig);
+		if (test_below(&rig.random, 2))
+			image_resize(&im, 1 + test_below(&rig.random, 5 * 1024 * 1024));
+		image_change(&im, &rig.random, (unsigned)test_below(&rig.random, 9));
+	}
+	image_done(&im);
+	rig_down(&rig);
+}
+
+/*
+ * A writer with a mistake: it takes its parent's tree from the point before that.  Everything is
+ * sealed and every cluster is one that was stored, but what the parent changed is lost.
+ */
+static void a_map_that_leads_to_an_old_version_is_found(void **state)
+{
+	auto_point_list struct point_list l = {0};
+	struct repo_verify_report report = {0};
+	struct error err = {0};
+	struct tm_id id[3];
+	struct image im;
+	struct rig rig;
+
+	(void)state;
+	rig_up(&rig, BS, seed);
+	image_init(&im, 2 * 1024 * 1024, BS);
+	for (unsigned i = 0; i < 3; i++) {
+		for (uint64_t b = i ? 10 * i : 0; b < (i ? 10 * i + 4 : im.blocks); b++) {
+			memset(im.data + b * BS, (int)(b + 3 * i + 1) & 0xff, BS);
+			im.data[b * BS] = (uint8_t)(b >> 8);
+			im.dirty[b] = true;
+		}
+		point_list_done(&l);
+		assert_int_equal(repo_points(rig.repo, rig_guest, &l, NULL, &err), 0);
+		if (i == 2)
+			l.v[1]->disks[0].map->root = l.v[0]->disks[0].map->root;
+		if (rig_backup(&rig, &im, i ? l.v[i - 1] : NULL, &id[i], &err) < 0)
+			fail_msg("%s", err.text);
+		if (i < 2)
+			sound(&rig);
+	}
+	assert_int_equal(verify(&rig, &report, true, &err), 0);
+	assert_int_equal(report.ndamaged, 1);
+	assert_non_null(strstr(report.damaged[0].reason, "first at block 10"));
+	assert_int_equal(report.damaged[0].nranges, 1);
+	assert_true(id_equal(&report.damaged[0].ranges[0].point, &id[2]));
+	assert_int_equal(report.damaged[0].ranges[0].offset, 10 * BS);
+	assert_int_equal(report.damaged[0].ranges[0].length, 4 * BS);
+	repo_verify_report_done(&report);
+	image_done(&im);
+	rig_down(&rig);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(damage_is_found_and_named),
+		cmocka_unit_test(scrub_finds_damage_in_any_object),
+		cmocka_unit_test(maps_fit_what_their_sessions_stored),
+		cmocka_unit_test(a_map_that_leads_to_an_old_version_is_found),
+		cmocka_unit_test(a_budget_is_spent_on_what_was_verified_longest_ago),
 	};
 
 	seed = test_seed();
