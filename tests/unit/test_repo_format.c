@@ -48,18 +48,25 @@ static struct field fields[] = {
 	F(format_key, salt),
 	F(format_key, created_ms),
 	F(format_key, label),
+	F(format_key, generation),
 	F(format_key, reserved),
 	F(format_key, body_crc),
 	F(format_key, crc),
 	F(format_key_record, scope),
 	F(format_key_record, has),
-	F(format_key_record, reserved),
+	F(format_key_record, generation),
 	F(format_key_record, meta),
 	F(format_key_record, id),
 	F(format_key_record, data),
+	F(format_paper, version),
+	F(format_paper, role),
+	F(format_paper, len),
+	F(format_paper, repo),
+	F(format_paper, crc),
 	F(format_domain, head),
 	F(format_domain, domain),
 	F(format_domain, data_public),
+	F(format_domain, generation),
 	F(format_domain, reserved),
 	F(format_domain, mac),
 	F(format_domain, crc),
@@ -175,7 +182,7 @@ static void byte_tables_are_the_structures(void **state)
 		}
 	}
 	(void)fclose(f);
-	assert_int_equal(tables, 14);
+	assert_int_equal(tables, 15);
 	for (size_t i = 0; i < ARRAY_SIZE(fields); i++)
 		if (!fields[i].seen)
 			fail_msg("format.md does not describe %s.%s", fields[i].object,
@@ -196,6 +203,10 @@ static void limits_are_the_constants(void **state)
 		{"manifest, decompressed", MAX_MANIFEST},
 		{"encoded node", NODE_MAX_BYTES},
 		{"page", PAGE_MAX_BYTES},
+		{"data keys", MAX_DATA_KEYS},
+		{"key slots", MAX_KEY_SLOTS},
+		{"scrypt, N × r × p", SCRYPT_MAX_WORK},
+		{"scrypt, memory", SCRYPT_MAX_MEMORY},
 	};
 	FILE *f = open_document();
 	char line[1024], name[128];
