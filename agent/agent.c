@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "agent.h"
+#include "secret.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -10,8 +11,10 @@
 
 int agent_start(struct agent *a, struct error *err)
 {
-	int r = loop_new(LOOP_DEPTH, &a->loop, err);
+	int r = secrets_start(a, err);
 
+	if (!r)
+		r = loop_new(LOOP_DEPTH, &a->loop, err);
 	if (!r)
 		r = pool_new(a->loop, 0, &a->pool, err);
 	if (!r && !(a->warnings = json_array()))
@@ -27,6 +30,7 @@ void agent_stop(struct agent *a)
 	json_decref(a->warnings);
 	free(a->state_dir);
 	free(a->repo_url);
+	secrets_stop(a);
 }
 
 /* The directory named by -r: "DIR" or "file:DIR". */
@@ -68,14 +72,17 @@ int agent_open_store(struct agent *a, bool create, struct store **ret, struct er
 
 int agent_open_repo(struct agent *a, struct error *err)
 {
+	struct repo_credentials cred = secret_credentials(a);
 	struct store *st = NULL;
 	int r = agent_open_store(a, false, &st, err);
 
 	if (r)
 		return r;
-	r = repo_open(st, &a->repo, err);
+	r = repo_open_with(st, &cred, &a->repo, err);
 	if (r)
 		error_prefix(err, "repository %s", a->opt.repo);
+	else if (repo_key_remark(a->repo) && a->warnings)
+		say_warning(a, "%s", repo_key_remark(a->repo));
 	return r;
 }
 

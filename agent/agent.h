@@ -23,15 +23,18 @@ enum exit_status {
 	EXIT_INTERRUPTED = 130,
 };
 
+struct secrets;
+
 struct agent {
 	struct options opt;
 	struct loop *loop;
 	struct pool *pool;
-	struct repo *repo; /* opened by agent_open_repo() */
-	char *state_dir;   /* made by agent_state_dir() */
-	char *repo_url;    /* absolute, as recorded in journals */
-	json_t *warnings;  /* array of strings; of the object being made */
-	bool warned;       /* anything, in the whole run */
+	struct repo *repo;       /* opened by agent_open_repo() */
+	char *state_dir;         /* made by agent_state_dir() */
+	char *repo_url;          /* absolute, as recorded in journals */
+	struct secrets *secrets; /* secret.c */
+	json_t *warnings;        /* array of strings; of the object being made */
+	bool warned;             /* anything, in the whole run */
 	struct {
 		uint64_t shown_ms; /* when progress was last printed, monotonic */
 		bool bar;          /* a bar stands on the terminal's line */
@@ -89,4 +92,4 @@ json_t *point_json(const struct point *p, bool all);
 
 typedef int command_fn(struct agent *a, enum exit_status *ret_status, struct error *err);
 command_fn cmd_init, cmd_backup, cmd_list, cmd_show, cmd_restore, cmd_verify, cmd_status,
-	cmd_recover, cmd_stats;
+	cmd_recover, cmd_stats, cmd_key;

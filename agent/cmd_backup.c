@@ -544,6 +544,8 @@ int cmd_backup(struct agent *a, enum exit_status *status, struct error *err)
 
 	if (!r)
 		r = agent_open_repo(a, err);
+	if (!r)
+		r = repo_check_right(a->repo, REPO_MAY_BACK_UP, err);
 	if (r)
 		return r;
 	/* One guest's failure does not cost the others their backup. */

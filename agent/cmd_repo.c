@@ -1,29 +1,56 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* init, list, show and verify: the commands that need a repository only. */
 #include "agent.h"
+#include "secret.h"
 
 #include <stdio.h>
 #include <string.h>
 
+static int init_options(struct agent *a, struct repo_init_options *opt, struct repo_secret *secret,
+			struct error *err)
+{
+	int r;
+
+	opt->block_size = 64 * 1024;
+	opt->label = a->opt.label;
+	if (!a->opt.encrypt) {
+		if (a->opt.label || secret_given(a))
+			return error_set(
+				err, TM_E_USAGE,
+				"a password, key file or label is given, but not --encrypt");
+		return 0;
+	}
+	r = secret_new(a, secret, err);
+	opt->secret = secret;
+	return r;
+}
+
 int cmd_init(struct agent *a, enum exit_status *status, struct error *err)
 {
-	struct repo_init_options opt = {.block_size = 64 * 1024};
+	struct repo_init_options opt = {0};
+	struct repo_secret secret;
 	struct store *st = NULL;
-	int r = agent_open_store(a, true, &st, err);
+	int r = init_options(a, &opt, &secret, err);
 
 	(void)status;
+	if (r)
+		return r;
+	r = agent_open_store(a, true, &st, err);
 	if (!r)
 		r = repo_init(st, &opt, &a->repo, err);
 	if (r) {
+		secret_forget(a);
 		error_prefix(err, "cannot make a repository in %s", a->opt.repo);
 		return r;
 	}
 	if (a->opt.json)
 		return print_json(json_pack("{s:s, s:i, s:b}", "repository",
 					    id_text(repo_id(a->repo)).s, "format",
-					    (int)repo_format(a->repo), "encrypted", 0),
+					    (int)repo_format(a->repo), "encrypted",
+					    (int)repo_encrypted(a->repo)),
 				  err);
-	(void)printf("made repository %s in %s\n", id_text(repo_id(a->repo)).s, a->opt.repo);
+	(void)printf("made %srepository %s in %s\n", repo_encrypted(a->repo) ? "encrypted " : "",
+		     id_text(repo_id(a->repo)).s, a->opt.repo);
 	return 0;
 }
 

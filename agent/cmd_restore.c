@@ -192,6 +192,8 @@ int cmd_restore(struct agent *a, enum exit_status *status, struct error *err)
 
 	(void)status;
 	if (!r)
+		r = repo_check_right(a->repo, REPO_MAY_READ, err);
+	if (!r)
 		r = repo_point_find(a->repo, a->opt.args.v[0], &p, err);
 	rs.point = p;
 	if (!r)

@@ -69,11 +69,12 @@ static int ask_committed(void *data, const char *repo_url, const struct tm_id *r
 			 const struct tm_id *point, bool *ret, struct error *err)
 {
 	struct agent *a = data;
-	struct agent other = {.opt = {.repo = repo_url}, .loop = a->loop};
+	struct agent other = {.opt = a->opt, .loop = a->loop, .secrets = a->secrets};
 	struct repo *r = a->repo;
 	struct point *p = NULL;
 	int code = 0;
 
+	other.opt.repo = repo_url;
 	if (!r || !id_equal(repo_id(r), repo)) {
 		code = agent_open_repo(&other, err);
 		r = other.repo;

@@ -60,6 +60,7 @@ static int run(struct agent *a, enum exit_status *status, struct error *err)
 		[CMD_INIT] = cmd_init,     [CMD_BACKUP] = cmd_backup,   [CMD_LIST] = cmd_list,
 		[CMD_SHOW] = cmd_show,     [CMD_RESTORE] = cmd_restore, [CMD_VERIFY] = cmd_verify,
 		[CMD_STATUS] = cmd_status, [CMD_RECOVER] = cmd_recover, [CMD_STATS] = cmd_stats,
+		[CMD_KEY] = cmd_key,
 	};
 	int r = catch_signals(err);
 

@@ -43,6 +43,13 @@ enum option_key {
 	KEY_BUDGET,
 	KEY_CHECK,
 	KEY_BEFORE_START,
+	KEY_ENCRYPT,
+	KEY_PASSWORD_FILE,
+	KEY_KEY_FILE,
+	KEY_NEW_PASSWORD_FILE,
+	KEY_NEW_KEY_FILE,
+	KEY_ROLE,
+	KEY_LABEL,
 };
 
 struct option_spec {
@@ -95,8 +102,21 @@ static const struct option_spec specs[] = {
 	 "only say what is left (exit status 5 if anything)"},
 	{KEY_BEFORE_START, "before-start", NULL, ON(CMD_RECOVER),
 	 "for a start script: make TARGET's disks fit to be started"},
+	{KEY_ENCRYPT, "encrypt", NULL, ON(CMD_INIT),
+	 "encrypt it, with a password or the key file named (made if missing)"},
+	{KEY_ROLE, "role", "ROLE", ON(CMD_KEY), "of a key to add: full (default), backup, janitor"},
+	{KEY_LABEL, "label", "TEXT", ON(CMD_INIT) | ON(CMD_KEY),
+	 "of a key to add; readable by all"},
+	{KEY_NEW_PASSWORD_FILE, "new-password-file", "F", ON(CMD_KEY),
+	 "add, passwd: file with the new password"},
+	{KEY_NEW_KEY_FILE, "new-key-file", "F", ON(CMD_KEY),
+	 "add, passwd: make this key file (0600)"},
 	{KEY_REPO, "repo", "REPO", ON_ALL,
 	 "repository: a directory or file:DIR (default: $TIDEMARK_REPO)"},
+	{KEY_PASSWORD_FILE, "password-file", "F", ON_ALL,
+	 "the password is its first line ($TIDEMARK_PASSWORD_FILE)"},
+	{KEY_KEY_FILE, "key-file", "F", ON_ALL,
+	 "key file, or text of a paper key ($TIDEMARK_KEY_FILE)"},
 	{KEY_JSON, "json", NULL, ON_ALL,
 	 "results as JSON on stdout, progress as JSON lines on stderr"},
 	{KEY_PROGRESS, "progress", "WHEN", ON_ALL, "auto (default), always or never"},
@@ -118,7 +138,10 @@ struct command_spec {
 static const struct command_spec commands[CMD_COUNT] = {
 	[CMD_INIT] =
 		{"init", "", 0, 0, true, "make a repository",
-		 "Makes an empty repository in a directory that is empty or does not exist yet.\n"},
+		 "Makes an empty repository in a directory that is empty or does not exist yet.\n"
+		 "\n"
+		 "With --encrypt nothing of a guest can be read without the password or key file.\n"
+		 "Without one of them everything in it is lost: print 'tidemark key export'.\n"},
 	[CMD_BACKUP] =
 		{"backup", "TARGET...", 1, 64, true, "back up a guest or an image",
 		 "Freezes the disks at one instant, reads what changed since the last point in "
@@ -172,6 +195,21 @@ static const struct command_spec commands[CMD_COUNT] = {
 		       "not empty; STORED, what its backup added; UNIQUE, what would be freed if "
 		       "this\n"
 		       "point alone were deleted.\n"},
+	[CMD_KEY] =
+		{"key", "ACTION [ID]", 1, 2, true, "change who can open the repository",
+		 "ACTION is one of\n"
+		 "  list       show the keys\n"
+		 "  add        add a password or key file (--role, --label, --new-...)\n"
+		 "  remove ID  remove a key; the last full key stays\n"
+		 "  passwd     another password or key file for the key in use\n"
+		 "  rotate     a new data key: keys lost before do not read later points\n"
+		 "  repair     write damaged copies of keys again\n"
+		 "  export     print all secrets as text for paper (read back by --key-file)\n"
+		 "\n"
+		 "Roles: full; backup (makes backups, cannot read data); janitor (lists, checks,\n"
+		 "prunes).  The password of the repository comes from --password-file, "
+		 "--key-file,\n"
+		 "$TIDEMARK_PASSWORD, the program $TIDEMARK_PASSWORD_COMMAND, or the terminal.\n"},
 };
 
 const char *command_name(enum command command)
@@ -264,6 +302,7 @@ static int apply_value(struct options *o, int key, const char *value, struct err
 	static const char *const progress[] = {"auto", "always", "never"};
 	static const char *const collapse[] = {"auto", "commit"};
 	static const char *const format[] = {"raw", "qcow2"};
+	static const char *const role[] = {"full", "backup", "janitor"}; /* from 1 */
 	int word = 0, r;
 
 	switch (key) {
@@ -280,6 +319,10 @@ static int apply_value(struct options *o, int key, const char *value, struct err
 	case KEY_FORMAT:
 		o->format = value;
 		return parse_word("format", value, format, ARRAY_SIZE(format), &word, err);
+	case KEY_ROLE:
+		r = parse_word("role", value, role, ARRAY_SIZE(role), &word, err);
+		o->role = (enum repo_role)(word + 1);
+		return r;
 	case KEY_LIMIT_RATE:
 		return size_parse(value, &o->limit_rate, err);
 	case KEY_OVERLAY_LIMIT:
@@ -336,6 +379,24 @@ static int apply(struct options *o, int key, const char *value, struct error *er
 		return 0;
 	case KEY_TO:
 		o->to = value;
+		return 0;
+	case KEY_PASSWORD_FILE:
+		o->password_file = value;
+		return 0;
+	case KEY_KEY_FILE:
+		o->key_file = value;
+		return 0;
+	case KEY_NEW_PASSWORD_FILE:
+		o->new_password_file = value;
+		return 0;
+	case KEY_NEW_KEY_FILE:
+		o->new_key_file = value;
+		return 0;
+	case KEY_LABEL:
+		o->label = value;
+		return 0;
+	case KEY_ENCRYPT:
+		o->encrypt = true;
 		return 0;
 	case KEY_FULL:
 		o->full = true;
@@ -428,6 +489,12 @@ static int check(const struct options *o, struct error *err)
 	if (o->before_start && (!o->args.n || o->check))
 		return error_set(err, TM_E_USAGE, "recover --before-start needs %s",
 				 o->check ? "no --check" : "a TARGET");
+	if (o->password_file && o->key_file)
+		return error_set(err, TM_E_USAGE,
+				 "--password-file and --key-file exclude each other");
+	if (o->new_password_file && o->new_key_file)
+		return error_set(err, TM_E_USAGE,
+				 "--new-password-file and --new-key-file exclude each other");
 	if (o->command == CMD_RESTORE && !o->to)
 		return error_set(err, TM_E_USAGE, "restore needs --to DIR, FILE or an nbd address");
 	return 0;
@@ -503,8 +570,10 @@ int options_parse(int argc, char **argv, struct options *ret, struct error *err)
 {
 	int r;
 
-	*ret = (struct options){
-		.command = CMD_COUNT, .quiesce = QUIESCE_IF_POSSIBLE, .format = "raw"};
+	*ret = (struct options){.command = CMD_COUNT,
+				.quiesce = QUIESCE_IF_POSSIBLE,
+				.format = "raw",
+				.role = REPO_ROLE_FULL};
 	/* Journals, points and JSON output hold text. */
 	for (int i = 1; i < argc; i++) {
 		if (!text_is_utf8(argv[i]))

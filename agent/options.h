@@ -5,6 +5,7 @@
  */
 #pragma once
 
+#include "repo/repo.h"
 #include "snapshot/snapshot.h"
 
 enum command {
@@ -17,6 +18,7 @@ enum command {
 	CMD_STATUS,
 	CMD_RECOVER,
 	CMD_STATS,
+	CMD_KEY,
 	CMD_COUNT,
 };
 
@@ -65,6 +67,13 @@ struct options {
 	uint64_t overlay_limit; /* bytes, 0: none */
 	uint64_t limit_rate;    /* bytes per second, 0: none */
 	int compression;        /* zstd level, 0: the default */
+	bool encrypt;
+	const char *password_file;
+	const char *key_file;
+	const char *new_password_file;
+	const char *new_key_file;
+	const char *label;
+	enum repo_role role;
 };
 
 /* TM_E_USAGE names the wrong word.  *ret must be released with options_done(), also on failure. */

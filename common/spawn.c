@@ -113,6 +113,7 @@ static int drain(int *fd, struct buf *b, size_t max, struct error *err)
 {
 	uint8_t chunk[65536];
 	ssize_t n = read(*fd, chunk, sizeof(chunk));
+	int r;
 
 	if (n < 0)
 		return errno == EINTR ? 0 : error_errno(err, errno, "read from a pipe");
@@ -121,7 +122,9 @@ static int drain(int *fd, struct buf *b, size_t max, struct error *err)
 		*fd = -1;
 		return 0;
 	}
-	return buf_add(b, chunk, min_size((size_t)n, b->len < max ? max - b->len : 0), err);
+	r = buf_add(b, chunk, min_size((size_t)n, b->len < max ? max - b->len : 0), err);
+	explicit_bzero(chunk, (size_t)n); /* it may be a password */
+	return r;
 }
 
 /* Reads both pipes to their ends. */

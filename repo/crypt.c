@@ -70,6 +70,29 @@ int derive_id(const struct secret *key, const char *label, const struct tm_id *i
 	return derive(key, info, len + sizeof(*id), ret, err);
 }
 
+int derive_scrypt(const void *password, size_t len, const uint8_t salt[KEY_BYTES], uint64_t n,
+		  uint32_t r, uint32_t p, struct secret *ret, struct error *err)
+{
+	/* Besides the large table, OpenSSL counts p blocks and a little more. */
+	uint64_t room = 128 * (n + p + 2) * r + (UINT64_C(1) << 20);
+	EVP_KDF *kdf = EVP_KDF_fetch(NULL, "SCRYPT", NULL);
+	EVP_KDF_CTX *ctx = kdf ? EVP_KDF_CTX_new(kdf) : NULL;
+	OSSL_PARAM params[] = {
+		OSSL_PARAM_construct_octet_string(OSSL_KDF_PARAM_PASSWORD, unconst(password), len),
+		OSSL_PARAM_construct_octet_string(OSSL_KDF_PARAM_SALT, unconst(salt), KEY_BYTES),
+		OSSL_PARAM_construct_uint64(OSSL_KDF_PARAM_SCRYPT_N, &n),
+		OSSL_PARAM_construct_uint32(OSSL_KDF_PARAM_SCRYPT_R, &r),
+		OSSL_PARAM_construct_uint32(OSSL_KDF_PARAM_SCRYPT_P, &p),
+		OSSL_PARAM_construct_uint64(OSSL_KDF_PARAM_SCRYPT_MAXMEM, &room),
+		OSSL_PARAM_construct_end(),
+	};
+	bool ok = ctx && EVP_KDF_derive(ctx, ret->b, sizeof(ret->b), params) == 1;
+
+	EVP_KDF_CTX_free(ctx);
+	EVP_KDF_free(kdf);
+	return ok ? 0 : crypt_failed(err, "scrypt (it may need more memory than there is)");
+}
+
 /* ---- AEAD ---- */
 
 int aead_new(struct aead **ret, struct error *err)

@@ -21,6 +21,10 @@ int derive(const struct secret *key, const void *info, size_t len, struct secret
 int derive_id(const struct secret *key, const char *label, const struct tm_id *id,
 	      struct secret *ret, struct error *err) TM_WUR;
 
+/* scrypt; n is its N.  Takes 128 × n × r bytes and a while. */
+int derive_scrypt(const void *password, size_t len, const uint8_t salt[KEY_BYTES], uint64_t n,
+		  uint32_t r, uint32_t p, struct secret *ret, struct error *err) TM_WUR;
+
 /* ---- AES-256-GCM: nonce = number (le32) ‖ 0^64 ---- */
 
 struct aead;

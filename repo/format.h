@@ -64,9 +64,13 @@ static_assert(sizeof(struct format_repo) == 132, "docs/format.md");
 
 /* Object "keys/<kid>": header, then the body (struct format_key_record, …), then a tag if wrapped.
  */
-#define KDF_NONE   0
-#define KDF_SCRYPT 1
-#define ROLE_FULL  1
+#define KDF_NONE     0
+#define KDF_SCRYPT   1
+#define KDF_KEY_FILE 2
+
+#define ROLE_FULL    1
+#define ROLE_BACKUP  2
+#define ROLE_JANITOR 3
 
 struct format_key {
 	struct format_head head;
@@ -80,8 +84,9 @@ struct format_key {
 	struct le32 body_len; /* tag included */
 	uint8_t salt[32];
 	struct le64 created_ms;
-	uint8_t label[64]; /* UTF-8, filled up with zeroes */
-	uint8_t reserved[40];
+	uint8_t label[64];      /* UTF-8, filled up with zeroes */
+	struct le32 generation; /* of the newest data key; 0 when none is held */
+	uint8_t reserved[36];
 	struct le32 body_crc;
 	struct le32 crc;
 };
@@ -94,19 +99,30 @@ static_assert(sizeof(struct format_key) == 240, "docs/format.md");
 struct format_key_record {
 	struct tm_id scope; /* zero: all domains */
 	struct le32 has;
-	struct le32 reserved;
+	struct le32 generation; /* of data */
 	uint8_t meta[KEY_BYTES];
 	uint8_t id[KEY_BYTES];
 	uint8_t data[KEY_BYTES];
 };
 static_assert(sizeof(struct format_key_record) == 120, "docs/format.md");
 
-/* Object "d/<dom>/dom". */
+/* A paper key: this, then the records of a full key; as text. */
+struct format_paper {
+	uint8_t version;
+	uint8_t role;
+	struct le16 len; /* of all */
+	struct tm_id repo;
+	struct le32 crc; /* of all but this field */
+};
+static_assert(sizeof(struct format_paper) == 24, "docs/format.md");
+
+/* Objects "d/<dom>/dom" and "d/<dom>/dom.<gggg>". */
 struct format_domain {
 	struct format_head head;
 	struct tm_id domain;
 	uint8_t data_public[KEY_BYTES]; /* X25519 */
-	uint8_t reserved[24];
+	struct le32 generation;         /* of the data key */
+	uint8_t reserved[20];
 	uint8_t mac[KEY_BYTES];
 	struct le32 crc;
 };
@@ -262,6 +278,15 @@ static_assert(sizeof(struct format_own_segment) == 16, "docs/format.md");
 #define MAX_DISKS         256
 #define MAX_MANIFEST      (64u << 20)
 #define MAX_KEY_OBJECT    (64u << 10)
+#define MAX_DATA_KEYS     32 /* generations: the first one and 31 rotations */
+#define MAX_KEY_SLOTS     64 /* each may cost a key derivation */
+
+/* What scrypt may be asked for: 1 GiB of memory, 64 times the work of a new slot. */
+#define SCRYPT_MAX_LOG2_N 20
+#define SCRYPT_MAX_R      32
+#define SCRYPT_MAX_P      16
+#define SCRYPT_MAX_MEMORY (UINT64_C(1) << 30) /* 128 × N × r */
+#define SCRYPT_MAX_WORK   (UINT64_C(1) << 26) /* N × r × p */
 #define MAX_MARKER        (64u << 10)
 
 void format_head_init(struct format_head *h, const char *magic, size_t head_len,

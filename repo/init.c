@@ -7,9 +7,8 @@
 #include "internal.h"
 
 #include <inttypes.h>
-#include <openssl/crypto.h>
-#include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #define DEFAULT_BLOCK_SIZE (64u << 10)
 
@@ -36,7 +35,7 @@ static int domain_mac(const struct secret *meta, const struct format_domain *h,
 	return mac_with(meta, "tidemark domain", h, offsetof(struct format_domain, mac), ret, err);
 }
 
-static int put_repo(const struct repo *repo, const struct master_keys *master, struct error *err)
+static int put_repo(const struct repo *repo, struct error *err)
 {
 	struct format_repo h = {
 		.domain = repo->domain,
@@ -45,20 +44,24 @@ static int put_repo(const struct repo *repo, const struct master_keys *master, s
 		.block_bits = (uint8_t)repo->block_bits,
 		.cipher = CIPHER_AES256_GCM,
 		.id_alg = ID_ALG_HMAC_SHA256,
+		.encrypted = repo->encrypted,
 	};
 	int r;
 
 	format_head_init(&h.head, MAGIC_REPO, sizeof(h), &repo->id);
-	r = repo_mac(&master->meta, &h, h.mac, err);
+	r = repo_mac(&repo->master.meta, &h, h.mac, err);
 	if (r < 0)
 		return r;
 	format_head_seal(&h, sizeof(h));
 	return store_put_wait(repo->st, "repo", &h, sizeof(h), err);
 }
 
-static int put_domain(const struct repo *repo, struct error *err)
+int put_domain(const struct repo *repo, struct error *err)
 {
-	struct format_domain h = {.domain = repo->domain};
+	struct format_domain h = {
+		.domain = repo->domain,
+		.generation = le32_of(repo->keys.generation),
+	};
 	char key[KEY_MAX];
 	int r;
 
@@ -68,27 +71,8 @@ static int put_domain(const struct repo *repo, struct error *err)
 	if (r < 0)
 		return r;
 	format_head_seal(&h, sizeof(h));
-	name_domain(repo, key);
+	name_domain(repo, repo->keys.generation, key);
 	return store_put_wait(repo->st, key, &h, sizeof(h), err);
-}
-
-/* Two copies, so that no single damaged object can make everything unreadable. */
-static int put_keys(const struct repo *repo, const struct master_keys *master, struct error *err)
-{
-	auto_buf struct buf b = {0};
-	struct tm_id kid;
-	int r = id_new(&kid, err);
-
-	r = r ? r : slot_encode_plain(&repo->id, &kid, master, &b, err);
-	for (int copy = 0; r == 0 && copy < 2; copy++) {
-		char key[KEY_MAX];
-
-		(void)snprintf(key, sizeof(key), "keys/%s%c", id_text(&kid).s, 'a' + copy);
-		r = store_put_wait(repo->st, key, b.data, b.len, err);
-	}
-	if (b.data)
-		OPENSSL_cleanse(b.data, b.len);
-	return r;
 }
 
 /* ---- init ---- */
@@ -124,6 +108,7 @@ static int repo_alloc(struct store *st, struct repo **ret, struct error *err)
 		store_free(st);
 		return error_nomem(err);
 	}
+	(void)mlock(repo, sizeof(*repo)); /* keys do not go to swap, where that is allowed */
 	repo->st = st;
 	repo->loop = st->loop;
 	r = cache_new(repo, &repo->cache, err);
@@ -135,9 +120,9 @@ static int repo_alloc(struct store *st, struct repo **ret, struct error *err)
 	return 0;
 }
 
-static int do_init(struct repo *repo, uint32_t block_size, struct error *err)
+static int do_init(struct repo *repo, uint32_t block_size, const struct repo_init_options *opt,
+		   struct error *err)
 {
-	auto_master struct master_keys master = {.has = 0};
 	int r;
 
 	if (block_size < UINT32_C(1) << MIN_BLOCK_BITS ||
@@ -149,11 +134,11 @@ static int do_init(struct repo *repo, uint32_t block_size, struct error *err)
 	r = repo->st->ops->list(repo->st, "", any_object, NULL, err);
 	r = r ? r : id_new(&repo->id, err);
 	r = r ? r : id_new(&repo->domain, err);
-	r = r ? r : master_new(&master, err);
-	r = r ? r : domain_derive(&master, &repo->domain, &repo->keys, err);
+	r = r ? r : master_new(&repo->master, err);
+	r = r ? r : domain_derive(&repo->master, &repo->domain, &repo->keys, err);
 	r = r ? r : put_domain(repo, err);
-	r = r ? r : put_keys(repo, &master, err);
-	return r ? r : put_repo(repo, &master, err);
+	r = r ? r : keyring_init(repo, opt ? opt->label : NULL, opt ? opt->secret : NULL, err);
+	return r ? r : put_repo(repo, err);
 }
 
 int repo_init(struct store *st, const struct repo_init_options *opt, struct repo **ret,
@@ -162,8 +147,13 @@ int repo_init(struct store *st, const struct repo_init_options *opt, struct repo
 	auto_clean(repo_free) struct repo *repo = NULL;
 	int r = repo_alloc(st, &repo, err);
 
+	if (r == 0 && opt) {
+		repo->encrypted = opt->secret != NULL;
+		repo->log2_n = opt->scrypt_log2_n;
+	}
 	r = r ? r
-	      : do_init(repo, opt && opt->block_size ? opt->block_size : DEFAULT_BLOCK_SIZE, err);
+	      : do_init(repo, opt && opt->block_size ? opt->block_size : DEFAULT_BLOCK_SIZE, opt,
+			err);
 	if (r == 0)
 		*ret = tm_steal(repo);
 	return r;
@@ -198,112 +188,136 @@ static int read_repo(struct repo *repo, struct format_repo *ret, struct error *e
 	repo->id = ret->head.repo;
 	repo->domain = ret->domain;
 	repo->block_bits = ret->block_bits;
+	if (ret->encrypted > 1)
+		return error_set(err, TM_E_UNSUPPORTED,
+				 "the repository is encrypted in a way this program does not know");
+	repo->encrypted = ret->encrypted;
 	return 0;
 }
 
-struct slot_search {
-	struct repo *repo;
-	struct master_keys *master;
+struct newest_domain {
+	const struct repo *repo;
+	uint32_t generation;
 	bool found;
-	unsigned locked;  /* slots that need a password */
-	struct error err; /* of the first slot that cannot be used */
 };
 
-/* The first slot that opens is used; one that is damaged or locked does not end the search. */
-static int try_slot(void *data, const char *key, uint64_t size, struct error *err)
+/* "d/<dom>/dom" or "d/<dom>/dom.<gggg>" */
+static int see_domain(void *data, const char *key, uint64_t size, struct error *err)
 {
-	struct slot_search *s = data;
-	auto_buf struct buf b = {0};
-	struct error slot_err = {0};
-	int r;
+	struct newest_domain *d = data;
+	char first[KEY_MAX], exact[KEY_MAX];
+	unsigned long g = 0;
 
 	(void)size;
 	(void)err;
-	if (s->found)
+	name_domain(d->repo, 0, first);
+	if (key[strlen(first)] == '.')
+		g = strtoul(key + strlen(first) + 1, NULL, 16);
+	if (g >= MAX_DATA_KEYS)
 		return 0;
-	r = store_read(s->repo->st, key, MAX_KEY_OBJECT, &b, &slot_err);
-	if (r == 0)
-		r = slot_decode(&s->repo->id, key, b.data, b.len, s->master, &slot_err);
-	if (b.data)
-		OPENSSL_cleanse(b.data, b.len);
-	s->found = r == 0;
-	s->locked += r == TM_E_DENIED;
-	if (r < 0 && !s->err.code)
-		s->err = slot_err;
+	name_domain(d->repo, (uint32_t)g, exact);
+	if (strcmp(key, exact) != 0)
+		return 0;
+	d->found = true;
+	if (g > d->generation)
+		d->generation = (uint32_t)g;
 	return 0;
 }
 
-static int find_keys(struct repo *repo, struct master_keys *master, struct error *err)
+/* Who holds the data key does not have to believe the object. */
+static int check_public(const struct repo *repo, const struct format_domain *h, const char *key,
+			struct error *err)
 {
-	struct slot_search s = {.repo = repo, .master = master};
-	int r = repo->st->ops->list(repo->st, "keys/", try_slot, &s, err);
+	uint32_t g = le32_get(h->generation);
+	const struct domain_keys *k = &repo->keys;
+	uint8_t pk[KEY_BYTES];
+	int r;
 
-	if (r < 0 || s.found)
-		return r;
-	if (s.locked)
-		return error_set(err, TM_E_DENIED,
-				 "the repository is encrypted: a password is needed");
-	if (s.err.code && err && !err->code)
-		*err = s.err;
-	return s.err.code ? (int)s.err.code
-			  : error_set(err, TM_E_CORRUPT, "the repository has no keys");
+	if (!(k->has & KEY_HAS_DATA) || g > k->generation)
+		return 0;
+	r = data_public(g == k->generation ? &k->data : &k->old[g], pk, err);
+	if (r == 0 && memcmp(pk, h->data_public, sizeof(pk)) != 0)
+		return error_set(err, TM_E_CORRUPT, "%s holds a public key that is not ours", key);
+	return r;
+}
+
+static int check_domain(const struct repo *repo, const struct format_domain *h, size_t len,
+			uint32_t generation, const char *key, struct error *err)
+{
+	uint8_t mac[KEY_BYTES];
+	int r;
+
+	if (len != sizeof(*h) || !id_equal(&h->domain, &repo->domain) ||
+	    le32_get(h->generation) != generation)
+		return error_set(err, TM_E_CORRUPT, "%s: length, id or generation is wrong", key);
+	r = domain_mac(&repo->keys.meta, h, mac, err);
+	if (r == 0 && !equal_secret(mac, h->mac, sizeof(mac)))
+		return error_set(err, TM_E_CORRUPT,
+				 "%s was not written with this repository's keys", key);
+	return r ? r : check_public(repo, h, key, err);
 }
 
 static int read_domain(struct repo *repo, struct error *err)
 {
+	struct newest_domain newest = {.repo = repo};
 	auto_buf struct buf b = {0};
 	struct format_domain h;
-	uint8_t mac[KEY_BYTES];
 	char key[KEY_MAX];
 	int r;
 
-	name_domain(repo, key);
-	r = store_read(repo->st, key, 64 << 10, &b, err);
+	name_domain(repo, 0, key);
+	r = repo->st->ops->list(repo->st, key, see_domain, &newest, err);
+	if (r == 0 && !newest.found)
+		return error_set(err, TM_E_CORRUPT, "object %s is missing", key);
+	name_domain(repo, newest.generation, key);
+	r = r ? r : store_read(repo->st, key, 64 << 10, &b, err);
 	if (r < 0)
 		return r;
 	r = format_head_check(b.data, b.len, MAGIC_DOMAIN, sizeof(h), &repo->id, key, err);
 	if (r < 0)
 		return r;
 	memcpy(&h, b.data, sizeof(h));
-	if (b.len != sizeof(h) || !id_equal(&h.domain, &repo->domain))
-		return error_set(err, TM_E_CORRUPT, "%s: length or id is wrong", key);
-	r = domain_mac(&repo->keys.meta, &h, mac, err);
-	if (r == 0 && !equal_secret(mac, h.mac, sizeof(mac)))
-		return error_set(err, TM_E_CORRUPT,
-				 "%s was not written with this repository's keys", key);
-	if (r == 0)
+	r = check_domain(repo, &h, b.len, newest.generation, key, err);
+	if (r == 0) {
 		memcpy(repo->keys.data_public, h.data_public, KEY_BYTES);
+		repo->keys.public_generation = newest.generation;
+	}
 	return r;
 }
 
-static int do_open(struct repo *repo, struct error *err)
+static int do_open(struct repo *repo, const struct repo_credentials *cred, struct error *err)
 {
-	auto_master struct master_keys master = {.has = 0};
 	uint8_t mac[KEY_BYTES];
 	struct format_repo h;
 	int r;
 
 	r = read_repo(repo, &h, err);
-	r = r ? r : find_keys(repo, &master, err);
-	r = r ? r : repo_mac(&master.meta, &h, mac, err);
+	r = r ? r : keyring_open(repo, cred, err);
+	r = r ? r : repo_mac(&repo->master.meta, &h, mac, err);
 	if (r < 0)
 		return r;
 	if (!equal_secret(mac, h.mac, sizeof(mac)))
 		return error_set(err, TM_E_CORRUPT,
 				 "object repo was not written with the repository's keys");
-	r = domain_derive(&master, &repo->domain, &repo->keys, err);
+	r = domain_derive(&repo->master, &repo->domain, &repo->keys, err);
 	return r ? r : read_domain(repo, err);
 }
 
-int repo_open(struct store *st, struct repo **ret, struct error *err)
+int repo_open_with(struct store *st, const struct repo_credentials *cred, struct repo **ret,
+		   struct error *err)
 {
 	auto_clean(repo_free) struct repo *repo = NULL;
 	int r = repo_alloc(st, &repo, err);
 
-	r = r ? r : do_open(repo, err);
+	r = r ? r : do_open(repo, cred, err);
 	if (r == 0)
 		*ret = tm_steal(repo);
 	return r;
+}
+
+int repo_open(struct store *st, struct repo **ret, struct error *err)
+{
+	return repo_open_with(st, NULL, ret, err);
 }
 
 void repo_free(struct repo *repo)
@@ -313,6 +327,8 @@ void repo_free(struct repo *repo)
 	cache_free(repo->cache);
 	store_free(repo->st);
 	domain_wipe(&repo->keys);
+	master_wipe(&repo->master);
+	(void)munlock(repo, sizeof(*repo));
 	free(repo);
 }
 

@@ -15,8 +15,37 @@ struct repo {
 	struct tm_id domain;
 	unsigned block_bits;
 	struct domain_keys keys;
+	struct master_keys master;
+	bool encrypted;
+	enum repo_role role;
+	struct tm_id kid;  /* of the slot that was opened; zero: a paper key */
+	bool slot_damaged; /* a copy of it had to be passed over */
+	unsigned log2_n;   /* of new slots */
 	struct cache *cache;
 };
+
+/* ---- init.c ---- */
+
+/* Puts the domain object of the keys' newest generation. */
+int put_domain(const struct repo *repo, struct error *err) TM_WUR;
+
+/* ---- keyring.c ---- */
+
+/* Opens the slot that cred fits: fills in master, role, kid. */
+int keyring_open(struct repo *repo, const struct repo_credentials *cred, struct error *err) TM_WUR;
+/* The first slot; secret NULL: stored unwrapped. */
+int keyring_init(struct repo *repo, const char *label, const struct repo_secret *secret,
+		 struct error *err) TM_WUR;
+
+/* ---- paper.c ---- */
+
+/* 64 hex digits; secret is that of a file. */
+int key_file_decode(const struct repo_secret *secret, struct secret *ret, struct error *err) TM_WUR;
+bool is_paper(const struct repo_secret *secret);
+int paper_encode(const struct tm_id *repo, const struct master_keys *keys, char **ret,
+		 struct error *err) TM_WUR;
+int paper_decode(const struct repo_secret *secret, const struct tm_id *repo,
+		 struct master_keys *ret, struct error *err) TM_WUR;
 
 struct table_entry {
 	struct tm_id session;
@@ -58,7 +87,8 @@ enum session_flag {
 	FLAG_CHECKS = 'c',
 };
 
-void name_domain(const struct repo *repo, char key[KEY_MAX]);
+/* generation 0: without a number */
+void name_domain(const struct repo *repo, uint32_t generation, char key[KEY_MAX]);
 void name_flag(const struct repo *repo, enum session_flag flag, const struct tm_id *sid,
 	       char key[KEY_MAX]);
 void name_flag_prefix(const struct repo *repo, enum session_flag flag, char key[KEY_MAX]);

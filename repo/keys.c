@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "keys.h"
 
+#include <assert.h>
 #include <openssl/crypto.h>
 #include <string.h>
 
@@ -34,20 +35,48 @@ int master_new(struct master_keys *ret, struct error *err)
 	return r;
 }
 
+int master_rotate(struct master_keys *keys, struct error *err)
+{
+	auto_secret struct secret data = {{0}};
+	int r;
+
+	assert(keys->has & KEY_HAS_DATA);
+	if (keys->generation + 1 >= MAX_DATA_KEYS)
+		return error_set(err, TM_E_RANGE,
+				 "the data key was rotated %u times; more is not possible",
+				 keys->generation);
+	r = random_bytes(data.b, sizeof(data.b), err);
+	if (r < 0)
+		return r;
+	keys->old[keys->generation++] = keys->data;
+	keys->data = data;
+	return 0;
+}
+
+static int derive_data(const struct master_keys *master, const struct tm_id *domain,
+		       struct domain_keys *ret, struct error *err)
+{
+	static const char label[] = "tidemark domain data";
+	int r = derive_id(&master->data, label, domain, &ret->data, err);
+
+	for (uint32_t g = 0; r == 0 && g < master->generation; g++)
+		r = derive_id(&master->old[g], label, domain, &ret->old[g], err);
+	ret->public_generation = master->generation;
+	return r ? r : data_public(&ret->data, ret->data_public, err);
+}
+
 int domain_derive(const struct master_keys *master, const struct tm_id *domain,
 		  struct domain_keys *ret, struct error *err)
 {
 	int r = 0;
 
-	*ret = (struct domain_keys){.has = master->has};
+	*ret = (struct domain_keys){.has = master->has, .generation = master->generation};
 	if (master->has & KEY_HAS_META)
 		r = derive_id(&master->meta, "tidemark domain meta", domain, &ret->meta, err);
 	if (r == 0 && master->has & KEY_HAS_ID)
 		r = derive_id(&master->id, "tidemark domain id", domain, &ret->id, err);
 	if (r == 0 && master->has & KEY_HAS_DATA)
-		r = derive_id(&master->data, "tidemark domain data", domain, &ret->data, err);
-	if (r == 0 && master->has & KEY_HAS_DATA)
-		r = data_public(&ret->data, ret->data_public, err);
+		r = derive_data(master, domain, ret, err);
 	return r;
 }
 
@@ -88,7 +117,14 @@ int session_keys_open(const struct domain_keys *domain, const struct tm_id *repo
 	r = derive_id(&domain->meta, "tidemark session", sid, &ret->meta, err);
 	if (r < 0 || !(domain->has & KEY_HAS_DATA))
 		return r;
-	r = wrap_open(&domain->data, info, sizeof(info), wrap, &ret->data, err);
+	/* A wrap does not say which data key it is for; mostly it is the newest one. */
+	r = wrap_open(&domain->data, info, sizeof(info), wrap, &ret->data,
+		      domain->generation == 0 ? err : NULL);
+	for (uint32_t g = domain->generation; r == TM_E_CORRUPT && g > 0; g--)
+		r = wrap_open(&domain->old[g - 1], info, sizeof(info), wrap, &ret->data,
+			      g == 1 ? err : NULL);
+	if (r == TM_E_NOMEM)
+		r = error_nomem(err);
 	ret->has_data = r == 0;
 	return r;
 }
@@ -122,74 +158,4 @@ int source_id(const struct domain_keys *domain, const char *guest, struct tm_id 
 	if (r == 0)
 		memcpy(ret->b, mac, sizeof(ret->b));
 	return r;
-}
-
-/* ---- key slots ---- */
-
-int slot_encode_plain(const struct tm_id *repo, const struct tm_id *kid,
-		      const struct master_keys *keys, struct buf *ret, struct error *err)
-{
-	struct format_key_record rec = {.has = le32_of(keys->has)};
-	struct format_key h = {
-		.kid = *kid, .kdf = KDF_NONE, .cipher = CIPHER_AES256_GCM, .role = ROLE_FULL};
-	int r;
-
-	memcpy(rec.meta, keys->meta.b, KEY_BYTES);
-	memcpy(rec.id, keys->id.b, KEY_BYTES);
-	memcpy(rec.data, keys->data.b, KEY_BYTES);
-	format_head_init(&h.head, MAGIC_KEY, sizeof(h), repo);
-	h.body_len = le32_of(sizeof(rec));
-	h.body_crc = le32_of(crc32c(0, &rec, sizeof(rec)));
-	format_head_seal(&h, sizeof(h));
-	r = buf_add(ret, &h, sizeof(h), err);
-	if (r == 0)
-		r = buf_add(ret, &rec, sizeof(rec), err);
-	OPENSSL_cleanse(&rec, sizeof(rec));
-	return r;
-}
-
-static int slot_check(const char *name, const struct format_key *h, const uint8_t *body,
-		      size_t body_len, struct error *err)
-{
-	if (le32_get(h->body_len) != body_len || le32_get(h->body_crc) != crc32c(0, body, body_len))
-		return error_set(err, TM_E_CORRUPT, "%s: body checksum is wrong", name);
-	if (h->cipher != CIPHER_AES256_GCM || h->kdf > KDF_SCRYPT)
-		return error_set(err, TM_E_UNSUPPORTED, "%s: unknown cipher or key derivation",
-				 name);
-	if (h->kdf != KDF_NONE)
-		return error_set(err, TM_E_DENIED, "%s needs a password", name);
-	return 0;
-}
-
-int slot_decode(const struct tm_id *repo, const char *name, const void *bytes, size_t len,
-		struct master_keys *ret, struct error *err)
-{
-	struct format_key h;
-	struct format_key_record rec;
-	uint32_t has;
-	int r;
-
-	r = format_head_check(bytes, len, MAGIC_KEY, sizeof(h), repo, name, err);
-	if (r < 0)
-		return r;
-	memcpy(&h, bytes, sizeof(h));
-	r = slot_check(name, &h, (const uint8_t *)bytes + sizeof(h), len - sizeof(h), err);
-	if (r < 0)
-		return r;
-	if (len - sizeof(h) != sizeof(rec))
-		return error_set(err, TM_E_UNSUPPORTED, "%s does not hold exactly one set of keys",
-				 name);
-	memcpy(&rec, (const uint8_t *)bytes + sizeof(h), sizeof(rec));
-	has = le32_get(rec.has);
-	if (!id_is_zero(&rec.scope) ||
-	    has & ~(uint32_t)(KEY_HAS_META | KEY_HAS_ID | KEY_HAS_DATA) || !(has & KEY_HAS_META)) {
-		OPENSSL_cleanse(&rec, sizeof(rec));
-		return error_set(err, TM_E_UNSUPPORTED, "%s holds keys of an unknown kind", name);
-	}
-	ret->has = has;
-	memcpy(ret->meta.b, rec.meta, KEY_BYTES);
-	memcpy(ret->id.b, rec.id, KEY_BYTES);
-	memcpy(ret->data.b, rec.data, KEY_BYTES);
-	OPENSSL_cleanse(&rec, sizeof(rec));
-	return 0;
 }

@@ -12,15 +12,24 @@
 #include "crypt.h"
 #include "store.h"
 
+/*
+ * Data keys have generations: a rotation adds one.  Whoever may read holds all of them, `data`
+ * being the newest and old[g] that of generation g.
+ */
 struct master_keys {
 	struct secret meta, id, data;
 	uint32_t has; /* KEY_HAS_… */
+	uint32_t generation;
+	struct secret old[MAX_DATA_KEYS - 1];
 };
 
 struct domain_keys {
 	struct secret meta, id, data;
 	uint32_t has;
-	uint8_t data_public[KEY_BYTES];
+	uint32_t generation;
+	struct secret old[MAX_DATA_KEYS - 1];
+	uint8_t data_public[KEY_BYTES]; /* what new sessions are sealed to */
+	uint32_t public_generation;
 };
 
 struct session_keys {
@@ -35,6 +44,8 @@ void domain_wipe(struct domain_keys *k);
 void session_keys_wipe(struct session_keys *k);
 
 int master_new(struct master_keys *ret, struct error *err) TM_WUR;
+/* Puts a fresh data key in front of the present ones. */
+int master_rotate(struct master_keys *keys, struct error *err) TM_WUR;
 
 /* All but data_public, which is computed when the data key is there. */
 int domain_derive(const struct master_keys *master, const struct tm_id *domain,
@@ -54,10 +65,3 @@ int segment_key(const struct secret *session, uint8_t type, uint32_t index, stru
 /* 16 bytes that stand for a guest's name in object names. */
 int source_id(const struct domain_keys *domain, const char *guest, struct tm_id *ret,
 	      struct error *err) TM_WUR;
-
-/* A key slot that stores the master keys unwrapped. */
-int slot_encode_plain(const struct tm_id *repo, const struct tm_id *kid,
-		      const struct master_keys *keys, struct buf *ret, struct error *err) TM_WUR;
-/* TM_E_DENIED when the slot needs a password. */
-int slot_decode(const struct tm_id *repo, const char *name, const void *bytes, size_t len,
-		struct master_keys *ret, struct error *err) TM_WUR;

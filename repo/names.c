@@ -20,9 +20,12 @@ static void name_print(char key[KEY_MAX], const char *fmt, ...)
 	assert(n > 0 && n < KEY_MAX);
 }
 
-void name_domain(const struct repo *repo, char key[KEY_MAX])
+void name_domain(const struct repo *repo, uint32_t generation, char key[KEY_MAX])
 {
-	name_print(key, "d/%s/dom", id_text(&repo->domain).s);
+	if (generation == 0)
+		name_print(key, "d/%s/dom", id_text(&repo->domain).s);
+	else
+		name_print(key, "d/%s/dom.%04" PRIx32, id_text(&repo->domain).s, generation);
 }
 
 void name_flag(const struct repo *repo, enum session_flag flag, const struct tm_id *sid,

@@ -376,9 +376,12 @@ static void reader_run(struct reader *r, const struct repo_read_options *opt)
 int repo_read_disk(struct repo *repo, const struct point *p, const struct point_disk *disk,
 		   struct piece_sink *sink, const struct repo_read_options *opt, struct error *err)
 {
-	struct reader *r = calloc(1, sizeof(*r));
-	int code;
+	struct reader *r;
+	int code = repo_check_right(repo, REPO_MAY_READ, err);
 
+	if (code < 0)
+		return code;
+	r = calloc(1, sizeof(*r));
 	if (!r)
 		return error_nomem(err);
 	*r = (struct reader){

@@ -70,17 +70,118 @@ TM_CLEANUP(struct store, store_free)
 
 struct repo;
 
+/* ---- secrets and roles (docs/format.md, "Keys") ---- */
+
+enum repo_role {
+	REPO_ROLE_FULL = 1,
+	REPO_ROLE_BACKUP = 2,  /* makes backups and lists, cannot read data */
+	REPO_ROLE_JANITOR = 3, /* lists, checks structure, prunes */
+};
+
+enum repo_secret_kind {
+	REPO_SECRET_NONE = 0,
+	REPO_SECRET_PASSWORD = 1,
+	REPO_SECRET_KEY_FILE = 2, /* the text of a key file or of a paper key */
+};
+
+/* Borrowed by whoever gets it until the call returns; wiped by its owner. */
+struct repo_secret {
+	enum repo_secret_kind kind;
+	const void *bytes;
+	size_t len;
+};
+
+struct repo_credentials {
+	/* Called once, and only for an encrypted repository.  TM_E_DENIED: there is no secret. */
+	int (*get)(void *data, struct repo_secret *ret, struct error *err);
+	void *data;
+	/* A secret was named: a repository that is not encrypted is refused, because it may have
+	 * been put in the place of one that is. */
+	bool given;
+};
+
+#define REPO_KEY_FILE_TEXT 66 /* 64 hex digits, newline, end */
+/* A new key file's text: 32 random bytes. */
+int repo_key_file_new(char ret[REPO_KEY_FILE_TEXT], struct error *err) TM_WUR;
+
 struct repo_init_options {
-	uint32_t block_size; /* 64 KiB */
+	uint32_t block_size;              /* 64 KiB */
+	const struct repo_secret *secret; /* NULL: not encrypted */
+	const char *label;                /* of the first key, or NULL */
+	unsigned scrypt_log2_n;           /* 0: 17, for everybody but tests */
 };
 
 /* Makes a repository in an empty store.  Takes the store over, also on failure. */
 int repo_init(struct store *st, const struct repo_init_options *opt, struct repo **ret,
 	      struct error *err) TM_WUR;
-/* TM_E_NOTFOUND: not a repository; TM_E_UNSUPPORTED: newer format. Takes the store over. */
+/*
+ * TM_E_NOTFOUND: not a repository; TM_E_UNSUPPORTED: newer format; TM_E_DENIED: no secret, or not
+ * one of this repository's.  Takes the store over.
+ */
+int repo_open_with(struct store *st, const struct repo_credentials *cred, struct repo **ret,
+		   struct error *err) TM_WUR;
+/* The same without a secret. */
 int repo_open(struct store *st, struct repo **ret, struct error *err) TM_WUR;
 void repo_free(struct repo *repo);
 TM_CLEANUP(struct repo, repo_free)
+
+bool repo_encrypted(const struct repo *repo);
+enum repo_role repo_role(const struct repo *repo);
+
+enum repo_right {
+	REPO_MAY_BACK_UP,
+	REPO_MAY_READ,
+	REPO_MAY_PRUNE,
+	REPO_MAY_CHANGE_KEYS,
+};
+/* TM_E_DENIED with a text that says what the key is and what it cannot do. */
+int repo_check_right(const struct repo *repo, enum repo_right right, struct error *err) TM_WUR;
+
+/* Remarks on the key the repository was opened with, NULL: none. */
+const char *repo_key_remark(const struct repo *repo);
+
+struct repo_key {
+	struct tm_id id;
+	enum repo_role role;
+	const char *kdf; /* "scrypt", "key-file", "none" */
+	char label[65];
+	uint64_t created_ms;
+	bool own;        /* the repository was opened with it */
+	unsigned copies; /* that are whole, of 2 */
+	char *problem;   /* NULL, or why it cannot be used; then only the id is known */
+};
+
+struct repo_key_list {
+	struct repo_key *v; /* owned */
+	size_t n;
+};
+void repo_key_list_done(struct repo_key_list *list);
+#define auto_key_list __attribute__((cleanup(repo_key_list_done)))
+
+const char *repo_role_name(enum repo_role role); /* "full", "backup", "janitor" */
+
+/* All key slots, oldest first. */
+int repo_keys(struct repo *repo, struct repo_key_list *ret, struct error *err) TM_WUR;
+
+/*
+ * Changes of keys.  An interrupted one leaves all keys usable that were so before; it is simply run
+ * again.  They are made by one person at a time.
+ */
+int repo_key_add(struct repo *repo, enum repo_role role, const char *label,
+		 const struct repo_secret *secret, struct tm_id *ret, struct error *err) TM_WUR;
+/* TM_E_DENIED for the last full key. */
+int repo_key_remove(struct repo *repo, const struct tm_id *id, struct error *err) TM_WUR;
+/* Another secret for the key the repository was opened with; it gets a new id. */
+int repo_key_change(struct repo *repo, const struct repo_secret *secret, struct tm_id *ret,
+		    struct error *err) TM_WUR;
+/* New sessions get a new data key.  secret: the one that the repository was opened with. */
+int repo_key_rotate(struct repo *repo, const struct repo_secret *secret, struct tm_id *ret,
+		    struct error *err) TM_WUR;
+/* Writes damaged and missing copies again; *ret counts them. */
+int repo_keys_repair(struct repo *repo, size_t *ret, struct error *err) TM_WUR;
+/* All secrets as lines for paper, which open the repository even when it has lost its slots.  The
+ * caller wipes and frees *ret. */
+int repo_key_paper(struct repo *repo, char **ret, struct error *err) TM_WUR;
 
 const struct tm_id *repo_id(const struct repo *repo);
 uint32_t repo_block_size(const struct repo *repo);

@@ -94,9 +94,8 @@ static int session_init(struct repo_session *s, const struct repo_session_option
 	if (level < ZSTD_minCLevel() || level > ZSTD_maxCLevel())
 		return error_set(err, TM_E_USAGE, "compression level %d is not from %d to %d",
 				 level, ZSTD_minCLevel(), ZSTD_maxCLevel());
-	if (!(s->repo->keys.has & KEY_HAS_ID))
-		return error_set(err, TM_E_DENIED, "this key does not allow backups");
-	r = text_copy(opt->guest, &s->guest, err);
+	r = repo_check_right(s->repo, REPO_MAY_BACK_UP, err);
+	r = r ? r : text_copy(opt->guest, &s->guest, err);
 	r = r ? r
 	      : workers_init(&s->workers, pool_workers(s->pool), &s->repo->keys.id, level, 0, err);
 	r = r ? r : source_id(&s->repo->keys, s->guest, &s->source, err);

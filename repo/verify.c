@@ -326,8 +326,9 @@ int repo_verify(struct repo *repo, const struct repo_verify_options *opt,
 {
 	struct repo_verify_report report = {0};
 	struct verifier v = {.repo = repo, .opt = opt, .report = &report};
-	int r = run_phases(&v, err);
+	int r = opt->read_data ? repo_check_right(repo, REPO_MAY_READ, err) : 0;
 
+	r = r ? r : run_phases(&v, err);
 	if (v.code < 0) {
 		if (err && !err->code)
 			*err = v.err;

@@ -122,6 +122,34 @@ static void help_needs_nothing_else(void **state)
 	options_done(&o);
 }
 
+static void secrets_come_from_one_place(void **state)
+{
+	struct options o;
+	struct error err;
+
+	(void)state;
+	assert_int_equal(parse("tidemark -r /r key add --role backup --new-key-file k --label l "
+			       "--password-file p",
+			       &o, &err),
+			 0);
+	assert_int_equal(o.command, CMD_KEY);
+	assert_int_equal(o.role, REPO_ROLE_BACKUP);
+	assert_string_equal(o.new_key_file, "k");
+	assert_string_equal(o.password_file, "p");
+	options_done(&o);
+	assert_int_equal(parse("tidemark -r /r key list", &o, &err), 0);
+	assert_int_equal(o.role, REPO_ROLE_FULL);
+	options_done(&o);
+	assert_int_equal(parse("tidemark -r /r list --key-file k --password-file p", &o, &err),
+			 TM_E_USAGE);
+	options_done(&o);
+	assert_int_equal(parse("tidemark -r /r key add --role king", &o, &err), TM_E_USAGE);
+	assert_non_null(strstr(err.text, "janitor"));
+	options_done(&o);
+	assert_int_equal(parse("tidemark -r /r backup qmp:/s --encrypt", &o, &err), TM_E_USAGE);
+	options_done(&o);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -129,6 +157,7 @@ int main(void)
 		cmocka_unit_test(the_environment_names_the_repository),
 		cmocka_unit_test(wrong_lines_name_the_wrong_word),
 		cmocka_unit_test(help_needs_nothing_else),
+		cmocka_unit_test(secrets_come_from_one_place),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,0 +1,209 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* key list, add, remove, passwd, rotate, repair and export. */
+#include "agent.h"
+#include "secret.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static json_t *key_json(const struct repo_key *k)
+{
+	char created[TIME_TEXT_MAX];
+	json_t *o;
+
+	if (k->problem)
+		return json_pack("{s:s, s:n, s:n, s:n, s:n, s:b, s:i, s:s}", "key",
+				 id_text(&k->id).s, "role", "label", "kdf", "created", "own", 0,
+				 "copies", 0, "problem", k->problem);
+	time_format_utc(k->created_ms, created);
+	o = json_pack("{s:s, s:s, s:s, s:s, s:b, s:i}", "key", id_text(&k->id).s, "role",
+		      repo_role_name(k->role), "kdf", k->kdf, "created", created, "own",
+		      (int)k->own, "copies", (int)k->copies);
+	/* what somebody else wrote there may be no UTF-8 */
+	if (o && json_object_set_new(o, "label", json_string(k->label)) &&
+	    json_object_set_new(o, "label", json_null())) {
+		json_decref(o);
+		return NULL;
+	}
+	return o;
+}
+
+static void print_key(const struct repo_key *k)
+{
+	char when[TIME_TEXT_MAX];
+
+	if (k->problem) {
+		(void)printf("%.12s  cannot be used: %s\n", id_text(&k->id).s, k->problem);
+		return;
+	}
+	time_format_local(k->created_ms, when);
+	(void)printf("%.12s%c %-8s %-9s %s  %s%s\n", id_text(&k->id).s, k->own ? '*' : ' ',
+		     repo_role_name(k->role), k->kdf, when, k->label,
+		     k->copies < 2 ? "  (one copy is damaged or missing: key repair)" : "");
+}
+
+static int key_list(struct agent *a, struct error *err)
+{
+	auto_key_list struct repo_key_list l = {0};
+	int r = repo_keys(a->repo, &l, err);
+	json_t *out;
+
+	if (r)
+		return r;
+	if (!a->opt.json) {
+		(void)printf("%-12s  %-8s %-9s %-19s  %s\n", "KEY", "ROLE", "KIND", "CREATED",
+			     "LABEL");
+		for (size_t i = 0; i < l.n; i++)
+			print_key(&l.v[i]);
+		return 0;
+	}
+	out = json_array();
+	for (size_t i = 0; i < l.n && !r; i++)
+		if (json_array_append_new(out, key_json(&l.v[i])))
+			r = error_nomem(err);
+	if (!r)
+		return print_json(out, err);
+	json_decref(out);
+	return r;
+}
+
+/* By the beginning of its id. */
+static int find_key(struct agent *a, const char *text, struct tm_id *ret, struct error *err)
+{
+	auto_key_list struct repo_key_list l = {0};
+	size_t len = strlen(text), found = 0;
+	int r = repo_keys(a->repo, &l, err);
+
+	if (r)
+		return r;
+	for (size_t i = 0; i < l.n; i++) {
+		if (len < 4 || strncmp(id_text(&l.v[i].id).s, text, len) != 0)
+			continue;
+		*ret = l.v[i].id;
+		found++;
+	}
+	if (found == 1)
+		return 0;
+	return found ? error_set(err, TM_E_USAGE, "several keys begin with '%s'", text)
+		     : error_set(err, TM_E_NOTFOUND,
+				 "there is no key '%s'; 'key list' shows them, 4 digits are enough",
+				 text);
+}
+
+static int say_key(struct agent *a, const struct tm_id *id, const char *done, struct error *err)
+{
+	if (a->opt.json)
+		return print_json(json_pack("{s:s}", "key", id_text(id).s), err);
+	(void)printf("%s %.12s\n", done, id_text(id).s);
+	return 0;
+}
+
+static int key_add(struct agent *a, struct error *err)
+{
+	struct repo_secret secret;
+	struct tm_id id;
+	int r = repo_check_right(a->repo, REPO_MAY_CHANGE_KEYS, err);
+
+	r = r ? r : secret_new(a, &secret, err);
+	if (r)
+		return r;
+	r = repo_key_add(a->repo, a->opt.role, a->opt.label, &secret, &id, err);
+	if (r)
+		secret_forget(a);
+	return r ? r : say_key(a, &id, "added key", err);
+}
+
+static int key_remove(struct agent *a, struct error *err)
+{
+	struct tm_id id;
+	int r = find_key(a, a->opt.args.v[1], &id, err);
+
+	r = r ? r : repo_key_remove(a->repo, &id, err);
+	return r ? r : say_key(a, &id, "removed key", err);
+}
+
+static int key_passwd(struct agent *a, struct error *err)
+{
+	struct repo_secret secret;
+	struct tm_id id;
+	int r = secret_new(a, &secret, err);
+
+	if (r)
+		return r;
+	r = repo_key_change(a->repo, &secret, &id, err);
+	if (r)
+		error_append(err, "; the old password or key file still opens");
+	return r ? r : say_key(a, &id, "changed; the key is now", err);
+}
+
+static int key_rotate(struct agent *a, struct error *err)
+{
+	struct repo_secret secret = secret_used(a);
+	struct tm_id id;
+	int r = repo_key_rotate(a->repo, &secret, &id, err);
+
+	if (r)
+		return r;
+	say(a, "new points have a new data key; print a new paper key with 'key export'");
+	return say_key(a, &id, "rotated; the key is now", err);
+}
+
+static int key_repair(struct agent *a, struct error *err)
+{
+	size_t n = 0;
+	int r = repo_keys_repair(a->repo, &n, err);
+
+	if (r)
+		return r;
+	if (a->opt.json)
+		return print_json(json_pack("{s:I}", "repaired", (json_int_t)n), err);
+	(void)printf("%zu cop%s written again\n", n, n == 1 ? "y" : "ies");
+	return 0;
+}
+
+static int key_export(struct agent *a, struct error *err)
+{
+	char *text = NULL;
+	int r = repo_key_paper(a->repo, &text, err);
+
+	if (r)
+		return r;
+	if (a->opt.json)
+		r = print_json(json_pack("{s:s}", "paper", text), err);
+	else
+		(void)fputs(text, stdout);
+	explicit_bzero(text, strlen(text));
+	free(text);
+	return r;
+}
+
+static const struct {
+	const char *name;
+	size_t args;
+	int (*run)(struct agent *a, struct error *err);
+} actions[] = {
+	{"list", 0, key_list},     {"add", 0, key_add},       {"remove", 1, key_remove},
+	{"passwd", 0, key_passwd}, {"rotate", 0, key_rotate}, {"repair", 0, key_repair},
+	{"export", 0, key_export},
+};
+
+int cmd_key(struct agent *a, enum exit_status *status, struct error *err)
+{
+	const char *name = a->opt.args.v[0];
+	int r;
+
+	(void)status;
+	for (size_t i = 0; i < ARRAY_SIZE(actions); i++) {
+		if (strcmp(actions[i].name, name) != 0)
+			continue;
+		if (a->opt.args.n - 1 != actions[i].args)
+			return error_set(err, TM_E_USAGE, "key %s takes %s", name,
+					 actions[i].args ? "the ID of a key" : "no argument");
+		r = agent_open_repo(a, err);
+		return r ? r : actions[i].run(a, err);
+	}
+	r = error_set(err, TM_E_USAGE, "key does not know '%s'; it takes", name);
+	for (size_t i = 0; i < ARRAY_SIZE(actions); i++)
+		error_append(err, "%s %s", i ? "," : "", actions[i].name);
+	return r;
+}

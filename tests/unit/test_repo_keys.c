@@ -1,0 +1,757 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Passwords, key files, roles, rotation; damaged slots; changes that are interrupted. */
+#include "test_repo.h"
+
+#include "repo/internal.h"
+
+#define BS     4096
+#define LOG2_N 4 /* of scrypt: quick */
+
+static uint64_t seed;
+
+struct secret_box {
+	struct repo_secret s;
+	unsigned asked;
+};
+
+static int give(void *data, struct repo_secret *ret, struct error *err)
+{
+	struct secret_box *box = data;
+
+	(void)err;
+	box->asked++;
+	*ret = box->s;
+	return 0;
+}
+
+static struct repo_secret password(const char *text)
+{
+	return (struct repo_secret){REPO_SECRET_PASSWORD, text, strlen(text)};
+}
+
+static struct repo_secret key_file(const char *text)
+{
+	return (struct repo_secret){REPO_SECRET_KEY_FILE, text, strlen(text)};
+}
+
+/* A rig whose repository is encrypted under "first". */
+static void rig_up_encrypted(struct rig *rig)
+{
+	struct repo_secret first = password("first");
+	const struct repo_init_options opt = {
+		.block_size = BS, .secret = &first, .label = "mine", .scrypt_log2_n = LOG2_N};
+	struct error err = {0};
+
+	*rig = (struct rig){.random = seed | 1, .now = 1700000000000};
+	assert_int_equal(loop_new(64, &rig->loop, NULL), 0);
+	assert_int_equal(pool_new(rig->loop, 2, &rig->pool, NULL), 0);
+	rig->store = rig_store(rig);
+	if (repo_init(&rig->store->st, &opt, &rig->repo, &err) < 0)
+		fail_msg("%s", err.text);
+}
+
+/* Opens the repository anew; after a failure there is none left. */
+static int reopen(struct rig *rig, const struct repo_secret *secret, struct error *err)
+{
+	struct secret_box box = {.s = secret ? *secret : (struct repo_secret){0}};
+	const struct repo_credentials cred = {.get = give, .data = &box, .given = secret != NULL};
+	struct store *below = rig->store->below;
+	struct failing *fresh = calloc(1, sizeof(*fresh));
+	int r;
+
+	error_clear(err);
+	rig->store->below = NULL;
+	repo_free(rig->repo);
+	rig->repo = NULL;
+	*fresh = (struct failing){.st = {.ops = &failing_ops, .loop = rig->loop}, .below = below};
+	rig->store = fresh;
+	r = repo_open_with(&fresh->st, secret ? &cred : NULL, &rig->repo, err);
+	if (r == 0)
+		rig->repo->log2_n = LOG2_N;
+	return r;
+}
+
+/* All objects, so that they can be changed and opened as another repository. */
+struct copy {
+	char key[300][KEY_MAX];
+	struct buf bytes[300];
+	size_t n;
+};
+
+struct copy_run {
+	struct copy *c;
+	struct store *st;
+};
+
+static int copy_name(void *data, const char *key, uint64_t size, struct error *err)
+{
+	struct copy_run *run = data;
+
+	(void)size;
+	(void)err;
+	assert_true(run->c->n < ARRAY_SIZE(run->c->key));
+	(void)snprintf(run->c->key[run->c->n++], KEY_MAX, "%s", key);
+	return 0;
+}
+
+static struct copy *copy_store(struct store *st)
+{
+	struct copy *c = calloc(1, sizeof(*c));
+	struct copy_run run = {c, st};
+
+	assert_non_null(c);
+	assert_int_equal(st->ops->list(st, "", copy_name, &run, NULL), 0);
+	for (size_t i = 0; i < c->n; i++)
+		assert_int_equal(store_read(st, c->key[i], 64 << 20, &c->bytes[i], NULL), 0);
+	return c;
+}
+
+static void copy_free(struct copy *c)
+{
+	for (size_t i = 0; i < c->n; i++)
+		buf_done(&c->bytes[i]);
+	free(c);
+}
+
+static struct failing *copy_to_store(struct rig *rig, const struct copy *c)
+{
+	struct failing *f = rig_store(rig);
+
+	for (size_t i = 0; i < c->n; i++)
+		assert_int_equal(store_put_wait(f->below, c->key[i], c->bytes[i].data,
+						c->bytes[i].len, NULL),
+				 0);
+	return f;
+}
+
+/* Can a repository of these objects be opened so?  *ret_repo may be NULL. */
+static int open_copy(struct rig *rig, const struct copy *c, const struct repo_secret *secret,
+		     struct repo **ret_repo, struct error *err)
+{
+	struct secret_box box = {.s = secret ? *secret : (struct repo_secret){0}};
+	const struct repo_credentials cred = {.get = give, .data = &box, .given = secret != NULL};
+	struct failing *f = copy_to_store(rig, c);
+	struct repo *repo = NULL;
+	int r;
+
+	error_clear(err);
+	r = repo_open_with(&f->st, secret ? &cred : NULL, &repo, err);
+	if (ret_repo && r == 0)
+		*ret_repo = repo;
+	else
+		repo_free(repo);
+	return r;
+}
+
+static int open_now(struct rig *rig, const struct repo_secret *secret, struct error *err)
+{
+	struct copy *c = copy_store(rig->store->below);
+	int r = open_copy(rig, c, secret, NULL, err);
+
+	copy_free(c);
+	return r;
+}
+
+static void assert_opens(struct rig *rig, const char *text)
+{
+	struct repo_secret s = password(text);
+	struct error err = {0};
+
+	if (open_now(rig, &s, &err) < 0)
+		fail_msg("%s: %s", text, err.text);
+}
+
+static void assert_denied(struct rig *rig, const struct repo_secret *secret, const char *word)
+{
+	struct error err = {0};
+
+	assert_int_equal(open_now(rig, secret, &err), TM_E_DENIED);
+	if (!strstr(err.text, word))
+		fail_msg("'%s' is not in: %s", word, err.text);
+}
+
+/* ---- tests ---- */
+
+static void only_the_password_opens(void **state)
+{
+	struct repo_secret wrong = password("First"), file;
+	char text[REPO_KEY_FILE_TEXT];
+	struct error err = {0};
+	struct rig rig;
+
+	(void)state;
+	rig_up_encrypted(&rig);
+	assert_true(repo_encrypted(rig.repo));
+	assert_opens(&rig, "first");
+	assert_denied(&rig, &wrong, "wrong password");
+	assert_denied(&rig, NULL, "encrypted");
+	assert_int_equal(repo_key_file_new(text, &err), 0);
+	file = key_file(text);
+	assert_denied(&rig, &file, "key file");
+	text[0] = 'x';
+	assert_denied(&rig, &file, "hex");
+	text[40] = 0;
+	file = key_file(text);
+	assert_denied(&rig, &file, "40 characters");
+	rig_down(&rig);
+}
+
+static void a_plain_repository_takes_no_password(void **state)
+{
+	struct repo_secret any = password("any");
+	struct error err = {0};
+	struct tm_id id;
+	struct rig rig;
+
+	(void)state;
+	rig_up(&rig, BS, seed);
+	assert_false(repo_encrypted(rig.repo));
+	assert_int_equal(open_now(&rig, NULL, &err), 0);
+	assert_denied(&rig, &any, "not encrypted");
+	assert_int_equal(repo_key_add(rig.repo, REPO_ROLE_FULL, NULL, &any, &id, &err),
+			 TM_E_UNSUPPORTED);
+	rig_down(&rig);
+}
+
+static void keys_are_listed_added_and_removed(void **state)
+{
+	struct repo_secret second = password("second"), file;
+	auto_key_list struct repo_key_list l = {0};
+	char text[REPO_KEY_FILE_TEXT];
+	struct tm_id a, b, first;
+	struct error err = {0};
+	struct rig rig;
+
+	(void)state;
+	rig_up_encrypted(&rig);
+	assert_int_equal(repo_key_file_new(text, &err), 0);
+	file = key_file(text);
+	assert_int_equal(repo_keys(rig.repo, &l, &err), 0);
+	assert_int_equal(l.n, 1);
+	assert_true(l.v[0].own && l.v[0].copies == 2 && l.v[0].role == REPO_ROLE_FULL);
+	assert_string_equal(l.v[0].label, "mine");
+	assert_string_equal(l.v[0].kdf, "scrypt");
+	first = l.v[0].id;
+	repo_key_list_done(&l);
+	assert_int_equal(repo_key_remove(rig.repo, &first, &err), TM_E_DENIED);
+	error_clear(&err);
+	assert_int_equal(repo_key_add(rig.repo, REPO_ROLE_BACKUP, "agent", &file, &a, &err), 0);
+	assert_int_equal(repo_key_remove(rig.repo, &first, &err), TM_E_DENIED);
+	error_clear(&err);
+	assert_int_equal(repo_key_add(rig.repo, REPO_ROLE_FULL, NULL, &second, &b, &err), 0);
+	assert_opens(&rig, "second");
+	assert_int_equal(open_now(&rig, &file, &err), 0);
+	assert_int_equal(repo_key_remove(rig.repo, &first, &err), 0);
+	{
+		struct repo_secret gone = password("first");
+
+		assert_denied(&rig, &gone, "wrong password");
+	}
+	assert_int_equal(repo_key_remove(rig.repo, &b, &err), TM_E_DENIED);
+	error_clear(&err);
+	assert_int_equal(repo_key_remove(rig.repo, &a, &err), 0);
+	assert_int_equal(repo_key_remove(rig.repo, &a, &err), TM_E_NOTFOUND);
+	rig_down(&rig);
+}
+
+static void a_password_is_changed(void **state)
+{
+	struct repo_secret old = password("first"), second = password("second");
+	struct error err = {0};
+	struct tm_id id;
+	struct rig rig;
+
+	(void)state;
+	rig_up_encrypted(&rig);
+	assert_int_equal(repo_key_change(rig.repo, &second, &id, &err), 0);
+	assert_opens(&rig, "second");
+	assert_denied(&rig, &old, "wrong password");
+	rig_down(&rig);
+}
+
+/* A point each by a full and by a backup key, the second one on top of the first. */
+static void roles_do_what_they_may(void **state)
+{
+	struct repo_secret first = password("first"), agent = password("agent"),
+			   janitor = password("janitor"), other = password("other");
+	struct repo_verify_options data = {.read_data = true};
+	struct repo_verify_report report = {0};
+	struct error err = {0};
+	struct image im;
+	struct tm_id id;
+	struct rig rig;
+
+	(void)state;
+	rig_up_encrypted(&rig);
+	data.pool = rig.pool;
+	image_init(&im, 2 * 1024 * 1024 + 5, BS);
+	image_change(&im, &rig.random, 20);
+	assert_int_equal(repo_key_add(rig.repo, REPO_ROLE_BACKUP, NULL, &agent, &id, &err), 0);
+	assert_int_equal(repo_key_add(rig.repo, REPO_ROLE_JANITOR, NULL, &janitor, &id, &err), 0);
+	assert_int_equal(rig_backup(&rig, &im, NULL, &id, &err), 0);
+	{
+		auto_point_list struct point_list l = {0};
+
+		assert_int_equal(reopen(&rig, &agent, &err), 0);
+		assert_int_equal(repo_points(rig.repo, rig_guest, &l, NULL, &err), 0);
+		assert_int_equal(l.n, 1);
+		image_change(&im, &rig.random, 5);
+		if (rig_backup(&rig, &im, l.v[0], &id, &err) < 0)
+			fail_msg("%s", err.text);
+		assert_int_equal(rig_read(&rig, l.v[0], &im, &err), TM_E_DENIED);
+		assert_non_null(strstr(err.text, "this key cannot read data"));
+		error_clear(&err);
+		assert_int_equal(repo_verify(rig.repo, &data, &report, &err), TM_E_DENIED);
+		error_clear(&err);
+		assert_int_equal(repo_key_add(rig.repo, REPO_ROLE_FULL, NULL, &other, &id, &err),
+				 TM_E_DENIED);
+	}
+	{
+		auto_point_list struct point_list l = {0};
+
+		assert_int_equal(reopen(&rig, &janitor, &err), 0);
+		assert_int_equal(repo_points(rig.repo, rig_guest, &l, NULL, &err), 0);
+		assert_int_equal(l.n, 2);
+		assert_int_equal(rig_backup(&rig, &im, NULL, &id, &err), TM_E_DENIED);
+		assert_non_null(strstr(err.text, "cannot make backups"));
+		error_clear(&err);
+		assert_int_equal(repo_check_right(rig.repo, REPO_MAY_PRUNE, &err), 0);
+		data.read_data = false;
+		assert_int_equal(repo_verify(rig.repo, &data, &report, &err), 0);
+		assert_int_equal(report.ndamaged, 0);
+		repo_verify_report_done(&report);
+	}
+	{
+		auto_point_list struct point_list l = {0};
+
+		assert_int_equal(reopen(&rig, &first, &err), 0);
+		assert_int_equal(repo_points(rig.repo, rig_guest, &l, NULL, &err), 0);
+		if (rig_read(&rig, l.v[1], &im, &err) < 0)
+			fail_msg("%s", err.text);
+	}
+	image_done(&im);
+	rig_down(&rig);
+}
+
+static void after_a_rotation_old_keys_read_old_points_only(void **state)
+{
+	struct repo_secret first = password("first"), agent = password("agent"), paper;
+	auto_point_list struct point_list l = {0};
+	auto_free char *text = NULL;
+	struct image old, im;
+	struct error err = {0};
+	struct tm_id id, kid;
+	struct rig rig;
+
+	(void)state;
+	rig_up_encrypted(&rig);
+	image_init(&old, 1024 * 1024, BS);
+	image_change(&old, &rig.random, 20);
+	assert_int_equal(repo_key_add(rig.repo, REPO_ROLE_BACKUP, NULL, &agent, &id, &err), 0);
+	assert_int_equal(repo_key_paper(rig.repo, &text, &err), 0);
+	assert_int_equal(rig_backup(&rig, &old, NULL, &id, &err), 0);
+	for (int i = 0; i < 2; i++)
+		if (repo_key_rotate(rig.repo, &first, &kid, &err) < 0)
+			fail_msg("%s", err.text);
+	assert_int_equal(reopen(&rig, &agent, &err), 0);
+	image_init(&im, 1024 * 1024, BS);
+	image_change(&im, &rig.random, 20);
+	if (rig_backup(&rig, &im, NULL, &id, &err) < 0)
+		fail_msg("%s", err.text);
+	assert_int_equal(reopen(&rig, &first, &err), 0);
+	assert_null(repo_key_remark(rig.repo));
+	assert_int_equal(repo_points(rig.repo, rig_guest, &l, NULL, &err), 0);
+	assert_int_equal(rig_read(&rig, l.v[0], &old, &err), 0);
+	assert_int_equal(rig_read(&rig, l.v[1], &im, &err), 0);
+	paper = key_file(text);
+	assert_int_equal(reopen(&rig, &paper, &err), 0);
+	assert_non_null(repo_key_remark(rig.repo));
+	assert_int_equal(rig_read(&rig, l.v[0], &old, &err), 0);
+	assert_true(rig_read(&rig, l.v[1], &im, &err) < 0);
+	image_done(&old);
+	image_done(&im);
+	rig_down(&rig);
+}
+
+static void a_rotation_wants_to_be_the_only_full_key(void **state)
+{
+	struct repo_secret first = password("first"), second = password("second");
+	struct error err = {0};
+	struct tm_id id, kid;
+	struct rig rig;
+
+	(void)state;
+	rig_up_encrypted(&rig);
+	assert_int_equal(repo_key_add(rig.repo, REPO_ROLE_FULL, NULL, &second, &id, &err), 0);
+	assert_int_equal(repo_key_rotate(rig.repo, &first, &kid, &err), TM_E_BUSY);
+	error_clear(&err);
+	assert_int_equal(repo_key_remove(rig.repo, &id, &err), 0);
+	assert_int_equal(repo_key_rotate(rig.repo, &first, &kid, &err), 0);
+	assert_int_equal(repo_key_add(rig.repo, REPO_ROLE_FULL, NULL, &second, &id, &err), 0);
+	assert_opens(&rig, "second");
+	rig_down(&rig);
+}
+
+static void paper_opens_without_any_slot(void **state)
+{
+	struct repo_secret second = password("second"), paper;
+	auto_free char *text = NULL;
+	struct error err = {0};
+	struct tm_id id;
+	struct rig rig, foreign;
+
+	(void)state;
+	rig_up_encrypted(&rig);
+	assert_int_equal(repo_key_paper(rig.repo, &text, &err), 0);
+	{
+		struct copy *c = copy_store(rig.store->below);
+
+		for (size_t i = 0; i < c->n; i++)
+			if (strncmp(c->key[i], "keys/", 5) == 0)
+				assert_int_equal(rig.store->below->ops->remove(rig.store->below,
+									       c->key[i], NULL),
+						 0);
+		copy_free(c);
+	}
+	assert_true(open_now(&rig, &second, &err) < 0);
+	paper = key_file(text);
+	assert_int_equal(reopen(&rig, &paper, &err), 0);
+	assert_int_equal(repo_key_add(rig.repo, REPO_ROLE_FULL, NULL, &second, &id, &err), 0);
+	assert_opens(&rig, "second");
+	rig_up_encrypted(&foreign);
+	assert_denied(&foreign, &paper, "paper key is that of repository");
+	rig_down(&foreign);
+	/* each character counts, and the line is named */
+	for (size_t i = 0; text[i]; i++) {
+		char was = text[i];
+
+		if (text[i] == '#') {
+			i += strcspn(text + i, "\n");
+			continue;
+		}
+		if (was == ' ' || was == '\n')
+			continue;
+		text[i] = was == '7' ? '8' : '7';
+		assert_denied(&rig, &paper, "line");
+		text[i] = was;
+	}
+	for (char *p = text; *p; p++)
+		if (*p >= 'a' && *p <= 'f' && p > strrchr(text, '#') + 90)
+			*p = (char)(*p - 'a' + 'A');
+	assert_int_equal(open_now(&rig, &paper, &err), 0);
+	paper.len -= 20;
+	assert_denied(&rig, &paper, "line");
+	rig_down(&rig);
+}
+
+/* ---- damage ---- */
+
+static void every_change_of_one_copy_is_survived(void **state)
+{
+	struct repo_secret first = password("first");
+	struct error err = {0};
+	size_t copies[2], n = 0;
+	struct rig rig;
+	struct copy *c;
+
+	(void)state;
+	rig_up_encrypted(&rig);
+	c = copy_store(rig.store->below);
+	for (size_t i = 0; i < c->n; i++)
+		if (strncmp(c->key[i], "keys/", 5) == 0)
+			copies[n++] = i;
+	assert_int_equal(n, 2);
+	for (size_t at = 0; at < c->bytes[copies[0]].len; at++) {
+		for (unsigned which = 0; which < 2; which++)
+			c->bytes[copies[which]].data[at] ^= (uint8_t)(1U << at % 8);
+		assert_true(open_copy(&rig, c, &first, NULL, &err) < 0);
+		assert_true(err.code == TM_E_CORRUPT || err.code == TM_E_UNSUPPORTED);
+		c->bytes[copies[1]].data[at] ^= (uint8_t)(1U << at % 8);
+		if (open_copy(&rig, c, &first, NULL, &err) < 0)
+			fail_msg("byte %zu: %s", at, err.text);
+		c->bytes[copies[0]].data[at] ^= (uint8_t)(1U << at % 8);
+	}
+	for (size_t len = c->bytes[copies[0]].len; len-- > 0;) {
+		size_t was = c->bytes[copies[0]].len;
+
+		c->bytes[copies[0]].len = len;
+		assert_int_equal(open_copy(&rig, c, &first, NULL, &err), 0);
+		c->bytes[copies[1]].len = len;
+		assert_int_equal(open_copy(&rig, c, &first, NULL, &err), TM_E_CORRUPT);
+		c->bytes[copies[0]].len = c->bytes[copies[1]].len = was;
+	}
+	copy_free(c);
+	rig_down(&rig);
+}
+
+static void a_damaged_copy_is_reported_and_written_again(void **state)
+{
+	struct repo_secret first = password("first");
+	auto_key_list struct repo_key_list l = {0};
+	struct error err = {0};
+	struct repo *repo = NULL;
+	size_t n;
+	struct rig rig;
+	struct copy *c;
+
+	(void)state;
+	rig_up_encrypted(&rig);
+	c = copy_store(rig.store->below);
+	for (size_t i = 0; i < c->n; i++)
+		if (strncmp(c->key[i], "keys/", 5) == 0 && c->key[i][strlen(c->key[i]) - 1] == 'a')
+			c->bytes[i].data[100] ^= 1;
+	assert_int_equal(open_copy(&rig, c, &first, &repo, &err), 0);
+	assert_non_null(repo_key_remark(repo));
+	assert_int_equal(repo_keys(repo, &l, &err), 0);
+	assert_int_equal(l.v[0].copies, 1);
+	repo_key_list_done(&l);
+	assert_int_equal(repo_keys_repair(repo, &n, &err), 0);
+	assert_int_equal(n, 1);
+	assert_null(repo_key_remark(repo));
+	assert_int_equal(repo_keys(repo, &l, &err), 0);
+	assert_int_equal(l.v[0].copies, 2);
+	repo_free(repo);
+	copy_free(c);
+	rig_down(&rig);
+}
+
+/* Both copies changed by `change`, checksums made right again. */
+static int open_forged(struct rig *rig, void (*change)(struct format_key *h), struct error *err)
+{
+	struct repo_secret first = password("first");
+	struct copy *c = copy_store(rig->store->below);
+	int r;
+
+	for (size_t i = 0; i < c->n; i++) {
+		struct format_key h;
+
+		if (strncmp(c->key[i], "keys/", 5) != 0)
+			continue;
+		memcpy(&h, c->bytes[i].data, sizeof(h));
+		change(&h);
+		format_head_seal(&h, sizeof(h));
+		memcpy(c->bytes[i].data, &h, sizeof(h));
+	}
+	r = open_copy(rig, c, &first, NULL, err);
+	copy_free(c);
+	return r;
+}
+
+static void newer_kdf(struct format_key *h)
+{
+	h->kdf = 9;
+}
+
+static void newer_version(struct format_key *h)
+{
+	h->head.version = le16_of(2);
+}
+
+static void newer_role(struct format_key *h)
+{
+	h->role = 4;
+}
+
+static void absurd_n(struct format_key *h)
+{
+	h->log2_n = 63;
+}
+
+static void absurd_r(struct format_key *h)
+{
+	h->r = le32_of(UINT32_MAX);
+}
+
+static void absurd_work(struct format_key *h)
+{
+	h->log2_n = 20;
+	h->r = le32_of(8);
+	h->p = le32_of(16);
+}
+
+static void zero_n(struct format_key *h)
+{
+	h->log2_n = 0;
+}
+
+static void other_role(struct format_key *h)
+{
+	h->role = ROLE_BACKUP;
+}
+
+static void other_salt(struct format_key *h)
+{
+	h->salt[3] ^= 1;
+}
+
+static void slots_of_another_kind_are_refused_at_once(void **state)
+{
+	static const struct {
+		void (*change)(struct format_key *h);
+		int code;
+	} forged[] = {
+		{newer_kdf, TM_E_UNSUPPORTED},  {newer_version, TM_E_UNSUPPORTED},
+		{newer_role, TM_E_UNSUPPORTED}, {absurd_n, TM_E_UNSUPPORTED},
+		{absurd_r, TM_E_UNSUPPORTED},   {absurd_work, TM_E_UNSUPPORTED},
+		{zero_n, TM_E_CORRUPT},         {other_role, TM_E_DENIED},
+		{other_salt, TM_E_DENIED},
+	};
+	struct rig rig;
+
+	(void)state;
+	rig_up_encrypted(&rig);
+	for (size_t i = 0; i < ARRAY_SIZE(forged); i++) {
+		struct error err = {0};
+
+		assert_int_equal(open_forged(&rig, forged[i].change, &err), forged[i].code);
+		assert_true(strlen(err.text) > 0);
+	}
+	rig_down(&rig);
+}
+
+/* ---- interruptions ---- */
+
+enum change { ADD, REMOVE, CHANGE, ROTATE, REPAIR, CHANGES };
+
+static int do_change(struct repo *repo, enum change change, const struct tm_id *victim,
+		     struct error *err)
+{
+	struct repo_secret first = password("first"), third = password("third");
+	struct tm_id id;
+	size_t n;
+
+	switch (change) {
+	case ADD:
+		return repo_key_add(repo, REPO_ROLE_FULL, NULL, &third, &id, err);
+	case REMOVE:
+		return repo_key_remove(repo, victim, err);
+	case CHANGE:
+		return repo_key_change(repo, &third, &id, err);
+	case ROTATE:
+		return repo_key_rotate(repo, &first, &id, err);
+	case REPAIR:
+	case CHANGES:
+		break;
+	}
+	return repo_keys_repair(repo, &n, err);
+}
+
+/* What must open afterwards, whatever happened. */
+static void check_after(struct rig *rig, enum change change, bool done)
+{
+	struct repo_secret first = password("first"), third = password("third");
+	struct error err = {0};
+
+	if (change == CHANGE) /* the old one, the new one, or both */
+		assert_true(open_now(rig, &first, &err) == 0 || open_now(rig, &third, &err) == 0);
+	else
+		assert_opens(rig, "first");
+	assert_opens(rig, "agent");
+	if (done && (change == ADD || change == CHANGE))
+		assert_opens(rig, "third");
+}
+
+static void interrupt(enum change change, bool for_good)
+{
+	struct repo_secret first = password("first"), second = password("second"),
+			   agent = password("agent");
+	struct error err = {0};
+	unsigned n;
+
+	for (n = 1;; n++) {
+		struct tm_id victim = {{0}}, id;
+		struct rig rig;
+		int r;
+
+		rig_up_encrypted(&rig);
+		if (change != ROTATE)
+			assert_int_equal(repo_key_add(rig.repo, REPO_ROLE_FULL, NULL, &second,
+						      &victim, &err),
+					 0);
+		assert_int_equal(repo_key_add(rig.repo, REPO_ROLE_BACKUP, NULL, &agent, &id, &err),
+				 0);
+		error_clear(&err);
+		rig.store->calls = 0;
+		rig.store->fail_at = n;
+		rig.store->for_good = for_good;
+		r = do_change(rig.repo, change, &victim, &err);
+		rig.store->fail_at = 0;
+		check_after(&rig, change, r == 0);
+		if (r == 0) {
+			assert_true(rig.store->calls < n);
+			rig_down(&rig);
+			break;
+		}
+		assert_int_equal(r, TM_E_IO);
+		/* and it is simply run again */
+		if (change != CHANGE) {
+			assert_int_equal(reopen(&rig, &first, &err), 0);
+			if (do_change(rig.repo, change, &victim, &err) < 0)
+				fail_msg("call %u, again: %s", n, err.text);
+			check_after(&rig, change, true);
+		}
+		rig_down(&rig);
+	}
+	assert_true(n > 4);
+}
+
+static void interrupted_changes_leave_the_keys_usable(void **state)
+{
+	(void)state;
+	for (int change = 0; change < CHANGES; change++)
+		for (int for_good = 0; for_good < 2; for_good++)
+			interrupt((enum change)change, for_good);
+}
+
+/* ---- nothing readable ---- */
+
+static void no_stored_byte_tells_of_the_guest(void **state)
+{
+	static const char pattern[] = "a pattern that a disk holds";
+	struct error err = {0};
+	struct image im;
+	struct tm_id id;
+	struct rig rig;
+	struct copy *c;
+
+	(void)state;
+	rig_up_encrypted(&rig);
+	image_init(&im, 64 * BS, BS);
+	for (size_t at = 0; at + sizeof(pattern) < im.size; at += 1000)
+		memcpy(im.data + at, pattern, sizeof(pattern));
+	memset(im.dirty, 1, im.blocks);
+	assert_int_equal(rig_backup(&rig, &im, NULL, &id, &err), 0);
+	c = copy_store(rig.store->below);
+	for (size_t i = 0; i < c->n; i++) {
+		const char *words[] = {rig_guest, rig_disk, rig_state, pattern, "first"};
+
+		for (size_t w = 0; w < ARRAY_SIZE(words); w++)
+			assert_null(memmem(c->bytes[i].data, c->bytes[i].len, words[w],
+					   strlen(words[w])));
+	}
+	copy_free(c);
+	image_done(&im);
+	rig_down(&rig);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(only_the_password_opens),
+		cmocka_unit_test(a_plain_repository_takes_no_password),
+		cmocka_unit_test(keys_are_listed_added_and_removed),
+		cmocka_unit_test(a_password_is_changed),
+		cmocka_unit_test(roles_do_what_they_may),
+		cmocka_unit_test(after_a_rotation_old_keys_read_old_points_only),
+		cmocka_unit_test(a_rotation_wants_to_be_the_only_full_key),
+		cmocka_unit_test(paper_opens_without_any_slot),
+		cmocka_unit_test(every_change_of_one_copy_is_survived),
+		cmocka_unit_test(a_damaged_copy_is_reported_and_written_again),
+		cmocka_unit_test(slots_of_another_kind_are_refused_at_once),
+		cmocka_unit_test(interrupted_changes_leave_the_keys_usable),
+		cmocka_unit_test(no_stored_byte_tells_of_the_guest),
+	};
+
+	seed = test_seed();
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
