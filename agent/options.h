@@ -5,6 +5,7 @@
  */
 #pragma once
 
+#include "repo/repo.h"
 #include "snapshot/snapshot.h"
 
 enum command {
@@ -14,6 +15,10 @@ enum command {
 	CMD_SHOW,
 	CMD_RESTORE,
 	CMD_VERIFY,
+	CMD_FORGET,
+	CMD_PROTECT,
+	CMD_UNPROTECT,
+	CMD_PRUNE,
 	CMD_STATUS,
 	CMD_RECOVER,
 	CMD_STATS,
@@ -59,6 +64,11 @@ struct options {
 	bool read_data;
 	bool check;
 	bool before_start;
+	bool prune;
+	struct retention retention; /* tags: borrowed from keep_tags */
+	struct string_list keep_tags;
+	unsigned max_unused; /* percent */
+	uint64_t stale_hours;
 	enum quiesce quiesce;
 	uint64_t overlay_limit; /* bytes, 0: none */
 	uint64_t limit_rate;    /* bytes per second, 0: none */
