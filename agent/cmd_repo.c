@@ -84,7 +84,7 @@ static void print_row(const struct point *p)
 	for (size_t i = 0; i < p->ndisks; i++)
 		(void)printf("%s%s:%s", i ? " " : "", p->disks[i].name,
 			     disk_rung_name(p->disks[i].rung));
-	(void)printf("\n");
+	(void)printf("%s\n", p->is_protected ? "  (protected)" : "");
 }
 
 static void warn_damaged(struct agent *a, size_t damaged)
@@ -171,6 +171,8 @@ int cmd_show(struct agent *a, enum exit_status *status, struct error *err)
 		(void)printf("description   %s\n", p->description);
 	for (size_t i = 0; i < p->ntags; i++)
 		(void)printf("tag           %s\n", p->tags[i]);
+	if (p->is_protected)
+		(void)printf("protected     yes\n");
 	(void)printf("created       %s\nkind          %s\nstate         %s\nquiesced      "
 		     "%s\nfrozen        %llu ms\n",
 		     when, point_kind_name(p->kind), p->state, p->quiesced ? "yes" : "no",

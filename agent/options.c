@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "options.h"
+#include "options_keep.h"
 
 #include <assert.h>
 #include <ctype.h>
@@ -50,6 +50,17 @@ enum option_key {
 	KEY_NEW_KEY_FILE,
 	KEY_ROLE,
 	KEY_LABEL,
+	KEY_KEEP_LAST,
+	KEY_KEEP_HOURLY,
+	KEY_KEEP_DAILY,
+	KEY_KEEP_WEEKLY,
+	KEY_KEEP_MONTHLY,
+	KEY_KEEP_YEARLY,
+	KEY_KEEP_WITHIN,
+	KEY_KEEP_TAG,
+	KEY_PRUNE,
+	KEY_MAX_UNUSED,
+	KEY_STALE_HOURS,
 };
 
 struct option_spec {
@@ -86,8 +97,23 @@ static const struct option_spec specs[] = {
 	 "zstd level, 1 to 19 (default 1)"},
 	{KEY_AUDIT, "audit", "PERCENT", ON(CMD_BACKUP),
 	 "clean clusters to re-read; this version offers 0 only (default)"},
-	{KEY_DRY_RUN, "dry-run", NULL, ON(CMD_BACKUP), "say what would be read, change nothing"},
-	{KEY_GUEST, "guest", "GUEST", ON(CMD_LIST), "only points of this guest"},
+	{KEY_DRY_RUN, "dry-run", NULL, ON(CMD_BACKUP) | ON(CMD_FORGET) | ON(CMD_PRUNE),
+	 "say what would be done, change nothing"},
+	{KEY_GUEST, "guest", "GUEST", ON(CMD_LIST) | ON(CMD_FORGET), "only points of this guest"},
+	{KEY_KEEP_LAST, "keep-last", "N", ON(CMD_FORGET), "keep the last N points, or 'all'"},
+	{KEY_KEEP_HOURLY, "keep-hourly", "N", ON(CMD_FORGET), "the newest of each of N hours"},
+	{KEY_KEEP_DAILY, "keep-daily", "N", ON(CMD_FORGET), "the newest of each of N days"},
+	{KEY_KEEP_WEEKLY, "keep-weekly", "N", ON(CMD_FORGET), "the newest of each of N weeks"},
+	{KEY_KEEP_MONTHLY, "keep-monthly", "N", ON(CMD_FORGET), "the newest of each of N months"},
+	{KEY_KEEP_YEARLY, "keep-yearly", "N", ON(CMD_FORGET), "the newest of each of N years"},
+	{KEY_KEEP_WITHIN, "keep-within", "DURATION", ON(CMD_FORGET),
+	 "all within 2y5m7d3h (years, months, days, hours) of the newest"},
+	{KEY_KEEP_TAG, "keep-tag", "TAG", ON(CMD_FORGET), "all with this tag (may be repeated)"},
+	{KEY_PRUNE, "prune", NULL, ON(CMD_FORGET), "prune afterwards"},
+	{KEY_MAX_UNUSED, "max-unused", "PERCENT", ON(CMD_FORGET) | ON(CMD_PRUNE),
+	 "rewrite segments with a larger unused share (default 50)"},
+	{KEY_STALE_HOURS, "stale-hours", "HOURS", ON(CMD_FORGET) | ON(CMD_PRUNE),
+	 "take unfinished backups of that age for dead (default 24)"},
 	{KEY_TO, "to", "WHERE", ON(CMD_RESTORE),
 	 "directory, file, block device or nbd:// or nbd+unix:// address"},
 	{KEY_FORMAT, "format", "FORMAT", ON(CMD_RESTORE), "raw (default) or qcow2"},
@@ -174,6 +200,21 @@ static const struct command_spec commands[CMD_COUNT] = {
 			"status 4.\n"
 			"--scrub needs no key that can read data; --budget without --read-data "
 			"scrubs.\n"},
+	[CMD_FORGET] = {"forget", "[POINT...]", 0, 64, true, "drop points, by name or by rules",
+			"Drops the named points, or those that no --keep rule keeps, guest by "
+			"guest.  They "
+			"are\n"
+			"gone at once; their space comes back with prune.  Protected points stay, "
+			"and rules\n"
+			"never take a guest's last point.\n"},
+	[CMD_PROTECT] = {"protect", "POINT...", 1, 64, true, "keep points from being dropped",
+			 "Protects points: forget leaves them alone.\n"},
+	[CMD_UNPROTECT] = {"unprotect", "POINT...", 1, 64, true, "let points be dropped again",
+			   "Takes the protection of points back.\n"},
+	[CMD_PRUNE] = {"prune", "", 0, 0, true, "free the space of dropped points",
+		       "Removes what no point needs any more.  It may run beside backups, here and "
+		       "elsewhere,\n"
+		       "and may be interrupted: run it again.\n"},
 	[CMD_STATUS] = {"status", "TARGET", 1, 1, false,
 			"show disks, bitmaps and leftovers of a guest",
 			"Shows the disks of a guest, which would be backed up and why, the bitmaps "
@@ -217,23 +258,13 @@ const char *command_name(enum command command)
 	return commands[command].name;
 }
 
-static int list_add(struct string_list *list, const char *value, struct error *err)
-{
-	const char **v = realloc(list->v, (list->n + 1) * sizeof(*v));
-
-	if (!v)
-		return error_nomem(err);
-	list->v = v;
-	list->v[list->n++] = value;
-	return 0;
-}
-
 void options_done(struct options *opt)
 {
 	free(opt->args.v);
 	free(opt->disks.v);
 	free(opt->exclude_disks.v);
 	free(opt->tags.v);
+	free(opt->keep_tags.v);
 	*opt = (struct options){0};
 }
 
@@ -295,6 +326,15 @@ static int parse_audit(const char *value, struct error *err)
 		"--audit '%s': this version has no audit of clean clusters, only --audit 0", value);
 }
 
+static const struct option_spec *find_spec(int key)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(specs); i++) {
+		if (specs[i].key == key)
+			return &specs[i];
+	}
+	return NULL;
+}
+
 /* Options with a word or a number as their value. */
 static int apply_value(struct options *o, int key, const char *value, struct error *err)
 {
@@ -303,6 +343,7 @@ static int apply_value(struct options *o, int key, const char *value, struct err
 	static const char *const collapse[] = {"auto", "commit"};
 	static const char *const format[] = {"raw", "qcow2"};
 	static const char *const role[] = {"full", "backup", "janitor"}; /* from 1 */
+	const struct option_spec *spec = find_spec(key);
 	int word = 0, r;
 
 	switch (key) {
@@ -334,7 +375,7 @@ static int apply_value(struct options *o, int key, const char *value, struct err
 	case KEY_AUDIT:
 		return parse_audit(value, err);
 	default:
-		abort(); /* every option has a meaning */
+		return options_keep_apply(o, spec ? spec->name : "", value, err);
 	}
 }
 
@@ -360,11 +401,11 @@ static int apply(struct options *o, int key, const char *value, struct error *er
 		o->version = true;
 		return 0;
 	case KEY_DISK:
-		return list_add(&o->disks, value, err);
+		return string_list_add(&o->disks, value, err);
 	case KEY_EXCLUDE_DISK:
-		return list_add(&o->exclude_disks, value, err);
+		return string_list_add(&o->exclude_disks, value, err);
 	case KEY_TAG:
-		return list_add(&o->tags, value, err);
+		return string_list_add(&o->tags, value, err);
 	case KEY_NAME:
 		o->name = value;
 		return 0;
@@ -437,15 +478,6 @@ static void fill_getopt(struct option longs[ARRAY_SIZE(specs) + 1])
 	longs[ARRAY_SIZE(specs)] = (struct option){0};
 }
 
-static const struct option_spec *find_spec(int key)
-{
-	for (size_t i = 0; i < ARRAY_SIZE(specs); i++) {
-		if (specs[i].key == key)
-			return &specs[i];
-	}
-	return NULL;
-}
-
 static int find_command(const char *word, enum command *ret, struct error *err)
 {
 	int r;
@@ -497,6 +529,8 @@ static int check(const struct options *o, struct error *err)
 				 "--new-password-file and --new-key-file exclude each other");
 	if (o->command == CMD_RESTORE && !o->to)
 		return error_set(err, TM_E_USAGE, "restore needs --to DIR, FILE or an nbd address");
+	if (o->command == CMD_FORGET)
+		return options_keep_check(o, err);
 	return 0;
 }
 
@@ -510,7 +544,7 @@ struct words {
 static int take_word(struct words *w, const char *word, struct error *err)
 {
 	if (w->have_command)
-		return list_add(&w->o->args, word, err);
+		return string_list_add(&w->o->args, word, err);
 	w->have_command = true;
 	return find_command(word, &w->o->command, err);
 }
@@ -570,10 +604,14 @@ int options_parse(int argc, char **argv, struct options *ret, struct error *err)
 {
 	int r;
 
-	*ret = (struct options){.command = CMD_COUNT,
-				.quiesce = QUIESCE_IF_POSSIBLE,
-				.format = "raw",
-				.role = REPO_ROLE_FULL};
+	*ret = (struct options){
+		.command = CMD_COUNT,
+		.quiesce = QUIESCE_IF_POSSIBLE,
+		.format = "raw",
+		.role = REPO_ROLE_FULL,
+		.max_unused = PRUNE_MAX_UNUSED,
+		.stale_hours = PRUNE_STALE_HOURS,
+	};
 	/* Journals, points and JSON output hold text. */
 	for (int i = 1; i < argc; i++) {
 		if (!text_is_utf8(argv[i]))

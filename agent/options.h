@@ -15,6 +15,10 @@ enum command {
 	CMD_SHOW,
 	CMD_RESTORE,
 	CMD_VERIFY,
+	CMD_FORGET,
+	CMD_PROTECT,
+	CMD_UNPROTECT,
+	CMD_PRUNE,
 	CMD_STATUS,
 	CMD_RECOVER,
 	CMD_STATS,
@@ -63,6 +67,11 @@ struct options {
 	uint64_t budget_ms; /* 0: none */
 	bool check;
 	bool before_start;
+	bool prune;
+	struct retention retention; /* tags: borrowed from keep_tags */
+	struct string_list keep_tags;
+	unsigned max_unused; /* percent */
+	uint64_t stale_hours;
 	enum quiesce quiesce;
 	uint64_t overlay_limit; /* bytes, 0: none */
 	uint64_t limit_rate;    /* bytes per second, 0: none */

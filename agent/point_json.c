@@ -84,8 +84,8 @@ json_t *point_json(const struct point *p, bool all)
 	o = json_pack("{s:s, s:o, s:o, s:o, s:s, s:o, s:o, s:b, s:s, s:o, s:o}", "point",
 		      id_text(&p->id).s, "guest", json_text(p->guest), "name", json_text(p->name),
 		      "description", json_text(p->description), "created", created, "parent",
-		      id_json(&p->parent), "tags", tags_json(p), "protected", 0, "kind",
-		      point_kind_name(p->kind), "state", json_text(p->state), "disks",
+		      id_json(&p->parent), "tags", tags_json(p), "protected", p->is_protected,
+		      "kind", point_kind_name(p->kind), "state", json_text(p->state), "disks",
 		      disks_json(p, all));
 	if (!o || !all)
 		return o;

@@ -11,6 +11,8 @@
 #define MAX_PAGES_BYTES  (16u << 20)
 /* What is asked for first: holds the tables of most segments. */
 #define FIRST_GET (64u << 10)
+/* Compactions that may happen while a segment is being read. */
+#define MAX_RELISTS 8
 
 struct page {
 	struct page *next;
@@ -30,7 +32,7 @@ struct tables_load {
 	struct tables_load *next;
 	uint8_t *buf;
 	size_t len, got;
-	bool relisted; /* looked for a later generation */
+	unsigned relists; /* looks for a later generation */
 	char key[KEY_MAX];
 };
 
@@ -46,6 +48,7 @@ struct page_load {
 	struct tables *tables;
 	const struct seg_frame *frame;
 	uint8_t *buf;
+	unsigned retries;
 };
 
 struct cache {
@@ -180,6 +183,18 @@ struct tables *cache_tables(struct cache *c, const struct tm_id *sid, uint8_t ty
 	return NULL;
 }
 
+void cache_forget_tables(struct cache *c, struct tables *t)
+{
+	for (struct tables **p = &c->tables; *p; p = &(*p)->next) {
+		if (*p != t)
+			continue;
+		*p = t->next;
+		t->cached = false;
+		tables_release(t);
+		return;
+	}
+}
+
 static struct page *find_page(struct cache *c, const struct tm_id *sid, uint32_t index,
 			      uint32_t slot)
 {
@@ -303,10 +318,12 @@ static int tables_relist(struct tables_load *l)
 
 	memcpy(prefix, l->key, sizeof(prefix));
 	*strrchr(prefix, '.') = 0;
-	l->relisted = true;
+	l->relists++;
 	if (st->ops->list(st, prefix, take_last, &n, &err) < 0 || !n.key[0])
 		return TM_E_NOTFOUND;
 	memcpy(l->key, n.key, sizeof(l->key));
+	l->got = 0; /* of another object */
+	l->len = FIRST_GET;
 	return 0;
 }
 
@@ -316,7 +333,7 @@ static void tables_got(struct store_req *req, int code)
 	size_t need;
 	int r;
 
-	if (code == TM_E_NOTFOUND && !l->relisted && tables_relist(l) == 0) {
+	if (code == TM_E_NOTFOUND && l->relists < MAX_RELISTS && tables_relist(l) == 0) {
 		tables_get(l);
 		return;
 	}
@@ -465,6 +482,14 @@ static void page_got(struct store_req *req, int code)
 	struct page *g = NULL;
 	struct error err = {0};
 
+	if (code == TM_E_NOTFOUND && l->retries++ < MAX_RELISTS) { /* compacted meanwhile */
+		cache_forget_tables(c, l->tables);
+		tables_unref(tm_steal(l->tables));
+		l->frame = NULL;
+		free(tm_steal(l->buf));
+		cache_load_tables(c, &l->sid, SEGMENT_MAP, l->index, &l->tables_wait);
+		return;
+	}
 	if (code < 0) {
 		page_loaded(l, code, &req->err);
 		return;

@@ -35,6 +35,8 @@ void tables_ref(struct tables *t);
 void tables_unref(struct tables *t);
 void cache_load_tables(struct cache *c, const struct tm_id *sid, uint8_t type, uint32_t index,
 		       struct cache_wait *w);
+/* After the segment's object was not found: the next look-up loads what compaction put there. */
+void cache_forget_tables(struct cache *c, struct tables *t);
 
 /* The bytes of a map node, valid until the next call; NULL: load it. */
 const uint8_t *cache_node(struct cache *c, const struct tm_id *sid, uint64_t ordinal,

@@ -20,6 +20,7 @@
 #define MAGIC_SEGMENT "TMRKSEGM"
 #define MAGIC_POINT   "TMRKPOIN"
 #define MAGIC_CHECK   "TMRKCHCK"
+#define MAGIC_FLAG    "TMRKFLAG"
 
 #define CIPHER_AES256_GCM  1
 #define ID_ALG_HMAC_SHA256 1
@@ -140,6 +141,19 @@ struct format_session {
 	struct le32 crc;
 };
 static_assert(sizeof(struct format_session) == 184, "docs/format.md");
+
+/* Tombstones, fences, verdicts, holds: the name says all; the body is for people. */
+struct format_flag {
+	struct format_head head;
+	struct tm_id domain;
+	struct tm_id session;
+	uint8_t kind; /* as in the name: t, f, v, h */
+	uint8_t reserved[3];
+	struct le32 number; /* as in the name, or 0 */
+	struct le64 created_ms;
+	struct le32 crc;
+};
+static_assert(sizeof(struct format_flag) == 108, "docs/format.md");
 
 #define SEGMENT_DATA 1
 #define SEGMENT_MAP  2

@@ -85,6 +85,7 @@ enum session_flag {
 	FLAG_VERDICT = 'v',
 	FLAG_SEGMENTS = 's',
 	FLAG_CHECKS = 'c',
+	FLAG_HOLD = 'h',
 };
 
 /* generation 0: without a number */
@@ -92,7 +93,12 @@ void name_domain(const struct repo *repo, uint32_t generation, char key[KEY_MAX]
 void name_flag(const struct repo *repo, enum session_flag flag, const struct tm_id *sid,
 	       char key[KEY_MAX]);
 void name_flag_prefix(const struct repo *repo, enum session_flag flag, char key[KEY_MAX]);
+/* One of several flags of a session: fences by run (8 digits), holds by count (4 digits). */
+void name_flag_number(const struct repo *repo, enum session_flag flag, const struct tm_id *sid,
+		      uint32_t number, char key[KEY_MAX]);
 void name_pin(const struct repo *repo, const struct tm_id *sid, uint32_t pin, char key[KEY_MAX]);
+void name_heartbeat(const struct repo *repo, const struct tm_id *sid, uint32_t seconds,
+		    char key[KEY_MAX]);
 void name_segment(const struct repo *repo, const struct tm_id *sid, uint8_t type, uint32_t index,
 		  uint32_t generation, uint32_t run, char key[KEY_MAX]);
 void name_point(const struct repo *repo, const struct tm_id *src, uint32_t seq,
@@ -108,3 +114,29 @@ bool name_parse_point(const struct repo *repo, const char *key, struct point_nam
 /* "d/<dom>/<flag>/<sid>", perhaps with ".…" behind it. */
 bool name_parse_flag(const struct repo *repo, enum session_flag flag, const char *key,
 		     struct tm_id *ret);
+struct segment_name {
+	struct tm_id session;
+	uint8_t type;
+	uint32_t index, generation, run;
+};
+bool name_parse_segment(const struct repo *repo, const char *key, struct segment_name *ret);
+/* "d/<dom>/s/" or "d/<dom>/s/<sid>/" */
+void name_session_prefix(const struct repo *repo, const struct tm_id *sid, char key[KEY_MAX]);
+/* The hex digits behind the last dot of a name, or false. */
+bool name_parse_number(const char *key, unsigned digits, uint32_t *ret);
+/* Exactly so many hex digits. */
+bool name_parse_suffix(const char *text, unsigned digits, uint32_t *ret);
+
+/* ---- flags (marker.c, flag.c) ---- */
+
+/* The point that pin n of a session names. */
+int marker_read_pin(struct repo *repo, const struct tm_id *sid, uint32_t pin, struct tm_id *ret,
+		    struct error *err) TM_WUR;
+/* Whether a janitor took the session for dead: looked for after the commit. */
+int marker_fenced(struct repo *repo, const struct tm_id *sid, bool *ret, struct error *err) TM_WUR;
+
+struct format_flag flag_body(const struct repo *repo, enum session_flag flag,
+			     const struct tm_id *sid, uint32_t number, uint64_t now_ms);
+/* Puts a tombstone, fence or verdict; one that is there already is success. */
+int flag_put(struct repo *repo, enum session_flag flag, const struct tm_id *sid, uint32_t number,
+	     struct error *err) TM_WUR;

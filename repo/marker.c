@@ -10,6 +10,8 @@
 
 #include <string.h>
 
+#define BEAT_MS (UINT64_C(3600) * 1000)
+
 enum marker_tag {
 	MARKER_TAG_GUEST = 1,
 	MARKER_TAG_HOST = 2,
@@ -17,11 +19,11 @@ enum marker_tag {
 	MARKER_TAG_PIN = 4,
 };
 
-static int marker_key(const struct repo_session *s, struct aead *a, struct error *err)
+static int marker_key(const struct secret *meta, struct aead *a, struct error *err)
 {
 	static const char label[] = "tidemark marker";
 	auto_secret struct secret key = {{0}};
-	int r = derive(&s->keys.meta, label, sizeof(label) - 1, &key, err);
+	int r = derive(meta, label, sizeof(label) - 1, &key, err);
 
 	return r < 0 ? r : aead_set_key(a, &key, err);
 }
@@ -38,7 +40,7 @@ static int make_object(struct repo_session *s, uint32_t pin, const struct buf *b
 	int r;
 
 	r = aead_new(&a, err);
-	r = r ? r : marker_key(s, a, err);
+	r = r ? r : marker_key(&s->keys.meta, a, err);
 	r = r ? r : buf_reserve(&out, sizeof(h) + sealed, err);
 	if (r < 0)
 		return r;
@@ -84,6 +86,7 @@ int marker_put(struct repo_session *s, struct error *err)
 	if (r < 0)
 		return r;
 	name_flag(s->repo, FLAG_MARKER, &s->sid, key);
+	s->beat_ms = clock_monotonic_ms(&clock_system);
 	return put_object(s, key, 0, &body, err);
 }
 
@@ -94,15 +97,6 @@ static int found(void *data, const char *key, uint64_t size, struct error *err)
 	(void)err;
 	*(bool *)data = true;
 	return 0;
-}
-
-int marker_fenced(struct repo *repo, const struct tm_id *sid, bool *ret, struct error *err)
-{
-	char prefix[KEY_MAX];
-
-	name_flag(repo, FLAG_FENCE, sid, prefix);
-	*ret = false;
-	return repo->st->ops->list(repo->st, prefix, found, ret, err);
 }
 
 static int exists(struct repo *repo, const char *key, bool *ret, struct error *err)
@@ -120,19 +114,61 @@ static int exists(struct repo *repo, const char *key, bool *ret, struct error *e
 	return 0;
 }
 
+/* The fence first: it is removed only after a verdict was put, and that one stays. */
+int marker_fenced(struct repo *repo, const struct tm_id *sid, bool *ret, struct error *err)
+{
+	char key[KEY_MAX];
+	int r;
+
+	name_flag(repo, FLAG_FENCE, sid, key);
+	*ret = false;
+	r = repo->st->ops->list(repo->st, key, found, ret, err);
+	if (r < 0 || *ret)
+		return r;
+	name_flag(repo, FLAG_VERDICT, sid, key);
+	return exists(repo, key, ret, err);
+}
+
+static void beat_done(struct store_req *req, int code)
+{
+	struct repo_session *s = container_of(req, struct repo_session, beat_req);
+
+	/* Without it a prune may take the session for dead a day later: no reason to fail now. */
+	if (code < 0)
+		log_debug("heartbeat: %s", req->err.text);
+	s->beating = false;
+	s->in_flight--;
+	session_pump(s);
+}
+
+void marker_beat(struct repo_session *s)
+{
+	uint64_t now = clock_monotonic_ms(&clock_system);
+	uint64_t unix_ms = clock_unix_ms(&clock_system);
+	struct store *st = s->repo->st;
+
+	if (s->beating || now - s->beat_ms < BEAT_MS)
+		return;
+	s->beat_ms = now;
+	s->beat = flag_body(s->repo, FLAG_MARKER, &s->sid, (uint32_t)(unix_ms / 1000), unix_ms);
+	name_heartbeat(s->repo, &s->sid, (uint32_t)(unix_ms / 1000), s->beat_key);
+	s->beat_req.done = beat_done;
+	s->beating = true;
+	s->in_flight++;
+	st->ops->put_new(st, s->beat_key, &s->beat, sizeof(s->beat), &s->beat_req);
+}
+
 /* The point may be built upon: it is there and nobody is removing it. */
 static int check_point(struct repo *repo, const struct tm_id *point, const char *manifest_key,
 		       struct error *err)
 {
-	static const enum session_flag flags[] = {FLAG_TOMBSTONE, FLAG_VERDICT};
 	bool there = false, bad = false;
 	char key[KEY_MAX];
-	int r = 0;
+	int r;
 
-	for (size_t i = 0; r == 0 && !bad && i < ARRAY_SIZE(flags); i++) {
-		name_flag(repo, flags[i], point, key);
-		r = exists(repo, key, &bad, err);
-	}
+	/* The manifest last: it goes before the tombstone does. */
+	name_flag(repo, FLAG_TOMBSTONE, point, key);
+	r = exists(repo, key, &bad, err);
 	if (r == 0 && !bad)
 		r = marker_fenced(repo, point, &bad, err);
 	r = r ? r : exists(repo, manifest_key, &there, err);
@@ -142,6 +178,50 @@ static int check_point(struct repo *repo, const struct tm_id *point, const char 
 		return error_set(err, TM_E_STALE, "parent point %s is being deleted",
 				 id_text(point).s);
 	return 0;
+}
+
+int marker_read_pin(struct repo *repo, const struct tm_id *sid, uint32_t pin, struct tm_id *ret,
+		    struct error *err)
+{
+	auto_clean(aead_free) struct aead *a = NULL;
+	auto_secret struct secret meta = {{0}};
+	auto_buf struct buf b = {0};
+	struct format_session h;
+	struct tlv_reader fields;
+	char key[KEY_MAX];
+	struct tlv t;
+	uint8_t *body;
+	size_t len;
+	int r;
+
+	name_pin(repo, sid, pin, key);
+	r = store_read(repo->st, key, MAX_MARKER, &b, err);
+	r = r ? r : format_head_check(b.data, b.len, MAGIC_SESSION, sizeof(h), &repo->id, key, err);
+	if (r < 0)
+		return r;
+	memcpy(&h, b.data, sizeof(h));
+	len = b.len - sizeof(h);
+	body = b.data + sizeof(h);
+	if (le32_get(h.body_len) != len || len < TAG_BYTES || !id_equal(&h.session, sid) ||
+	    !id_equal(&h.domain, &repo->domain) || le32_get(h.pin) != pin ||
+	    crc32c(0, body, len) != le32_get(h.body_crc))
+		return error_set(err, TM_E_CORRUPT, "object %s is not what its name says", key);
+	r = derive_id(&repo->keys.meta, "tidemark session", sid, &meta, err);
+	r = r ? r : aead_new(&a, err);
+	r = r ? r : marker_key(&meta, a, err);
+	r = r ? r
+	      : aead_open(a, pin, &h, offsetof(struct format_session, body_crc), body, len, body,
+			  err);
+	fields = (struct tlv_reader){.p = body, .end = body + (len - TAG_BYTES)};
+	while (r == 0 && (r = tlv_next(&fields, &t, err)) == 1) {
+		if (t.tag == MARKER_TAG_PIN)
+			return tlv_id(&t, ret, err);
+		r = tlv_unknown(&t, err);
+	}
+	if (r == 0)
+		r = error_set(err, TM_E_CORRUPT, "it names no point");
+	error_prefix(err, "object %s", key);
+	return r;
 }
 
 bool marker_pinned(const struct repo_session *s, const struct tm_id *point)

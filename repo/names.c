@@ -34,6 +34,13 @@ void name_flag(const struct repo *repo, enum session_flag flag, const struct tm_
 	name_print(key, "d/%s/%c/%s", id_text(&repo->domain).s, (char)flag, id_text(sid).s);
 }
 
+void name_flag_number(const struct repo *repo, enum session_flag flag, const struct tm_id *sid,
+		      uint32_t number, char key[KEY_MAX])
+{
+	name_print(key, flag == FLAG_HOLD ? "d/%s/%c/%s.%04" PRIx32 : "d/%s/%c/%s.%08" PRIx32,
+		   id_text(&repo->domain).s, (char)flag, id_text(sid).s, number);
+}
+
 void name_flag_prefix(const struct repo *repo, enum session_flag flag, char key[KEY_MAX])
 {
 	name_print(key, "d/%s/%c/", id_text(&repo->domain).s, (char)flag);
@@ -42,6 +49,12 @@ void name_flag_prefix(const struct repo *repo, enum session_flag flag, char key[
 void name_pin(const struct repo *repo, const struct tm_id *sid, uint32_t pin, char key[KEY_MAX])
 {
 	name_print(key, "d/%s/k/%s.p%04" PRIx32, id_text(&repo->domain).s, id_text(sid).s, pin);
+}
+
+void name_heartbeat(const struct repo *repo, const struct tm_id *sid, uint32_t seconds,
+		    char key[KEY_MAX])
+{
+	name_print(key, "d/%s/k/%s.h%08" PRIx32, id_text(&repo->domain).s, id_text(sid).s, seconds);
 }
 
 void name_segment(const struct repo *repo, const struct tm_id *sid, uint8_t type, uint32_t index,
@@ -113,4 +126,58 @@ bool name_parse_flag(const struct repo *repo, enum session_flag flag, const char
 	if (strlen(key) < strlen(prefix) + TM_ID_HEX)
 		return false;
 	return skip(&p, prefix) && skip_id(&p, ret) && (*p == 0 || *p == '.');
+}
+
+void name_session_prefix(const struct repo *repo, const struct tm_id *sid, char key[KEY_MAX])
+{
+	if (sid)
+		name_print(key, "d/%s/s/%s/", id_text(&repo->domain).s, id_text(sid).s);
+	else
+		name_print(key, "d/%s/s/", id_text(&repo->domain).s);
+}
+
+static bool skip_hex(const char **p, unsigned digits, uint32_t *ret)
+{
+	*ret = 0;
+	for (unsigned i = 0; i < digits; i++, (*p)++) {
+		unsigned c = (unsigned char)**p;
+
+		if (c >= '0' && c <= '9')
+			*ret = *ret << 4 | (c - '0');
+		else if (c >= 'a' && c <= 'f')
+			*ret = *ret << 4 | (c - 'a' + 10);
+		else
+			return false;
+	}
+	return true;
+}
+
+bool name_parse_segment(const struct repo *repo, const char *key, struct segment_name *ret)
+{
+	char prefix[KEY_MAX];
+	const char *p = key;
+	uint32_t high, low;
+
+	name_session_prefix(repo, NULL, prefix);
+	if (!skip(&p, prefix) || !skip_id(&p, &ret->session) || !skip(&p, "/") ||
+	    !skip_hex(&p, 3, &high) || !skip(&p, "/") || (*p != 'd' && *p != 'm'))
+		return false;
+	ret->type = *p++ == 'd' ? SEGMENT_DATA : SEGMENT_MAP;
+	if (!skip_hex(&p, 3, &low) || !skip(&p, ".") || !skip_hex(&p, 4, &ret->generation) ||
+	    !skip(&p, "-") || !skip_hex(&p, 8, &ret->run))
+		return false;
+	ret->index = high << 12 | low;
+	return *p == 0;
+}
+
+bool name_parse_suffix(const char *text, unsigned digits, uint32_t *ret)
+{
+	return skip_hex(&text, digits, ret) && *text == 0;
+}
+
+bool name_parse_number(const char *key, unsigned digits, uint32_t *ret)
+{
+	const char *dot = strrchr(key, '.');
+
+	return dot && name_parse_suffix(dot + 1, digits, ret);
 }

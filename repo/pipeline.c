@@ -424,6 +424,7 @@ int pipeline_put(struct piece_sink *sink, struct piece *piece, struct error *err
 		return session_failure(s, err);
 	if (!s->disk_open)
 		return error_set(err, TM_E_RANGE, "a piece for a disk that has ended");
+	marker_beat(s);
 	r = check_piece(s, piece, err);
 	if (r == 0 && piece->seq < s->next_decide)
 		r = error_set(err, TM_E_RANGE, "piece %" PRIu64 " came before", piece->seq);

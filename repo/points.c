@@ -29,7 +29,7 @@ void id_set_done(struct id_set *s)
 	*s = (struct id_set){0};
 }
 
-static int id_set_add(struct id_set *s, const struct tm_id *id, struct error *err)
+int id_set_add(struct id_set *s, const struct tm_id *id, struct error *err)
 {
 	if (s->n == s->cap) {
 		size_t cap = s->cap ? 2 * s->cap : 16;
@@ -49,6 +49,12 @@ static int compare_ids(const void *a, const void *b)
 	return memcmp(a, b, sizeof(struct tm_id));
 }
 
+void id_set_sort(struct id_set *s)
+{
+	if (s->n > 1)
+		qsort(s->v, s->n, sizeof(*s->v), compare_ids);
+}
+
 bool id_set_has(const struct id_set *s, const struct tm_id *id)
 {
 	return s->n > 0 && bsearch(id, s->v, s->n, sizeof(*s->v), compare_ids);
@@ -63,23 +69,54 @@ static int add_dead(void *data, const char *key, uint64_t size, struct error *er
 	return name_parse_flag(f->repo, f->flag, key, &sid) ? id_set_add(f->dead, &sid, err) : 0;
 }
 
+int points_flagged(struct repo *repo, enum session_flag flag, struct id_set *ret, struct error *err)
+{
+	struct name_list_fill f = {.repo = repo, .dead = ret, .flag = flag};
+	char prefix[KEY_MAX];
+	int r;
+
+	name_flag_prefix(repo, flag, prefix);
+	r = repo->st->ops->list(repo->st, prefix, add_dead, &f, err);
+	id_set_sort(ret);
+	return r;
+}
+
 int points_dead(struct repo *repo, struct id_set *ret, struct error *err)
 {
 	static const enum session_flag flags[] = {FLAG_TOMBSTONE, FLAG_VERDICT};
 
 	for (size_t i = 0; i < ARRAY_SIZE(flags); i++) {
-		struct name_list_fill f = {.repo = repo, .dead = ret, .flag = flags[i]};
-		char prefix[KEY_MAX];
-		int r;
+		int r = points_flagged(repo, flags[i], ret, err);
 
-		name_flag_prefix(repo, flags[i], prefix);
-		r = repo->st->ops->list(repo->st, prefix, add_dead, &f, err);
 		if (r < 0)
 			return r;
 	}
-	if (ret->n > 1)
-		qsort(ret->v, ret->n, sizeof(*ret->v), compare_ids);
 	return 0;
+}
+
+/* Names come in order: the last hold of a point decides, an odd one protects. */
+static int add_held(void *data, const char *key, uint64_t size, struct error *err)
+{
+	struct name_list_fill *f = data;
+	struct id_set *s = f->dead;
+	struct tm_id sid;
+	uint32_t n;
+
+	(void)size;
+	if (!name_parse_flag(f->repo, FLAG_HOLD, key, &sid) || !name_parse_number(key, 4, &n))
+		return 0;
+	if (s->n > 0 && id_equal(&s->v[s->n - 1], &sid))
+		s->n--;
+	return n % 2 ? id_set_add(s, &sid, err) : 0;
+}
+
+int points_held(struct repo *repo, struct id_set *ret, struct error *err)
+{
+	struct name_list_fill f = {.repo = repo, .dead = ret};
+	char prefix[KEY_MAX];
+
+	name_flag_prefix(repo, FLAG_HOLD, prefix);
+	return repo->st->ops->list(repo->st, prefix, add_held, &f, err);
 }
 
 static int add_name(void *data, const char *key, uint64_t size, struct error *err)
@@ -103,6 +140,15 @@ static int add_name(void *data, const char *key, uint64_t size, struct error *er
 	return 0;
 }
 
+int points_manifests(struct repo *repo, struct name_list *ret, struct error *err)
+{
+	struct name_list_fill f = {.repo = repo, .l = ret};
+	char prefix[KEY_MAX];
+
+	name_source_prefix(repo, NULL, prefix);
+	return repo->st->ops->list(repo->st, prefix, add_name, &f, err);
+}
+
 int points_names(struct repo *repo, const struct tm_id *source, struct name_list *ret,
 		 struct error *err)
 {
@@ -112,9 +158,10 @@ int points_names(struct repo *repo, const struct tm_id *source, struct name_list
 	size_t n = 0;
 	int r;
 
+	/* The dead first: a tombstone outlasts its manifest. */
 	name_source_prefix(repo, source, prefix);
-	r = repo->st->ops->list(repo->st, prefix, add_name, &f, err);
-	r = r ? r : points_dead(repo, &dead, err);
+	r = points_dead(repo, &dead, err);
+	r = r ? r : repo->st->ops->list(repo->st, prefix, add_name, &f, err);
 	for (size_t i = 0; r == 0 && i < ret->n; i++)
 		if (!id_set_has(&dead, &ret->v[i].session))
 			ret->v[n++] = ret->v[i];
@@ -171,17 +218,20 @@ int repo_points(struct repo *repo, const char *guest, struct point_list *ret, si
 {
 	auto_point_list struct point_list l = {0};
 	struct name_list names = {0};
+	struct id_set held = {0};
 	struct tm_id source;
 	size_t damaged = 0;
 	int r = guest ? source_id(&repo->keys, guest, &source, err) : 0;
 
 	r = r ? r : points_names(repo, guest ? &source : NULL, &names, err);
+	r = r ? r : points_held(repo, &held, err);
 	for (size_t i = 0; r == 0 && i < names.n; i++) {
 		struct point *p = NULL;
 		struct error one = {0};
 
 		r = points_load(repo, &names.v[i], &p, &one);
 		if (r == 0) {
+			p->is_protected = id_set_has(&held, &p->id);
 			r = point_list_add(&l, p, err);
 		} else if (is_damage(r)) {
 			log_debug("%s", one.text);
@@ -194,6 +244,7 @@ int repo_points(struct repo *repo, const char *guest, struct point_list *ret, si
 		}
 	}
 	name_list_done(&names);
+	id_set_done(&held);
 	if (r < 0)
 		return r;
 	if (l.n > 1)

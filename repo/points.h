@@ -19,9 +19,18 @@ bool id_set_has(const struct id_set *s, const struct tm_id *id);
 
 /* Sessions with a tombstone or a verdict. */
 int points_dead(struct repo *repo, struct id_set *ret, struct error *err) TM_WUR;
+/* Sessions with one kind of flag. */
+int points_flagged(struct repo *repo, enum session_flag flag, struct id_set *ret,
+		   struct error *err) TM_WUR;
+/* Points that are protected. */
+int points_held(struct repo *repo, struct id_set *ret, struct error *err) TM_WUR;
+int id_set_add(struct id_set *s, const struct tm_id *id, struct error *err) TM_WUR;
+void id_set_sort(struct id_set *s);
 /* Valid points, of one source when that is not NULL. */
 int points_names(struct repo *repo, const struct tm_id *source, struct name_list *ret,
 		 struct error *err) TM_WUR;
+/* All manifests, those of dead points, too. */
+int points_manifests(struct repo *repo, struct name_list *ret, struct error *err) TM_WUR;
 int points_load(struct repo *repo, const struct point_name *name, struct point **ret,
 		struct error *err) TM_WUR;
 /* Takes p over, also on failure. */

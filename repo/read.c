@@ -10,6 +10,8 @@
 
 #define DEFAULT_PIECES 16
 #define TICK_MS        100
+/* Compactions that may happen while a fetch is on its way. */
+#define MAX_RETRIES 8
 
 void reader_fail(struct reader *r, int code, const struct error *err)
 {
@@ -21,13 +23,92 @@ void reader_fail(struct reader *r, int code, const struct error *err)
 
 /* ---- fetching ---- */
 
+static void fetch_got(struct store_req *req, int code);
+
+static void move_plan(struct fetch *f, struct plan *p, struct tables *t, uint64_t *begin,
+		      uint64_t *end, bool *lost)
+{
+	for (unsigned i = 0; i < p->nwants; i++) {
+		struct want *w = &p->want[i];
+		const struct seg_frame *frame;
+
+		if (w->fetch != f)
+			continue;
+		frame = seg_find(t->t, w->f->first_slot);
+		if (!frame || frame->stored_len != w->f->stored_len) {
+			*lost = true;
+			continue;
+		}
+		tables_ref(t);
+		tables_unref(w->t);
+		w->t = t;
+		w->f = frame;
+		*begin = min_u64(*begin, frame->offset);
+		*end = max_u64(*end, frame->offset + frame->stored_len);
+	}
+}
+
+/* All that waits for f turns to the same frames in another generation, where they lie closer. */
+static bool fetch_move(struct fetch *f, struct tables *t)
+{
+	struct plan_list *lists[] = {&f->r->batch, &f->r->ready};
+	uint64_t begin = UINT64_MAX, end = 0;
+	bool lost = false;
+
+	for (unsigned i = 0; i < ARRAY_SIZE(lists); i++)
+		for (struct plan *p = lists[i]->first; p; p = p->next)
+			move_plan(f, p, t, &begin, &end, &lost);
+	if (lost || begin > end || end - begin > f->len)
+		return false;
+	tables_ref(t);
+	tables_unref(f->t);
+	f->t = t;
+	f->offset = begin;
+	f->len = (size_t)(end - begin);
+	return true;
+}
+
+static void fetch_tables_there(struct cache_wait *w, int code)
+{
+	struct fetch *f = container_of(w, struct fetch, wait);
+	struct store *st = f->r->repo->st;
+	struct tables *t = NULL;
+	struct error err = w->err;
+
+	if (code == 0)
+		t = cache_tables(f->r->repo->cache, &f->t->t->addr.session, SEGMENT_DATA,
+				 f->t->t->addr.index);
+	if (code == 0 && f->refs > 0 && (!t || !fetch_move(f, t)))
+		code = error_set(&err, TM_E_CORRUPT,
+				 "object %s was replaced by one that lacks clusters", f->t->key);
+	tables_unref(t);
+	if (code == 0 && f->refs > 0) {
+		st->ops->get(st, f->t->key, f->buf, f->len, f->offset, &f->req);
+		return;
+	}
+	f->retries = MAX_RETRIES;
+	f->req.err = err;
+	f->req.got = f->len;
+	fetch_got(&f->req, code);
+}
+
 static void fetch_got(struct store_req *req, int code)
 {
 	struct fetch *f = container_of(req, struct fetch, req);
 	struct reader *r = f->r;
 
+	if (code == TM_E_NOTFOUND && f->retries < MAX_RETRIES) { /* compacted meanwhile */
+		f->retries++;
+		f->wait.done = fetch_tables_there;
+		cache_forget_tables(r->repo->cache, f->t);
+		cache_load_tables(r->repo->cache, &f->t->t->addr.session, SEGMENT_DATA,
+				  f->t->t->addr.index, &f->wait);
+		return;
+	}
 	r->gets--;
 	f->there = true;
+	if (code == TM_E_NOTFOUND)
+		code = TM_E_CORRUPT;
 	if (code == 0 && req->got != f->len)
 		code = error_set(&req->err, TM_E_CORRUPT, "object %s ends at %" PRIu64, f->t->key,
 				 f->offset + req->got);

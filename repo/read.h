@@ -33,6 +33,8 @@ struct fetch {
 	uint64_t first_seq; /* the first plan that needs it */
 	unsigned refs;      /* wants */
 	bool there;
+	unsigned retries;
+	struct cache_wait wait; /* for the tables of a later generation */
 	uint8_t *buf;
 };
 

@@ -240,6 +240,8 @@ struct point {
 	size_t ndisks;
 	uint32_t seq; /* counts the guest's points; orders them even if the clock was set back */
 	char *object; /* key of the manifest; set by repo/ */
+	/* not in the manifest: */
+	bool is_protected; /* of repo_points(); retention and forget leave it alone */
 };
 
 void point_free(struct point *p);
@@ -269,6 +271,75 @@ int repo_point_find(struct repo *repo, const char *spec, struct point **ret,
  * committed here. */
 int repo_point_get(struct repo *repo, const char *guest, const struct tm_id *id, struct point **ret,
 		   struct error *err) TM_WUR;
+
+/* ---- deletion ---- */
+
+#define RETAIN_ALL UINT32_MAX
+
+/* What to keep of a guest's points; a point is kept when any of the rules keeps it. */
+struct retention {
+	uint32_t last; /* in order of commit; RETAIN_ALL: all, as in those below */
+	uint32_t hourly, daily, weekly, monthly, yearly;
+	struct {
+		unsigned years, months, days, hours;
+	} within;                /* before the newest point */
+	const char *const *tags; /* points with any of these tags */
+	size_t ntags;
+};
+
+/* A point as retention sees it. */
+struct retain_point {
+	uint32_t seq;
+	struct tm_id id;
+	uint64_t created_ms;
+	const char *const *tags;
+	size_t ntags;
+	bool is_protected;
+	const char *reason; /* set: why it is kept, or NULL: it may go */
+};
+
+/*
+ * Decides for the points of one guest, which get sorted, the newest first.  Local time makes the
+ * days.  docs/format.md, "Retention".
+ */
+void retain(const struct retention *rule, uint64_t now_ms, struct retain_point *v, size_t n);
+
+/*
+ * Puts tombstones: the points are gone for everybody at once, their space comes back with
+ * repo_prune().  TM_E_DENIED when one of them is protected; then nothing was done.
+ */
+int repo_forget(struct repo *repo, const struct tm_id *ids, size_t n, struct error *err) TM_WUR;
+
+/* TM_E_STALE: it is being deleted already. */
+int repo_protect(struct repo *repo, const struct tm_id *id, bool on, struct error *err) TM_WUR;
+
+#define PRUNE_MAX_UNUSED  50
+#define PRUNE_STALE_HOURS 24
+
+struct repo_prune_options {
+	unsigned max_unused; /* percent: segments with a larger unused share are rewritten */
+	/* Sessions without a point that began longer ago are taken for dead; guessing wrong costs
+	 * that session, never a point. */
+	uint64_t stale_ms;
+	uint64_t now_ms; /* Unix time that ages are measured against */
+	bool dry_run;
+	int (*tick)(void *data, struct error *err); /* may end it; then it can be run again */
+	void *data;
+};
+
+struct repo_prune_report {
+	uint64_t removed_objects, removed_bytes;
+	uint64_t compacted_bytes; /* put again, in rewritten segments */
+	uint64_t kept_bytes;      /* of all segments that are left */
+	uint64_t unreadable;      /* segments that would have been rewritten but cannot be read */
+};
+
+/*
+ * Removes what no valid point and no session at work needs; at any time, beside anything.  When a
+ * point's map cannot be read nothing is removed (TM_E_CORRUPT).  Runs the loop.
+ */
+int repo_prune(struct repo *repo, const struct repo_prune_options *opt,
+	       struct repo_prune_report *ret, struct error *err) TM_WUR;
 
 /* ---- writing: one session makes one point ---- */
 

@@ -18,12 +18,26 @@
 
 #define DEFAULT_LEVEL 1
 
+static int stale(struct error *err)
+{
+	return error_set(err, TM_E_STALE,
+			 "the session was taken for dead by a prune that ran beside it; "
+			 "run the backup again");
+}
+
 void session_fail(struct repo_session *s, int code, const struct error *err)
 {
+	bool fenced = false;
+
 	if (s->code < 0)
 		return;
 	s->code = code;
 	s->err = *err;
+	/* Nobody keeps the parent of a dead session. */
+	if (code == TM_E_CORRUPT && marker_fenced(s->repo, &s->sid, &fenced, NULL) == 0 && fenced) {
+		error_clear(&s->err);
+		s->code = stale(&s->err);
+	}
 }
 
 int session_failure(const struct repo_session *s, struct error *err)
@@ -379,9 +393,7 @@ static int put_manifest(struct repo_session *s, const struct point *meta, struct
 	r = store_put_wait(s->repo->st, key, b.data, b.len, err);
 	r = r ? r : marker_fenced(s->repo, &s->sid, &fenced, err);
 	if (r == 0 && fenced)
-		return error_set(err, TM_E_STALE,
-				 "the session was taken for dead by a prune that ran beside it; "
-				 "run the backup again");
+		return stale(err);
 	return r;
 }
 

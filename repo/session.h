@@ -159,6 +159,13 @@ struct repo_session {
 	uint32_t npins, last_pin; /* that hold; number of the last one put */
 	bool committed;
 
+	/* heartbeat */
+	struct store_req beat_req;
+	struct format_flag beat;
+	uint64_t beat_ms; /* of the last one, monotonic */
+	bool beating;
+	char beat_key[KEY_MAX];
+
 	int code; /* the first failure */
 	struct error err;
 
@@ -217,7 +224,9 @@ int marker_make_pin(struct repo_session *s, const struct tm_id *point, char key[
 		    struct buf *ret, struct error *err) TM_WUR;
 int marker_check_pin(struct repo_session *s, const struct tm_id *point, const char *manifest_key,
 		     struct error *err) TM_WUR;
-int marker_fenced(struct repo *repo, const struct tm_id *sid, bool *ret, struct error *err) TM_WUR;
+
+/* Says that the session is alive, once an hour; call it often. */
+void marker_beat(struct repo_session *s);
 
 /* ---- pipeline.c ---- */
 int pipeline_put(struct piece_sink *sink, struct piece *piece, struct error *err);

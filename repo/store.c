@@ -44,6 +44,19 @@ int store_put_wait(struct store *st, const char *key, const void *bytes, size_t 
 	return wait_for(st, &w, err);
 }
 
+int store_get_wait(struct store *st, const char *key, void *bytes, size_t len, uint64_t offset,
+		   size_t *ret_got, struct error *err)
+{
+	struct waiting w = {.req.done = wait_done};
+	int r;
+
+	st->ops->get(st, key, bytes, len, offset, &w.req);
+	r = wait_for(st, &w, err);
+	if (r == 0)
+		*ret_got = w.req.got;
+	return r;
+}
+
 int store_read(struct store *st, const char *key, size_t max, struct buf *ret, struct error *err)
 {
 	auto_buf struct buf b = {0};

@@ -14,6 +14,10 @@ int store_put_wait(struct store *st, const char *key, const void *bytes, size_t 
 int store_read(struct store *st, const char *key, size_t max, struct buf *ret,
 	       struct error *err) TM_WUR;
 
+/* Part of an object; *ret_got is less than len only where the object ends. */
+int store_get_wait(struct store *st, const char *key, void *bytes, size_t len, uint64_t offset,
+		   size_t *ret_got, struct error *err) TM_WUR;
+
 /* For back ends: calls req->done(code) soon, from the loop. */
 void store_answer(struct store *st, struct store_req *req, int code);
 

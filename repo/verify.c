@@ -247,6 +247,8 @@ static int for_all_disks(struct verifier *v, disk_fn *fn, struct error *err)
 	const struct point_list *l = v->opt->points ? v->opt->points : &v->points;
 
 	for (size_t i = 0; i < l->n; i++) {
+		if (id_set_has(&v->gone, &l->v[i]->id))
+			continue;
 		for (size_t k = 0; k < l->v[i]->ndisks; k++) {
 			int r = fn(v, l->v[i], &l->v[i]->disks[k], err);
 
@@ -280,13 +282,50 @@ static int compare_damage(const void *a, const void *b)
 		      ((const struct repo_damage *)b)->object);
 }
 
+/* Points that were deleted while this ran; their space may have been freed already. */
+static int find_gone(struct verifier *v, struct error *err)
+{
+	const struct point_list *l = v->opt->points ? v->opt->points : &v->points;
+	struct name_list names = {0};
+	struct id_set valid = {0};
+	int r = points_names(v->repo, NULL, &names, err);
+
+	for (size_t i = 0; r == 0 && i < names.n; i++)
+		r = id_set_add(&valid, &names.v[i].session, err);
+	id_set_sort(&valid);
+	for (size_t i = 0; r == 0 && i < l->n; i++)
+		if (!id_set_has(&valid, &l->v[i]->id))
+			r = id_set_add(&v->gone, &l->v[i]->id, err);
+	id_set_sort(&v->gone);
+	name_list_done(&names);
+	id_set_done(&valid);
+	return r;
+}
+
+/* Damage that hits none of the points that are left. */
+static void drop_unused(struct verifier *v, size_t first)
+{
+	struct repo_verify_report *r = v->report;
+	size_t n = first;
+
+	for (size_t i = first; i < r->ndamaged; i++) {
+		if (r->damaged[i].nranges == 0)
+			damage_done(&r->damaged[i]);
+		else
+			r->damaged[n++] = r->damaged[i];
+	}
+	r->ndamaged = n;
+}
+
 /* Whom the damage hits. */
 static int report_damage(struct verifier *v, struct error *err)
 {
-	int r = 0;
+	size_t first = v->report->ndamaged;
+	int r;
 
 	if (!v->damage)
 		return 0;
+	r = find_gone(v, err);
 	for (size_t i = 0; r == 0 && i < v->cap; i++) {
 		struct vseg *s = v->seg[i];
 
@@ -296,6 +335,8 @@ static int report_damage(struct verifier *v, struct error *err)
 		r = damage_add(v->report, s->key, s->reason, err);
 	}
 	r = r ? r : for_all_disks(v, verify_blame, err);
+	if (r == 0 && v->gone.n > 0)
+		drop_unused(v, first);
 	qsort(v->report->damaged, v->report->ndamaged, sizeof(*v->report->damaged), compare_damage);
 	return r;
 }
@@ -338,6 +379,7 @@ int repo_verify(struct repo *repo, const struct repo_verify_options *opt,
 		vseg_free(v.seg[i]);
 	free(v.seg);
 	point_list_done(&v.points);
+	id_set_done(&v.gone);
 	if (r < 0)
 		repo_verify_report_done(&report);
 	else

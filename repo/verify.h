@@ -28,6 +28,8 @@ struct vseg {
 	uint64_t *bad;   /* slots that cannot be read; NULL: none */
 	bool needed;     /* by a point */
 	bool all_bad;
+	bool again; /* the object was not found: to be read once more */
+	unsigned retries;
 	uint64_t size; /* of the object, once known */
 	char *reason;  /* of the first damage */
 	char *key;
@@ -44,7 +46,8 @@ struct verifier {
 	bool damage;
 	uint64_t done, total; /* bytes, for tick */
 	uint64_t next_tick;
-	int code; /* of tick */
+	struct id_set gone; /* points that are dead by now: what they lack is no damage */
+	int code;           /* of tick */
 	struct error err;
 };
 

@@ -11,6 +11,8 @@
 
 #define JOBS      3
 #define JOB_BYTES (8u << 20)
+/* Compactions that may happen to a segment while it is looked at. */
+#define MAX_RETRIES 8
 
 struct tables_wait {
 	struct cache_wait wait;
@@ -51,8 +53,7 @@ int verify_load_tables(struct verifier *v, const struct vseg *s, struct tables *
 }
 
 /* Slots that points use are there, and the object is as long as its tables say. */
-static int check_segment(struct verifier *v, struct vseg *s, const struct tables *t,
-			 struct error *err)
+static int check_segment(struct verifier *v, struct vseg *s, struct tables *t, struct error *err)
 {
 	char *key = strdup(t->key), reason[160];
 	struct error one = {0};
@@ -64,6 +65,10 @@ static int check_segment(struct verifier *v, struct vseg *s, const struct tables
 	free(s->key);
 	s->key = key;
 	r = v->repo->st->ops->head(v->repo->st, key, &size, &one);
+	if (r == TM_E_NOTFOUND && s->retries++ < MAX_RETRIES) {
+		cache_forget_tables(v->repo->cache, t);
+		return TM_E_STALE; /* compacted meanwhile */
+	}
 	if (r == TM_E_NOTFOUND || verify_is_damage(r))
 		return vseg_damaged(v, s, UINT32_MAX, 0, one.text, err);
 	if (r < 0) {
@@ -103,7 +108,7 @@ int verify_tables(struct verifier *v, struct vseg *s, struct error *err)
 		v->report->bytes +=
 			sizeof(struct format_segment) + t->t->nframes * sizeof(struct format_frame);
 	tables_unref(t);
-	return r;
+	return r == TM_E_STALE ? verify_tables(v, s, err) : r;
 }
 
 /* ---- reading everything ---- */
@@ -220,6 +225,14 @@ static void job_got(struct store_req *req, int code)
 	if (code == 0 && req->got != j->len)
 		code = error_set(&req->err, TM_E_CORRUPT, "the object ends at %" PRIu64,
 				 j->offset + req->got);
+	if (code == TM_E_NOTFOUND && (j->s->again || j->s->retries < MAX_RETRIES)) {
+		j->s->again = true; /* it may have been compacted */
+		cache_forget_tables(j->d->v->repo->cache, j->t);
+		j->n = 0;
+		j->len = 0;
+		job_end(j, 0);
+		return;
+	}
 	if (code == TM_E_NOTFOUND)
 		code = TM_E_CORRUPT;
 	if (code < 0) {
@@ -343,11 +356,30 @@ static int read_segments(struct vdata *d, struct error *err)
 	return r ? r : ring_close(&ring, err);
 }
 
+/* Segments that were compacted while they were read. */
+static int read_again(struct vdata *d, bool *ret_any, struct error *err)
+{
+	struct verifier *v = d->v;
+	int r = 0;
+
+	*ret_any = false;
+	for (size_t i = 0; r == 0 && i < v->cap; i++) {
+		if (!v->seg[i] || !v->seg[i]->again)
+			continue;
+		*ret_any = true;
+		v->seg[i]->again = false;
+		v->seg[i]->retries++;
+		r = read_segment(d, v->seg[i], err);
+	}
+	return r ? r : wait_below(d, 0, err);
+}
+
 int verify_read(struct verifier *v, struct error *err)
 {
 	struct vdata d = {.v = v};
 	size_t bs = (size_t)1 << v->repo->block_bits;
 	struct error own = {0};
+	bool again = true;
 	int r = workers_init(&d.workers, pool_workers(v->opt->pool), &v->repo->keys.id, 0,
 			     FRAME_MAX_SLOTS * bs, err);
 
@@ -356,6 +388,8 @@ int verify_read(struct verifier *v, struct error *err)
 	r = read_segments(&d, &own);
 	if (wait_below(&d, 0, r < 0 ? NULL : &own) < 0 && r == 0)
 		r = d.code < 0 ? d.code : v->code;
+	while (r == 0 && again)
+		r = read_again(&d, &again, &own);
 	for (unsigned i = 0; i < JOBS; i++)
 		free(d.job[i].buf);
 	workers_done(&d.workers);

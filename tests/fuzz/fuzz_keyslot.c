@@ -3,11 +3,14 @@
 #include "fuzz.h"
 
 #include "repo/keys.h"
+#include "repo/slot.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	auto_master struct master_keys keys = {.has = 0};
+	struct slot parsed;
 	uint8_t slot[4096];
+	int r;
 	struct error err = {0};
 	struct format_key h;
 	struct tm_id repo;
@@ -23,7 +26,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		format_head_seal(&h, sizeof(h));
 		memcpy(slot, &h, sizeof(h));
 	}
-	fuzz_result(slot_decode(size >= sizeof(h) ? &repo : NULL, "slot", slot, size, &keys, &err),
-		    &err);
+	r = slot_parse(size >= sizeof(h) ? &repo : NULL, "slot", slot, size, &parsed, &err);
+	if (r == 0 && parsed.kdf == KDF_NONE)
+		r = slot_open(&parsed, NULL, "slot", slot, size, &keys, &err);
+	fuzz_result(r, &err);
 	return 0;
 }

@@ -3,7 +3,7 @@
 
 #include "agent/options.h"
 
-#define MAX_WORDS 16
+#define MAX_WORDS 24
 
 /* Parses a line cut at spaces. */
 static int parse(const char *line, struct options *o, struct error *err)
@@ -93,6 +93,19 @@ static void wrong_lines_name_the_wrong_word(void **state)
 		{"tidemark -r /r verify --budget 0m", "'0m'"},
 		{"tidemark -r /r verify --budget 3mm", "'3mm'"},
 		{"tidemark -r /r list --scrub", "--scrub"},
+		{"tidemark -r /r forget", "--keep-daily"},
+		{"tidemark -r /r forget p --keep-last 1", "not both"},
+		{"tidemark -r /r forget p --guest g", "not both"},
+		{"tidemark -r /r forget --prune", "needs points"},
+		{"tidemark -r /r forget --keep-last -1", "'-1'"},
+		{"tidemark -r /r forget --keep-daily 7x", "'7x'"},
+		{"tidemark -r /r forget --keep-within 3", "'3'"},
+		{"tidemark -r /r forget --keep-within 3w", "'3w'"},
+		{"tidemark -r /r forget --keep-within 99999999999y", "'99999999999y'"},
+		{"tidemark -r /r prune x", "'x'"},
+		{"tidemark -r /r prune --max-unused 101", "'101'"},
+		{"tidemark -r /r prune --keep-last 1", "--keep-last"},
+		{"tidemark -r /r protect", "POINT"},
 	};
 	struct options o;
 	struct error err;
@@ -105,6 +118,29 @@ static void wrong_lines_name_the_wrong_word(void **state)
 			fail_msg("'%s' says '%s' without %s", bad[i].line, err.text, bad[i].word);
 		options_done(&o);
 	}
+}
+
+static void retention_is_read(void **state)
+{
+	struct options o;
+	struct error err;
+
+	(void)state;
+	assert_int_equal(parse("tidemark -r /r forget --keep-last all --keep-daily 7 --keep-within "
+			       "2y5m7d3h --keep-tag a --keep-tag b --prune --max-unused 5",
+			       &o, &err),
+			 0);
+	assert_int_equal(o.retention.last, RETAIN_ALL);
+	assert_int_equal(o.retention.daily, 7);
+	assert_int_equal(o.retention.within.years, 2);
+	assert_int_equal(o.retention.within.months, 5);
+	assert_int_equal(o.retention.within.days, 7);
+	assert_int_equal(o.retention.within.hours, 3);
+	assert_int_equal(o.keep_tags.n, 2);
+	assert_true(o.prune);
+	assert_int_equal(o.max_unused, 5);
+	assert_int_equal(o.stale_hours, PRUNE_STALE_HOURS);
+	options_done(&o);
 }
 
 static void help_needs_nothing_else(void **state)
@@ -156,6 +192,7 @@ int main(void)
 		cmocka_unit_test(options_may_stand_anywhere),
 		cmocka_unit_test(the_environment_names_the_repository),
 		cmocka_unit_test(wrong_lines_name_the_wrong_word),
+		cmocka_unit_test(retention_is_read),
 		cmocka_unit_test(help_needs_nothing_else),
 		cmocka_unit_test(secrets_come_from_one_place),
 	};

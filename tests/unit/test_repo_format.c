@@ -138,6 +138,14 @@ static struct field fields[] = {
 	F(format_session, wrap),
 	F(format_session, body_crc),
 	F(format_session, crc),
+	F(format_flag, head),
+	F(format_flag, domain),
+	F(format_flag, session),
+	F(format_flag, kind),
+	F(format_flag, reserved),
+	F(format_flag, number),
+	F(format_flag, created_ms),
+	F(format_flag, crc),
 };
 
 static FILE *open_document(void)

@@ -1,0 +1,278 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* forget, protect, unprotect and prune: what becomes of old points. */
+#include "agent.h"
+
+#include <stdio.h>
+#include <string.h>
+
+/* ---- prune ---- */
+
+static int prune_tick(void *data, struct error *err)
+{
+	(void)data;
+	return agent_check_interrupt(err);
+}
+
+static int do_prune(struct agent *a, struct repo_prune_report *ret, struct error *err)
+{
+	const struct repo_prune_options opt = {
+		.max_unused = a->opt.max_unused,
+		.stale_ms = a->opt.stale_hours * 3600 * 1000,
+		.now_ms = clock_unix_ms(&clock_system),
+		.dry_run = a->opt.dry_run,
+		.tick = prune_tick,
+	};
+	int r = repo_prune(a->repo, &opt, ret, err);
+
+	if (r)
+		error_prefix(err, "prune");
+	else if (ret->unreadable)
+		say_warning(a,
+			    "%llu segments cannot be read and were left as they are; "
+			    "'tidemark verify --read-data' tells more",
+			    (unsigned long long)ret->unreadable);
+	return r;
+}
+
+static json_t *prune_json(struct agent *a, const struct repo_prune_report *rep)
+{
+	return json_pack("{s:I, s:I, s:I, s:I, s:o}", "removed_objects",
+			 (json_int_t)rep->removed_objects, "removed_bytes",
+			 (json_int_t)rep->removed_bytes, "compacted_bytes",
+			 (json_int_t)rep->compacted_bytes, "kept_bytes",
+			 (json_int_t)rep->kept_bytes, "warnings", take_warnings(a));
+}
+
+static void print_prune(const struct agent *a, const struct repo_prune_report *rep)
+{
+	char removed[SIZE_TEXT_MAX], moved[SIZE_TEXT_MAX], kept[SIZE_TEXT_MAX];
+
+	size_format(rep->removed_bytes, removed);
+	size_format(rep->compacted_bytes, moved);
+	size_format(rep->kept_bytes, kept);
+	(void)printf("%s %llu objects (%s), %s rewritten, %s left\n",
+		     a->opt.dry_run ? "would remove" : "removed",
+		     (unsigned long long)rep->removed_objects, removed, moved, kept);
+}
+
+int cmd_prune(struct agent *a, enum exit_status *status, struct error *err)
+{
+	struct repo_prune_report rep = {0};
+	int r = agent_open_repo(a, err);
+
+	(void)status;
+	r = r ? r : do_prune(a, &rep, err);
+	if (r)
+		return r;
+	if (a->opt.json)
+		return print_json(prune_json(a, &rep), err);
+	print_prune(a, &rep);
+	return 0;
+}
+
+/* ---- forget ---- */
+
+/* The points in question, by guest; reason NULL: to be dropped. */
+struct choice {
+	const struct point *p;
+	const char *reason;
+};
+
+static int compare_choices(const void *a, const void *b)
+{
+	const struct choice *x = a, *y = b;
+	int c = strcmp(x->p->guest, y->p->guest);
+
+	if (c)
+		return c;
+	if (x->p->seq != y->p->seq)
+		return x->p->seq > y->p->seq ? -1 : 1;
+	return memcmp(&x->p->id, &y->p->id, sizeof(x->p->id));
+}
+
+static struct choice *choice_of(struct choice *v, size_t n, const struct tm_id *id)
+{
+	for (size_t i = 0; i < n; i++)
+		if (id_equal(&v[i].p->id, id))
+			return &v[i];
+	return NULL;
+}
+
+/* Applies the rules to the points of one guest. */
+static int choose_guest(const struct agent *a, struct choice *v, size_t n, struct error *err)
+{
+	auto_free struct retain_point *points = calloc(n, sizeof(*points));
+	struct retention rule = a->opt.retention;
+
+	if (!points)
+		return error_nomem(err);
+	rule.tags = a->opt.keep_tags.v;
+	rule.ntags = a->opt.keep_tags.n;
+	for (size_t i = 0; i < n; i++)
+		points[i] = (struct retain_point){
+			.seq = v[i].p->seq,
+			.id = v[i].p->id,
+			.created_ms = v[i].p->created_ms,
+			.tags = (const char *const *)v[i].p->tags,
+			.ntags = v[i].p->ntags,
+			.is_protected = v[i].p->is_protected,
+		};
+	retain(&rule, clock_unix_ms(&clock_system), points, n);
+	for (size_t i = 0; i < n; i++) {
+		struct choice *c = choice_of(v, n, &points[i].id);
+
+		if (c)
+			c->reason = points[i].reason;
+	}
+	return 0;
+}
+
+static int choose_by_rules(const struct agent *a, struct choice *v, size_t n, struct error *err)
+{
+	int r = 0;
+
+	for (size_t i = 0, k; r == 0 && i < n; i = k) {
+		for (k = i + 1; k < n && strcmp(v[k].p->guest, v[i].p->guest) == 0; k++)
+			continue;
+		r = choose_guest(a, v + i, k - i, err);
+	}
+	return r;
+}
+
+static int choose_by_name(struct agent *a, struct choice *v, size_t n, struct error *err)
+{
+	for (size_t i = 0; i < n; i++)
+		v[i].reason = "not named";
+	for (size_t i = 0; i < a->opt.args.n; i++) {
+		auto_clean(point_free) struct point *p = NULL;
+		struct choice *c;
+		int r = repo_point_find(a->repo, a->opt.args.v[i], &p, err);
+
+		if (r)
+			return r;
+		c = choice_of(v, n, &p->id);
+		if (c)
+			c->reason = NULL;
+	}
+	return 0;
+}
+
+static int drop(struct agent *a, const struct choice *v, size_t n, struct error *err)
+{
+	auto_free struct tm_id *ids = calloc(n ? n : 1, sizeof(*ids));
+	size_t count = 0;
+
+	if (!ids)
+		return error_nomem(err);
+	for (size_t i = 0; i < n; i++)
+		if (!v[i].reason)
+			ids[count++] = v[i].p->id;
+	return a->opt.dry_run ? 0 : repo_forget(a->repo, ids, count, err);
+}
+
+static int print_forget_json(struct agent *a, const struct choice *v, size_t n,
+			     const struct repo_prune_report *pruned, struct error *err)
+{
+	json_t *removed = json_array(), *kept = json_array();
+	json_t *o = json_pack("{s:o, s:o}", "removed", removed, "kept", kept);
+	bool failed = !o;
+
+	for (size_t i = 0; !failed && i < n; i++)
+		failed = json_array_append_new(v[i].reason ? kept : removed,
+					       json_string(id_text(&v[i].p->id).s));
+	if (!failed && pruned)
+		failed = json_object_set_new(o, "prune", prune_json(a, pruned));
+	if (failed) {
+		json_decref(o);
+		return error_nomem(err);
+	}
+	return print_json(o, err);
+}
+
+static void print_forget(const struct agent *a, const struct choice *v, size_t n)
+{
+	for (size_t i = 0; i < n; i++) {
+		char when[TIME_TEXT_MAX];
+
+		if (v[i].reason && a->opt.args.n)
+			continue;
+		time_format_local(v[i].p->created_ms, when);
+		(void)printf("%-6s %.12s  %s  %-16s %s%s%s%s\n", v[i].reason ? "keep" : "remove",
+			     id_text(&v[i].p->id).s, when, v[i].p->guest, v[i].p->name,
+			     v[i].reason ? "  (" : "", v[i].reason ? v[i].reason : "",
+			     v[i].reason ? ")" : "");
+	}
+}
+
+int cmd_forget(struct agent *a, enum exit_status *status, struct error *err)
+{
+	auto_point_list struct point_list list = {0};
+	auto_free struct choice *v = NULL;
+	struct repo_prune_report pruned = {0};
+	int r = agent_open_repo(a, err);
+
+	(void)status;
+	r = r ? r : repo_points(a->repo, a->opt.guest, &list, NULL, err);
+	if (r)
+		return r;
+	v = calloc(list.n ? list.n : 1, sizeof(*v));
+	if (!v)
+		return error_nomem(err);
+	for (size_t i = 0; i < list.n; i++)
+		v[i].p = list.v[i];
+	qsort(v, list.n, sizeof(*v), compare_choices);
+	if (a->opt.args.n)
+		r = choose_by_name(a, v, list.n, err);
+	else
+		r = choose_by_rules(a, v, list.n, err);
+	r = r ? r : drop(a, v, list.n, err);
+	if (!r && a->opt.prune)
+		r = do_prune(a, &pruned, err);
+	if (r)
+		return r;
+	if (a->opt.json)
+		return print_forget_json(a, v, list.n, a->opt.prune ? &pruned : NULL, err);
+	print_forget(a, v, list.n);
+	if (a->opt.prune)
+		print_prune(a, &pruned);
+	return 0;
+}
+
+/* ---- protect ---- */
+
+static int set_protected(struct agent *a, bool on, struct error *err)
+{
+	json_t *out = a->opt.json ? json_array() : NULL;
+	int r = agent_open_repo(a, err);
+
+	for (size_t i = 0; r == 0 && i < a->opt.args.n; i++) {
+		auto_clean(point_free) struct point *p = NULL;
+
+		r = repo_point_find(a->repo, a->opt.args.v[i], &p, err);
+		r = r ? r : repo_protect(a->repo, &p->id, on, err);
+		if (r)
+			break;
+		p->is_protected = on;
+		if (!out)
+			(void)printf("%.12s of %s is %s\n", id_text(&p->id).s, p->guest,
+				     on ? "protected" : "not protected");
+		else if (json_array_append_new(out, point_json(p, false)))
+			r = error_nomem(err);
+	}
+	if (out && !r)
+		return print_json(out, err);
+	json_decref(out);
+	return r;
+}
+
+int cmd_protect(struct agent *a, enum exit_status *status, struct error *err)
+{
+	(void)status;
+	return set_protected(a, true, err);
+}
+
+int cmd_unprotect(struct agent *a, enum exit_status *status, struct error *err)
+{
+	(void)status;
+	return set_protected(a, false, err);
+}

@@ -1,0 +1,225 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""Forgetting and pruning by the real program on a real directory, beside backups,
+and killed at any moment. PRUNE_SECONDS sets how long the storms last (default 8)."""
+
+import os
+import time
+
+from harness import HarnessError, Tidemark, image, make_rng
+from harness.cases import case, main
+
+SIZE = 12 * image.MIB
+SECONDS = float(os.environ.get("PRUNE_SECONDS", "8"))
+GUESTS = 4
+
+
+class Guest:
+    """A raw image, changed before each backup; what each point must contain is kept."""
+
+    def __init__(self, scratch, name, rng):
+        self.name, self.rng = name, rng
+        self.path = scratch.dir("disks") / f"{name}.raw"
+        self.copies = scratch.dir("copies")
+        self.points = {}
+        self.count = 0
+        self.pending = None
+        with open(self.path, "wb") as file:
+            file.truncate(SIZE)
+        self.change(40)
+
+    def change(self, times):
+        with open(self.path, "r+b") as file:
+            for _ in range(times):
+                file.seek(self.rng.randrange(SIZE // 65536) * 65536)
+                file.write(self.rng.randbytes(512) * self.rng.choice((1, 128)))
+
+    def start(self, tidemark):
+        self.count += 1
+        self.pending = (tidemark.start("backup", f"image:{self.path},name={self.name}"),
+                        image.copy(self.path, self.copies / f"{self.name}-{self.count}"))
+
+    def finish(self):
+        running, copy = self.pending
+        self.pending = None
+        result = running.finish(expect=(0, 3))
+        self.points[result.json["point"]] = copy
+
+    def step(self, tidemark):
+        """Begins a backup, or ends one that is done."""
+        if not self.pending:
+            self.change(3)
+            self.start(tidemark)
+        elif not self.pending[0].running:
+            self.finish()
+
+
+def check(scratch, tidemark, guests):
+    """Everything verifies, and every point listed restores to what was backed up."""
+    report = tidemark("verify", "--read-data").json
+    if report["damaged"]:
+        raise HarnessError(f"{report}")
+    copies = {point: copy for g in guests for point, copy in g.points.items()}
+    listed = [p["point"] for p in tidemark("list").json]
+    for point in listed:
+        if point not in copies:
+            continue  # of a backup that was killed after its commit
+        disk, = tidemark("restore", point, "--to", scratch / "back.raw", "--force").json["disks"]
+        image.assert_same(copies[point], disk["to"], "raw", "raw")
+    return listed
+
+
+@case
+def rules_and_names_choose(scratch):
+    rng = make_rng("rules")
+    tidemark = Tidemark(scratch)
+    tidemark("init")
+    guests = [Guest(scratch, name, rng) for name in ("a", "b")]
+    for _ in range(4):
+        for g in guests:
+            g.start(tidemark)
+            g.finish()
+            g.change(3)
+    a, b = ([*g.points] for g in guests)
+    tidemark("forget", expect=2)
+    tidemark("forget", a[0], "--keep-last", "1", expect=2)
+    tidemark("forget", "--keep-within", "2q", expect=2)
+    dry = tidemark("forget", "--keep-last", "2", "--dry-run").json
+    if set(dry["removed"]) != {*a[:2], *b[:2]} or set(dry["kept"]) != {*a[2:], *b[2:]}:
+        raise HarnessError(f"{dry}")
+    if len(tidemark("list").json) != 8:
+        raise HarnessError("a dry run removed points")
+    shown, = tidemark("protect", a[0]).json
+    if not shown["protected"] or not tidemark("show", a[0]).json["protected"]:
+        raise HarnessError(f"{shown}")
+    if a[0][:12] not in tidemark("forget", a[0], expect=1).err:
+        raise HarnessError("the protected point is not named")
+    done = tidemark("forget", "--keep-last", "1", "--guest", "a").json
+    if set(done["removed"]) != {*a[1:3]} or set(done["kept"]) != {a[0], a[3]}:
+        raise HarnessError(f"{done}")
+    tidemark("unprotect", a[0])
+    done = tidemark("forget", a[0], "b@latest", "--prune").json
+    if set(done["removed"]) != {a[0], b[3]} or done["prune"]["removed_objects"] == 0:
+        raise HarnessError(f"{done}")
+    if tidemark("prune", "--dry-run").json["removed_objects"]:
+        raise HarnessError("something was left")
+    if set(check(scratch, tidemark, guests)) != {a[3], *b[:3]}:
+        raise HarnessError("the wrong points are left")
+
+
+@case
+def space_comes_back(scratch):
+    tidemark = Tidemark(scratch)
+    tidemark("init")
+    guest = Guest(scratch, "g", make_rng("space"))
+    for _ in range(3):
+        guest.change(60)
+        guest.start(tidemark)
+        guest.finish()
+    first, _, last = guest.points
+
+    def stored():
+        return sum(p.stat().st_size for p in (scratch / "repo").rglob("*") if p.is_file())
+
+    tidemark("forget", first, guest.name + "@latest")
+    before = stored()
+    report = tidemark("prune", "--max-unused", "0").json
+    freed = report["removed_bytes"] - report["compacted_bytes"]
+    if before - stored() != freed or freed <= 0:
+        raise HarnessError(f"{report}: {before} bytes before, {stored()} after")
+    if last in check(scratch, tidemark, [guest]):
+        raise HarnessError("a forgotten point is listed")
+    tidemark("forget", "g@latest", "--prune")
+    if list((scratch / "repo").rglob("[dm]000.*")):
+        raise HarnessError("without points there are segments")
+
+
+@case
+def four_backups_and_a_prune_at_once(scratch):
+    rng = make_rng("storm")
+    tidemark = Tidemark(scratch)
+    tidemark("init")
+    guests = [Guest(scratch, f"vm{i}", rng) for i in range(GUESTS)]
+    janitor, prunes, end = None, 0, time.monotonic() + SECONDS
+    while time.monotonic() < end or any(g.pending for g in guests) or janitor:
+        for g in guests:
+            if g.pending or time.monotonic() < end:
+                g.step(tidemark)
+        if janitor is None and time.monotonic() < end:
+            janitor = tidemark.start("forget", "--keep-last", "3", "--prune", "--max-unused",
+                                     str(rng.choice((0, 20, 50))))
+        elif janitor and not janitor.running:
+            janitor.finish()
+            janitor, prunes = None, prunes + 1
+        time.sleep(0.005)
+    listed = check(scratch, tidemark, guests)
+    made = sum(len(g.points) for g in guests)
+    print(f"  {made} backups, {prunes} prunes, {len(listed)} points left", flush=True)
+    tidemark("forget", "--keep-last", "1", "--prune", "--max-unused", "0")
+    if len(check(scratch, tidemark, guests)) != GUESTS:
+        raise HarnessError("the last points are not left")
+
+
+@case
+def a_killed_prune_is_run_again(scratch):
+    rng = make_rng("killed")
+    tidemark = Tidemark(scratch)
+    tidemark("init")
+    guest = Guest(scratch, "g", rng)
+    killed, ended, end = 0, 0, time.monotonic() + SECONDS
+    while time.monotonic() < end:
+        guest.change(6)
+        guest.start(tidemark)
+        if rng.random() < 0.2:  # a backup is killed, too
+            time.sleep(rng.random() * 0.1)
+            guest.pending[0].kill()
+            guest.pending = None
+        else:
+            guest.finish()
+        running = tidemark.start("forget", "--keep-last", "3", "--prune", "--max-unused", "0",
+                                 "--stale-hours", "0")
+        time.sleep(rng.random() ** 2 * 0.12)
+        killed += running.running
+        running.kill()
+        ended += running.finish(expect=None).status == 0
+        if rng.random() < 0.2:
+            check(scratch, tidemark, [guest])
+    tidemark("prune", "--stale-hours", "0")
+    left = check(scratch, tidemark, [guest])
+    print(f"  {guest.count} backups, {killed} prunes killed, {ended} ended, {len(left)} points left")
+    if tidemark("prune", "--stale-hours", "0").json["removed_objects"]:
+        raise HarnessError("a second prune finds more")
+    for folder in ("k", "f", "t"):
+        names = [p for d in (scratch / "repo" / "d").iterdir() for p in (d / folder).glob("*")]
+        bad = [p.name for p in names if not any(p.name.startswith(point) for point in left)]
+        if bad:
+            raise HarnessError(f"flags of sessions that are over: {folder}/{bad}")
+
+
+@case
+def damage_stops_a_prune(scratch):
+    tidemark = Tidemark(scratch)
+    tidemark("init")
+    guest = Guest(scratch, "g", make_rng("damage"))
+    for _ in range(2):
+        guest.change(9)
+        guest.start(tidemark)
+        guest.finish()
+    victim = sorted((scratch / "repo").rglob("m000.*"))[0]
+    good = victim.read_bytes()
+    victim.chmod(0o600)
+    victim.write_bytes(good[:-9] + bytes([good[-9] ^ 4]) + good[-8:])
+    tidemark("forget", [*guest.points][0])
+    before = sorted((scratch / "repo").rglob("*"))
+    result = tidemark("prune", expect=(0, 4))
+    if result.status == 4:
+        if "nothing was removed" not in result.err or sorted((scratch / "repo").rglob("*")) != before:
+            raise HarnessError(f"{result.err}")
+    if victim.exists():
+        victim.write_bytes(good)
+    tidemark("prune")
+    check(scratch, tidemark, [guest])
+
+
+if __name__ == "__main__":
+    main()
