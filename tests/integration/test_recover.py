@@ -359,12 +359,12 @@ def started_alone(rig, *_journals):
     rig.vm.start()
     rig.vm.write("vda", 1 << 20, 65536, 77)
     files = {path: path.read_bytes() for path in overlays}
-    result = rig.tidemark("recover", rig.vm.target(), expect=1)
+    result = rig.tidemark("recover", rig.vm.target(), expect=5)
     if not any(str(path) in result.err for path in overlays):
         raise HarnessError(f"it says: {result.err}")
-    rig.backup(expect=1)
+    rig.backup(expect=5)
     rig.vm.terminate()
-    result = rig.tidemark("recover", "--before-start", rig.images, expect=1)
+    result = rig.tidemark("recover", "--before-start", rig.images, expect=5)
     if not any(str(path) in result.err for path in overlays):
         raise HarnessError(f"it says: {result.err}")
     if files != {path: path.read_bytes() for path in overlays}:
