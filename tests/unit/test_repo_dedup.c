@@ -186,6 +186,8 @@ static int backup_disks(struct rig *rig, struct image *im, size_t n, const struc
 	int r;
 
 	meta.created_ms = rig->now += 1000;
+	for (size_t i = 0; parent && i < n; i++)
+		meta.parent = disk[i].parent = parent->id;
 	r = id_new_timed(rig->now, &opt.id, err);
 	r = r ? r : repo_session_begin(rig->repo, &opt, &s, err);
 	for (size_t i = 0; r == 0 && i < n; i++) {
@@ -356,6 +358,8 @@ static int backup_clone(struct rig *rig, struct image *im, const struct clone_ru
 	int r;
 
 	meta.created_ms = rig->now += 1000;
+	if (run->parent)
+		meta.parent = disk.parent = run->parent->id;
 	r = id_new_timed(rig->now, &opt.id, err);
 	r = r ? r : repo_session_begin(rig->repo, &opt, &s, err);
 	if (r == 0 && run->siblings)
