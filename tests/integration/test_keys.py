@@ -51,9 +51,9 @@ def password(scratch, text="correct horse"):
     return ("--password-file", write(scratch / f"pw-{abs(hash(text))}", text + "\n"))
 
 
-def setup(scratch):
-    """An encrypted repository with one point."""
-    tidemark, secret = Tidemark(scratch), password(scratch)
+def setup(scratch, secret=None):
+    """An encrypted repository with one point; a key file is quick, a password takes work on purpose."""
+    tidemark, secret = Tidemark(scratch), secret or ("--key-file", scratch / "first.key")
     made = tidemark("init", "--encrypt", "--label", "first", *secret).json
     check(made["encrypted"] is True, f"{made}")
     path = disk(scratch)
@@ -77,7 +77,7 @@ def slots(tidemark):
 
 @case
 def the_password_may_come_from_anywhere(scratch):
-    tidemark, secret, path, _ = setup(scratch)
+    tidemark, secret, path, _ = setup(scratch, password(scratch))
     same(scratch, tidemark, secret, path)
     pw = secret[1]
     for env in ({"TIDEMARK_PASSWORD": "correct horse"}, {"TIDEMARK_PASSWORD_FILE": str(pw)},
@@ -95,7 +95,7 @@ def the_password_may_come_from_anywhere(scratch):
 
 @case
 def bad_secrets_get_a_clear_error(scratch):
-    tidemark, secret, path, target = setup(scratch)
+    tidemark, secret, path, target = setup(scratch, password(scratch))
     wrong = password(scratch, "wrong horse")
     says(tidemark("list", *wrong, expect=1), "wrong password", tidemark.repo)
     says(tidemark("backup", target, *wrong, expect=1), "wrong password")
@@ -126,7 +126,7 @@ def a_plain_repository_is_not_taken_for_an_encrypted_one(scratch):
 
 @case
 def nothing_of_a_guest_is_readable(scratch):
-    tidemark, secret, path, target = setup(scratch)
+    tidemark, secret, path, target = setup(scratch, password(scratch))
     with open(path, "rb") as file:
         check(DATA in file.read(), "the pattern is not in the image")
     tidemark("backup", target, "--full", "--name", "secretpoint", *secret)
@@ -149,7 +149,7 @@ def nothing_of_a_guest_is_readable(scratch):
 
 @case
 def keys_come_and_go(scratch):
-    tidemark, secret, path, _ = setup(scratch)
+    tidemark, secret, path, _ = setup(scratch, password(scratch))
     first, = keys(tidemark, secret)
     check({k: first[k] for k in ("role", "label", "kdf")} ==
           {"role": "full", "label": "first", "kdf": "scrypt"} and "T" in first["created"], f"{first}")
@@ -219,7 +219,7 @@ def a_backup_key_backs_up_and_cannot_read(scratch):
 
 @case
 def paper_brings_it_back(scratch):
-    tidemark, secret, path, _ = setup(scratch)
+    tidemark, secret, path, _ = setup(scratch, password(scratch))
     text = tidemark("key", "export", *secret, json_output=False).out
     check(tidemark("key", "export", *secret).json["paper"] == text, "the same twice")
     paper = ("--key-file", write(scratch / "paper", text))
@@ -342,7 +342,7 @@ def wiped(running, word):
 
 @case
 def secrets_stay_in_the_process(scratch):
-    tidemark, secret, _, target = setup(scratch)
+    tidemark, secret, _, target = setup(scratch, password(scratch))
     fifo = scratch / "fifo"
     os.mkfifo(fifo)
     # While it waits for the password, nothing in its environment tells the other one.
