@@ -66,7 +66,8 @@ struct disk_map {
 	uint64_t root; /* reference, REF_HOLE: all hole */
 	struct table_entry *table;
 	uint32_t nsessions;
-	struct sketch *sketch; /* or NULL */
+	uint32_t parent_number; /* the parent's disk, counted from 1; 0: none */
+	struct sketch *sketch;  /* or NULL */
 };
 
 void disk_map_free(struct disk_map *m);

@@ -94,6 +94,7 @@ static int add_disk(struct buf *b, const struct point_disk *d, struct error *err
 	r = r ? r : tlv_add_u64(&t, DISK_TAG_READ_BYTES, false, d->read_bytes, err);
 	r = r ? r : tlv_add_u64(&t, DISK_TAG_NEW_BYTES, false, d->new_bytes, err);
 	r = r ? r : tlv_add_u64(&t, DISK_TAG_STORED_BYTES, false, d->stored_bytes, err);
+	r = r ? r : tlv_add_u64(&t, DISK_TAG_PARENT_NUMBER, false, d->map->parent_number, err);
 	r = r ? r : tlv_add_u64(&t, DISK_TAG_ROOT, true, d->map->root, err);
 	r = r ? r : add_sessions(&t, d->map, err);
 	r = r ? r : add_sketch(&t, d->map, err);
@@ -281,6 +282,9 @@ static int parse_disk_number(const struct tlv *t, struct point_disk *d, struct e
 	case DISK_TAG_ROOT:
 		d->map->root = v;
 		break;
+	case DISK_TAG_PARENT_NUMBER:
+		d->map->parent_number = v <= MAX_DISKS ? (uint32_t)v : 0;
+		break;
 	default:
 		return tlv_unknown(t, err);
 	}
@@ -307,7 +311,7 @@ static int parse_disk_field(const struct tlv *t, struct point_disk *d, struct er
 	case DISK_TAG_SKETCH:
 		return parse_sketch(t, d->map, err);
 	default:
-		if (t->tag > DISK_TAG_SKETCH)
+		if (t->tag > DISK_TAG_PARENT_NUMBER)
 			return tlv_unknown(t, err);
 		return parse_disk_number(t, d, err);
 	}

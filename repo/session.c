@@ -233,6 +233,8 @@ int repo_session_disk_begin(struct repo_session *s, const char *name, uint64_t s
 		error_prefix(err, "disk %s", name);
 		return r;
 	}
+	if (parent)
+		session_disk(s)->map.parent_number = (uint32_t)(parent_disk - parent->disks) + 1;
 	start_disk(s, size, parent ? parent_disk : NULL);
 	*ret = &s->sink;
 	return 0;

@@ -41,6 +41,7 @@ enum disk_tag {
 	DISK_TAG_ROOT = 14,
 	DISK_TAG_SESSIONS = 15,
 	DISK_TAG_SKETCH = 16,
+	DISK_TAG_PARENT_NUMBER = 17,
 };
 
 int tlv_add(struct buf *b, unsigned tag, bool critical, const void *bytes, size_t len,

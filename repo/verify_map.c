@@ -237,7 +237,8 @@ static int find_parent(struct compare *c, struct point **ret_owner, struct error
 	for (size_t i = 0; r == 0 && i < (*ret_owner)->ndisks; i++) {
 		const struct point_disk *d = &(*ret_owner)->disks[i];
 
-		if (strcmp(d->name, c->d->name) != 0)
+		/* Names may have changed hands. */
+		if (m->parent_number ? i + 1 != m->parent_number : strcmp(d->name, c->d->name) != 0)
 			continue;
 		if (!extends(m, d->map))
 			return damage_add(c->v->report, c->p->object,
