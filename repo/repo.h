@@ -397,8 +397,9 @@ int repo_session_disk_end(struct repo_session *s, struct repo_disk_counts *ret,
 
 /*
  * Commits: everything durable, then the manifest.  `meta` gives all fields of the point but id and
- * maps; meta->disks are in the order of repo_session_disk_begin.  After success the point exists
- * for good.  TM_E_STALE: a janitor has declared the session dead.  Runs the loop.
+ * maps; meta->disks are in the order of repo_session_disk_begin, each with the parent it began
+ * with.  After success the point exists for good.  TM_E_STALE: a janitor has declared the session
+ * dead.  Runs the loop.
  */
 int repo_session_commit(struct repo_session *s, const struct point *meta, struct error *err) TM_WUR;
 

@@ -84,9 +84,11 @@ int tlv_text(const struct tlv *t, char **ret, struct error *err)
 		return error_set(err, TM_E_CORRUPT, "field %u comes twice", t->tag);
 	if (memchr(t->bytes, 0, t->len))
 		return error_set(err, TM_E_CORRUPT, "field %u is no text", t->tag);
-	s = strndup((const char *)t->bytes, t->len);
+	s = malloc(t->len + 1);
 	if (!s)
 		return error_nomem(err);
+	memcpy(s, t->bytes, t->len);
+	s[t->len] = 0;
 	*ret = s;
 	return 0;
 }

@@ -194,6 +194,8 @@ static int backup_disks(struct rig *rig, struct image *im, size_t n, const struc
 		struct piece_sink *sink;
 		struct feed feed;
 
+		if (parent)
+			disk[i].parent = parent->id;
 		r = repo_session_disk_begin(s, names[i], im[i].size, parent,
 					    parent ? &parent->disks[i] : NULL, &sink, err);
 		if (r < 0)
@@ -357,6 +359,8 @@ static int backup_clone(struct rig *rig, struct image *im, const struct clone_ru
 	char key[KEY_MAX];
 	int r;
 
+	if (run->parent)
+		disk.parent = run->parent->id;
 	meta.created_ms = rig->now += 1000;
 	if (run->parent)
 		meta.parent = disk.parent = run->parent->id;
