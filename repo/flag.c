@@ -63,8 +63,9 @@ int flag_put(struct repo *repo, enum session_flag flag, const struct tm_id *sid,
 int repo_forget(struct repo *repo, const struct tm_id *ids, size_t n, struct error *err)
 {
 	struct id_set held = {0};
-	int r = points_held(repo, &held, err);
+	int r = repo_check_right(repo, REPO_MAY_PRUNE, err);
 
+	r = r ? r : points_held(repo, &held, err);
 	for (size_t i = 0; r == 0 && i < n; i++)
 		if (id_set_has(&held, &ids[i]))
 			r = error_set(err, TM_E_DENIED,
@@ -112,8 +113,10 @@ static int check_alive(struct repo *repo, const struct tm_id *id, struct error *
 int repo_protect(struct repo *repo, const struct tm_id *id, bool on, struct error *err)
 {
 	uint32_t n;
-	int r = 0;
+	int r = repo_check_right(repo, REPO_MAY_PRUNE, err);
 
+	if (r < 0)
+		return r;
 	for (unsigned i = 0; i < TRIES; i++) {
 		struct error own = {0};
 

@@ -472,8 +472,9 @@ int repo_prune(struct repo *repo, const struct repo_prune_options *opt,
 {
 	struct prune p = {.repo = repo, .opt = opt};
 	struct id_set stale = {0};
-	int r = random_bytes(&p.run, sizeof(p.run), err);
+	int r = repo_check_right(repo, REPO_MAY_PRUNE, err);
 
+	r = r ? r : random_bytes(&p.run, sizeof(p.run), err);
 	r = r ? r : bury(&p, &stale, err);
 	r = r ? r : look(&p, &stale, err);
 	r = r ? r : sweep(&p, err);

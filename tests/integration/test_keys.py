@@ -218,6 +218,26 @@ def a_backup_key_backs_up_and_cannot_read(scratch):
 
 
 @case
+def a_janitor_key_deletes_and_a_backup_key_does_not(scratch):
+    tidemark, secret, path, target = setup(scratch)
+    for role in ("backup", "janitor"):
+        tidemark("key", "add", "--role", role, "--new-key-file", scratch / role, *secret)
+    agent, janitor = ("--key-file", scratch / "backup"), ("--key-file", scratch / "janitor")
+    run(["qemu-io", "-c", "write -P 7 0 2M", path])
+    point = tidemark("backup", target, "--full", *agent).json["point"]
+    old = tidemark("list", *agent).json[0]["point"]
+    for words in (("forget", old), ("prune",), ("protect", old)):
+        says(tidemark(*words, *agent, expect=1), "cannot delete points", "backup")
+    check(len(tidemark("list", *agent).json) == 2, "a point is gone")
+    tidemark("protect", point, *janitor)
+    tidemark("forget", old, *janitor)
+    tidemark("prune", "--max-unused", "0", *janitor)
+    check([p["point"] for p in tidemark("list", *janitor).json] == [point], "list")
+    tidemark("verify", "--read-data", *secret)
+    same(scratch, tidemark, secret, path)
+
+
+@case
 def paper_brings_it_back(scratch):
     tidemark, secret, path, _ = setup(scratch, password(scratch))
     text = tidemark("key", "export", *secret, json_output=False).out
