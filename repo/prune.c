@@ -319,14 +319,16 @@ static int look(struct prune *p, const struct id_set *stale, struct error *err)
 /* ---- J6 ---- */
 
 /*
- * Sessions that are over.  One without any flag left is what a janitor that had slept wrote into
- * a session that others had closed; it was listed before the markers, and markers come first.
+ * Dead sessions.  A valid point uses all that its session wrote.  A session without any flag left
+ * is what a janitor that had slept wrote into one that others had closed; it was listed before the
+ * markers, and markers come first.
  */
 static bool may_sweep(const struct prune *p, const struct tm_id *sid)
 {
-	if (id_set_has(&p->committed, sid) || prune_is_dead(p, sid))
+	if (prune_is_dead(p, sid))
 		return true;
-	return !id_set_has(&p->markers, sid) && is_stale(p, id_time_ms(sid));
+	return !id_set_has(&p->committed, sid) && !id_set_has(&p->markers, sid) &&
+	       is_stale(p, id_time_ms(sid));
 }
 
 static int sweep(struct prune *p, struct error *err)
@@ -413,7 +415,9 @@ static int close_session(struct prune *p, const struct tm_id *sid, struct error 
 	bool left;
 	int r = has_segments(p, sid, &left, err);
 
-	if (r < 0 || (left && !p->opt->dry_run))
+	if (p->opt->dry_run)
+		left = mark_any(mark_find(p, sid));
+	if (r < 0 || left)
 		return r;
 	r = remove_flags(p, FLAG_MARKER, sid, err);
 	r = r ? r : remove_flags(p, FLAG_FENCE, sid, err);

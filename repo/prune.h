@@ -65,6 +65,8 @@ int prune_remove(struct prune *p, const char *key, uint64_t size, struct error *
 
 /* The session's mark; NULL when nothing of it is in use. */
 struct mark *mark_find(const struct prune *p, const struct tm_id *sid);
+/* Whether any slot is in use; m may be NULL. */
+bool mark_any(const struct mark *m);
 /* TM_E_NOTFOUND: the manifest is not there. */
 int mark_point(struct prune *p, const struct point_name *name, struct error *err) TM_WUR;
 void marks_free(struct prune *p);

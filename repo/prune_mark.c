@@ -41,6 +41,15 @@ struct mark *mark_find(const struct prune *p, const struct tm_id *sid)
 	return p->cap ? *mark_place(p->marks, p->cap, sid) : NULL;
 }
 
+bool mark_any(const struct mark *m)
+{
+	for (unsigned t = 0; m && t < 2; t++)
+		for (uint32_t i = 0; i < m->seg[t].n; i++)
+			if (m->seg[t].bits[i])
+				return true;
+	return false;
+}
+
 static int marks_grow(struct prune *p, struct error *err)
 {
 	size_t cap = p->cap ? 2 * p->cap : 64;

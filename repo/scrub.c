@@ -18,6 +18,7 @@ static const struct small_kind small_kinds[] = {
 	{MAGIC_REPO, sizeof(struct format_repo), 0, 0},
 	{MAGIC_DOMAIN, sizeof(struct format_domain), 0, 0},
 	{MAGIC_CHECK, sizeof(struct format_check), 0, 0},
+	{MAGIC_FLAG, sizeof(struct format_flag), 0, 0},
 	{MAGIC_KEY, sizeof(struct format_key), offsetof(struct format_key, body_len),
 	 offsetof(struct format_key, body_crc)},
 	{MAGIC_SESSION, sizeof(struct format_session), offsetof(struct format_session, body_len),
@@ -31,6 +32,12 @@ static bool has(const char *text, const char *part)
 	return strstr(text, part) != NULL;
 }
 
+static bool is_flag(const char *key)
+{
+	return has(key, "/t/") || has(key, "/f/") || has(key, "/v/") || has(key, "/h/") ||
+	       (has(key, "/k/") && has(key, ".h"));
+}
+
 /* What lies under a name; NULL: this version does not know. */
 static const struct small_kind *kind_of(const char *key)
 {
@@ -42,6 +49,8 @@ static const struct small_kind *kind_of(const char *key)
 		magic = MAGIC_KEY;
 	else if (strncmp(key, "d/", 2) == 0 && has(key, "/dom"))
 		magic = MAGIC_DOMAIN;
+	else if (strncmp(key, "d/", 2) == 0 && is_flag(key))
+		magic = MAGIC_FLAG;
 	else if (strncmp(key, "d/", 2) == 0 && has(key, "/k/"))
 		magic = MAGIC_SESSION;
 	else if (strncmp(key, "d/", 2) == 0 && has(key, "/p/"))

@@ -70,6 +70,21 @@ static int prune(struct history *h, unsigned max_unused, uint64_t stale_ms,
 	return repo_prune(h->rig.repo, &opt, rep, err);
 }
 
+/* Structure, maps against descriptor tables, every byte, every cluster. */
+static void verify_clean(struct rig *rig)
+{
+	const struct repo_verify_options opt = {
+		.read_data = true, .scrub = true, .pool = rig->pool};
+	struct repo_verify_report rep = {0};
+	struct error err = {0};
+
+	if (repo_verify(rig->repo, &opt, &rep, &err) < 0)
+		fail_msg("%s", err.text);
+	if (rep.ndamaged)
+		fail_msg("%s: %s", rep.damaged[0].object, rep.damaged[0].reason);
+	repo_verify_report_done(&rep);
+}
+
 static int add_size(void *data, const char *key, uint64_t size, struct error *err)
 {
 	(void)err;
@@ -105,9 +120,10 @@ static void space_comes_back(void **state)
 	if (prune(&h, 0, UINT64_MAX, &rep, &err) < 0)
 		fail_msg("%s", err.text);
 	check_points(&h, 0x38);
-	assert_true(rep.removed_objects > 6 && rep.compacted_bytes > 0);
+	assert_true(rep.removed_objects > 6);
 	assert_int_equal(rep.kept_bytes, segment_bytes(&h));
 	assert_true(rep.kept_bytes < before);
+	verify_clean(&h.rig);
 	/* A second one finds nothing; without any point everything goes. */
 	assert_int_equal(prune(&h, 0, UINT64_MAX, &rep, &err), 0);
 	assert_int_equal(rep.removed_objects, 0);
@@ -115,6 +131,43 @@ static void space_comes_back(void **state)
 	assert_int_equal(prune(&h, 50, UINT64_MAX, &rep, &err), 0);
 	assert_int_equal(segment_bytes(&h), 0);
 	check_points(&h, 0);
+	history_down(&h);
+}
+
+/* A segment without clusters says which blocks became holes; no map refers to it. */
+static void holes_alone_are_kept(void **state)
+{
+	auto_point_list struct point_list l = {0};
+	struct repo_prune_report rep = {0};
+	struct error err = {0};
+	struct history h;
+	struct tm_id id;
+	uint64_t before;
+
+	(void)state;
+	history_up(&h);
+	memset(h.im.dirty, 0, h.im.blocks);
+	memset(h.im.data, 0, (size_t)90 * BS);
+	for (unsigned b = 0; b < 90; b++)
+		h.im.dirty[b] = true;
+	assert_int_equal(repo_points(h.rig.repo, rig_guest, &l, NULL, &err), 0);
+	memcpy(h.im.data + (size_t)90 * BS, h.past[N - 1].data + (size_t)90 * BS,
+	       h.im.size - (size_t)90 * BS);
+	if (rig_backup(&h.rig, &h.im, l.v[l.n - 1], &id, &err) < 0)
+		fail_msg("%s", err.text);
+	before = segment_bytes(&h);
+	assert_int_equal(prune(&h, 0, UINT64_MAX, &rep, &err), 0);
+	assert_int_equal(rep.removed_objects, 0);
+	assert_int_equal(segment_bytes(&h), before);
+	verify_clean(&h.rig);
+	assert_int_equal(repo_forget(h.rig.repo, h.id, N, &err), 0);
+	assert_int_equal(prune(&h, 0, UINT64_MAX, &rep, &err), 0);
+	verify_clean(&h.rig);
+	point_list_done(&l);
+	assert_int_equal(repo_points(h.rig.repo, rig_guest, &l, NULL, &err), 0);
+	assert_int_equal(l.n, 1);
+	if (rig_read(&h.rig, l.v[0], &h.im, &err) < 0)
+		fail_msg("%s", err.text);
 	history_down(&h);
 }
 
@@ -133,6 +186,8 @@ static void a_dry_run_only_counts(void **state)
 	assert_int_equal(repo_prune(h.rig.repo, &opt, &dry, &err), 0);
 	assert_int_equal(segment_bytes(&h), before);
 	assert_int_equal(prune(&h, 0, UINT64_MAX, &wet, &err), 0);
+	assert_int_equal(dry.removed_objects, wet.removed_objects);
+	assert_int_equal(dry.removed_bytes, wet.removed_bytes);
 	assert_int_equal(dry.kept_bytes, wet.kept_bytes);
 	assert_int_equal(dry.compacted_bytes, wet.compacted_bytes);
 	check_points(&h, 0x21);
@@ -249,6 +304,7 @@ static void a_session_taken_for_dead_cannot_commit(void **state)
 	struct point meta = {
 		.guest = rig_guest, .name = rig_name, .state = rig_state, .kind = POINT_OFFLINE};
 	struct repo_prune_report rep = {0};
+	struct format_flag beat;
 	struct error err = {0};
 	char key[KEY_MAX];
 	struct history h;
@@ -262,7 +318,9 @@ static void a_session_taken_for_dead_cannot_commit(void **state)
 	assert_int_equal(prune(&h, 0, 6000, &rep, &err), 0); /* too young */
 	assert_int_equal(rep.removed_objects, 0);
 	name_heartbeat(h.rig.repo, &opt.id, (uint32_t)(h.rig.now / 1000), key);
-	assert_int_equal(store_put_wait(&h.rig.store->st, key, "", 0, NULL), 0);
+	beat = flag_body(h.rig.repo, FLAG_MARKER, &opt.id, (uint32_t)(h.rig.now / 1000), h.rig.now);
+	assert_int_equal(store_put_wait(&h.rig.store->st, key, &beat, sizeof(beat), NULL), 0);
+	verify_clean(&h.rig);
 	assert_int_equal(prune(&h, 0, 5000, &rep, &err), 0); /* alive */
 	assert_int_equal(rep.removed_objects, 0);
 	assert_int_equal(prune(&h, 0, 1000, &rep, &err), 0);
@@ -324,6 +382,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(space_comes_back),
+		cmocka_unit_test(holes_alone_are_kept),
 		cmocka_unit_test(a_dry_run_only_counts),
 		cmocka_unit_test(a_prune_cut_anywhere_runs_again),
 		cmocka_unit_test(an_unreadable_map_stops_everything),
