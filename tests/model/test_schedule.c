@@ -69,7 +69,8 @@ static struct {
 		struct buf bytes;
 	} base[64];
 	unsigned nbase;
-	unsigned long commits, refused, removals, rewrites, reads, failed_reads, prunes, gave_up;
+	unsigned long commits, refused, removals, rewrites, reads, failed_reads, prunes, stalled,
+		gave_up;
 } w;
 
 /* From any thread. */
@@ -338,6 +339,8 @@ static void clean_up(struct actor *a)
 		w.rewrites += rep.compacted_bytes > 0;
 		if (r == 0)
 			w.prunes++;
+		else if (r == TM_E_CANCELED)
+			w.stalled++;
 		else
 			w.gave_up++;
 		if (r < 0 && r != TM_E_CANCELED && r != TM_E_CORRUPT && r != TM_E_NOTFOUND)
@@ -638,10 +641,11 @@ static void every_schedule_keeps_every_point(void **state)
 		w.seed = seed + i;
 		run_schedule(seed + i);
 	}
-	printf("%lu schedules: %lu commits, %lu refused; %lu prunes, %lu gave up, %lu objects "
+	printf("%lu schedules: %lu commits, %lu refused; %lu prunes, %lu stalled for ever, %lu "
+	       "gave up, %lu objects "
 	       "removed, %lu runs rewrote segments; %lu reads, %lu of dead points failed\n",
-	       n, w.commits, w.refused, w.prunes, w.gave_up, w.removals, w.rewrites, w.reads,
-	       w.failed_reads);
+	       n, w.commits, w.refused, w.prunes, w.stalled, w.gave_up, w.removals, w.rewrites,
+	       w.reads, w.failed_reads);
 	w.quit = true;
 	for (unsigned i = 0; i < ACTORS; i++) {
 		struct actor *a = &w.actor[i];
