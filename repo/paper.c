@@ -40,7 +40,7 @@ int key_file_decode(const struct repo_secret *secret, struct secret *ret, struct
 
 	while (len > 0 && (p[len - 1] == '\n' || p[len - 1] == '\r' || p[len - 1] == ' '))
 		len--;
-	if (len != 2 * KEY_BYTES)
+	if (len != (size_t)2 * KEY_BYTES)
 		return error_set(err, TM_E_DENIED, "the key file has %zu characters instead of %d",
 				 len, 2 * KEY_BYTES);
 	for (size_t i = 0; i < len; i++)

@@ -160,7 +160,7 @@ static int walk_node(struct walk *k, uint64_t ref, unsigned level, uint64_t pos,
 	r = get_node(k, ref, level, pos, &n, &one);
 	if (verify_is_damage(r))
 		return vseg_damaged(k->v, s, slot, 1, one.text, err);
-	if (r < 0) {
+	if (r != 0) {
 		if (err && !err->code)
 			*err = one;
 		return r;
