@@ -344,6 +344,7 @@ static uint64_t own_bytes(const struct marks *m, const struct seg_tables *t)
 
 		for (uint32_t k = 0; k < f->nslots; k++)
 			n += bit(m->mine, (uint32_t)f->first_slot + k);
+		assert(f->nslots > 0); /* seg_read.c has seen to that */
 		sum += f->stored_len * n / f->nslots;
 	}
 	return sum;
