@@ -62,6 +62,15 @@ static inline void bit_set(uint64_t *bits, uint32_t i)
 
 /* What is damage and goes into the report; other codes end the verification. */
 bool verify_is_damage(int code);
+
+/* A load of the cache that is waited for: start it with .wait.done = verify_cache_there. */
+struct verify_cache_wait {
+	struct cache_wait wait;
+	int code;
+	bool done;
+};
+void verify_cache_there(struct cache_wait *wait, int code);
+int verify_cache_wait(struct verifier *v, struct verify_cache_wait *w, struct error *err) TM_WUR;
 /* Runs the loop once and tells the caller about progress. */
 int verify_wait(struct verifier *v, struct error *err) TM_WUR;
 

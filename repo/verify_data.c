@@ -14,40 +14,40 @@
 /* Compactions that may happen to a segment while it is looked at. */
 #define MAX_RETRIES 8
 
-struct tables_wait {
-	struct cache_wait wait;
-	int code;
-	bool done;
-};
-
-static void tables_there(struct cache_wait *wait, int code)
+void verify_cache_there(struct cache_wait *wait, int code)
 {
-	struct tables_wait *w = container_of(wait, struct tables_wait, wait);
+	struct verify_cache_wait *w = container_of(wait, struct verify_cache_wait, wait);
 
 	w->code = code;
 	w->done = true;
 }
 
-int verify_load_tables(struct verifier *v, const struct vseg *s, struct tables **ret,
-		       struct error *err)
+int verify_cache_wait(struct verifier *v, struct verify_cache_wait *w, struct error *err)
 {
-	struct tables_wait w = {.wait.done = tables_there};
-
-	*ret = cache_tables(v->repo->cache, &s->sid, s->type, s->index);
-	if (*ret)
-		return 0;
-	cache_load_tables(v->repo->cache, &s->sid, s->type, s->index, &w.wait);
-	while (!w.done) {
+	while (!w->done) {
 		struct error loop_err = {0};
 
 		if (verify_wait(v, &loop_err) < 0)
 			log_debug("loop: %s", loop_err.text);
 	}
-	if (w.code < 0) {
-		if (err && !err->code)
-			*err = w.wait.err;
-		return w.code;
-	}
+	if (w->code < 0 && err && !err->code)
+		*err = w->wait.err;
+	return w->code < 0 ? w->code : 0;
+}
+
+int verify_load_tables(struct verifier *v, const struct vseg *s, struct tables **ret,
+		       struct error *err)
+{
+	struct verify_cache_wait w = {.wait.done = verify_cache_there};
+	int r;
+
+	*ret = cache_tables(v->repo->cache, &s->sid, s->type, s->index);
+	if (*ret)
+		return 0;
+	cache_load_tables(v->repo->cache, &s->sid, s->type, s->index, &w.wait);
+	r = verify_cache_wait(v, &w, err);
+	if (r < 0)
+		return r;
 	*ret = cache_tables(v->repo->cache, &s->sid, s->type, s->index);
 	return *ret ? 0 : error_set(err, TM_E_NOMEM, "the table cache is too small");
 }

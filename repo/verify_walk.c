@@ -15,42 +15,21 @@ struct walk {
 	bool blame;
 };
 
-struct node_wait {
-	struct cache_wait wait;
-	int code;
-	bool done;
-};
-
-static void node_there(struct cache_wait *wait, int code)
-{
-	struct node_wait *w = container_of(wait, struct node_wait, wait);
-
-	w->code = code;
-	w->done = true;
-}
-
 int verify_node_bytes(struct verifier *v, const struct point_disk *d, uint64_t ref,
 		      const uint8_t **ret, size_t *ret_len, struct error *err)
 {
 	const struct tm_id *sid = &d->map->table[ref_session(ref)].session;
 	struct cache *c = v->repo->cache;
-	struct node_wait w = {.wait.done = node_there};
+	struct verify_cache_wait w = {.wait.done = verify_cache_there};
+	int r;
 
 	*ret = cache_node(c, sid, ref_ordinal(ref), ret_len);
 	if (*ret)
 		return 0;
 	cache_load_node(c, sid, ref_ordinal(ref), &w.wait);
-	while (!w.done) {
-		struct error loop_err = {0};
-
-		if (verify_wait(v, &loop_err) < 0)
-			log_debug("loop: %s", loop_err.text);
-	}
-	if (w.code < 0) {
-		if (err && !err->code)
-			*err = w.wait.err;
-		return w.code;
-	}
+	r = verify_cache_wait(v, &w, err);
+	if (r < 0)
+		return r;
 	*ret = cache_node(c, sid, ref_ordinal(ref), ret_len);
 	return *ret ? 0 : error_set(err, TM_E_NOMEM, "the map cache is too small");
 }
