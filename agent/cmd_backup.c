@@ -401,7 +401,7 @@ static int make_point(struct backup *b, enum exit_status *status, struct error *
 {
 	const struct repo_session_options opt = {
 		.guest = guest_name(b->guest),
-		.compression = b->agent->opt.compression,
+		.compression = (int)b->agent->opt.compression,
 		.id = b->point->id,
 		.pool = b->agent->pool,
 	};

@@ -17,7 +17,7 @@ static int do_prune(struct agent *a, struct repo_prune_report *ret, struct error
 {
 	const struct repo_prune_options opt = {
 		.max_unused = a->opt.max_unused,
-		.stale_ms = a->opt.stale_hours * 3600 * 1000,
+		.stale_ms = (uint64_t)a->opt.stale_hours * 3600 * 1000,
 		.now_ms = clock_unix_ms(&clock_system),
 		.dry_run = a->opt.dry_run,
 		.tick = prune_tick,

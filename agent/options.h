@@ -37,6 +37,8 @@ struct string_list {
 	size_t n;
 };
 
+int string_list_add(struct string_list *list, const char *value, struct error *err) TM_WUR;
+
 /* All strings are borrowed from argv or the environment. */
 struct options {
 	enum command command;
@@ -71,11 +73,11 @@ struct options {
 	struct retention retention; /* tags: borrowed from keep_tags */
 	struct string_list keep_tags;
 	unsigned max_unused; /* percent */
-	uint64_t stale_hours;
+	unsigned stale_hours;
 	enum quiesce quiesce;
 	uint64_t overlay_limit; /* bytes, 0: none */
 	uint64_t limit_rate;    /* bytes per second, 0: none */
-	int compression;        /* zstd level, 0: the default */
+	unsigned compression;   /* zstd level, 0: the default */
 	bool encrypt;
 	const char *password_file;
 	const char *key_file;
