@@ -1,8 +1,34 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Listing of a directory store. */
+/* The parts of a directory store. */
 #pragma once
 
 #include "store.h"
+
+#define DIR_FOLDERS 32 /* kept open */
+
+struct folder;
+
+struct dir_store {
+	struct store st;
+	char *path;
+	int root;
+	int tmp;
+	uint64_t clock; /* of the folders' use */
+	struct folder *folders[DIR_FOLDERS];
+};
+
+static inline struct dir_store *dir_of(struct store *st)
+{
+	return container_of(st, struct dir_store, st);
+}
+
+/* ---- store_dir_put.c ---- */
+
+void dir_put_new(struct store *st, const char *key, const void *bytes, size_t len,
+		 struct store_req *req);
+void dir_folders_free(struct dir_store *d);
+
+/* ---- store_dir_list.c ---- */
 
 /* Calls fn for the objects under root whose key begins with prefix, in byte order of the keys. */
 int dir_walk(int root, const char *root_path, const char *prefix, store_list_fn *fn, void *data,

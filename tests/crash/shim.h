@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A shim below the directory store.  The tests of this folder are linked with
- * -Wl,--wrap=CALL for every call that store_dir.c, store_walk.c and common/io.c make of the
+ * -Wl,--wrap=CALL for every call that store_dir*.c and common/io.c make of the
  * system or the loop, so the production code runs unchanged and without a hook.  The shim
  *
  *	records what a run does to the files below `root`, with the moments at which each call
