@@ -70,6 +70,7 @@ struct reader {
 	uint64_t tick_at_ms;
 	uint64_t alive_ms;      /* when the source last answered, or had nothing to answer */
 	uint64_t alive_answers; /* and how many answers there had been */
+	uint64_t rate;          /* as the last tick left it */
 	int64_t tokens;         /* bytes that may be read now; reads go ahead while positive */
 	uint64_t tokens_ms;     /* when they were last counted */
 
@@ -292,7 +293,7 @@ static void start_read(struct reader *r, struct reader_piece *rp)
 	rp->reads++;
 	r->in_flight++;
 	r->counts.read_bytes += next.length;
-	if (r->opt.rate)
+	if (r->rate)
 		r->tokens -= (int64_t)next.length;
 	r->src->ops->read(r->src, to, (uint32_t)next.length, next.offset, &rr->req);
 }
@@ -302,9 +303,9 @@ static void refill_tokens(struct reader *r)
 {
 	uint64_t passed = r->now_ms - r->tokens_ms, added;
 
-	if (!r->opt.rate || !passed)
+	if (!r->rate || !passed)
 		return;
-	if (__builtin_mul_overflow(r->opt.rate, passed, &added) || added / 1000 > INT64_MAX / 2)
+	if (__builtin_mul_overflow(r->rate, passed, &added) || added / 1000 > INT64_MAX / 2)
 		added = (uint64_t)(INT64_MAX / 2);
 	else
 		added /= 1000;
@@ -316,11 +317,22 @@ static void refill_tokens(struct reader *r)
 		r->tokens = RATE_BURST;
 }
 
+static void look_at_rate(struct reader *r)
+{
+	uint64_t rate = r->opt.rate ? *r->opt.rate : 0;
+
+	if (rate && !r->rate) {
+		r->tokens = 1;
+		r->tokens_ms = r->now_ms; /* nobody counted until now */
+	}
+	r->rate = rate;
+}
+
 static bool issue_reads(struct reader *r)
 {
 	bool moved = false;
 
-	while (r->reading.first && r->idle_reads && (!r->opt.rate || r->tokens > 0)) {
+	while (r->reading.first && r->idle_reads && (!r->rate || r->tokens > 0)) {
 		struct reader_piece *rp = reader_piece_of(r->reading.first);
 		uint64_t all = (uint64_t)rp->p.nclusters * r->opt.block_size;
 
@@ -417,6 +429,7 @@ static void tick(struct reader *r)
 		code = r->opt.tick(r->opt.data, &r->counts, &err);
 	if (code)
 		fail(r, code, &err);
+	look_at_rate(r);
 }
 
 /* For the loop. */
@@ -424,11 +437,10 @@ static int sleep_ms(const struct reader *r)
 {
 	uint64_t ms = r->tick_at_ms > r->now_ms ? r->tick_at_ms - r->now_ms : 0;
 
-	if (r->opt.rate && r->tokens <= 0 && r->reading.first) {
+	if (r->rate && r->tokens <= 0 && r->reading.first) {
 		uint64_t debt = (uint64_t)-r->tokens + 1;
 
-		ms = min_u64(ms,
-			     div_round_up(min_u64(debt, UINT64_MAX / 1000) * 1000, r->opt.rate));
+		ms = min_u64(ms, div_round_up(min_u64(debt, UINT64_MAX / 1000) * 1000, r->rate));
 	}
 	return (int)ms;
 }
@@ -563,6 +575,7 @@ static int reader_new(struct loop *loop, struct block_source *src, struct piece_
 	r->now_ms = r->alive_ms = r->tokens_ms = now_ms();
 	r->tick_at_ms = r->now_ms + TICK_MS;
 	r->tokens = 1;
+	look_at_rate(r);
 	queue_init(&r->reading);
 	queue_init(&r->ready);
 	mapper_init(&r->mapper, src, opt->map, opt->block_size);

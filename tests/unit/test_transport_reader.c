@@ -493,8 +493,9 @@ static void a_silent_source_runs_into_the_stall_limit(void **unused)
 static void the_rate_is_kept(void **unused)
 {
 	struct fake_source *f = fake_new(loop, 3 << 20, 3);
+	const uint64_t rate = 4 << 20;
 	struct reader_options opt = {
-		.map = SOURCE_MAP_DATA, .block_size = BLOCK, .pieces = 64, .rate = 4 << 20};
+		.map = SOURCE_MAP_DATA, .block_size = BLOCK, .pieces = 64, .rate = &rate};
 	uint64_t begin = clock_monotonic_ms(&clock_system), ms;
 	struct error err = {0};
 	struct reader_counts c;
@@ -511,6 +512,48 @@ static void the_rate_is_kept(void **unused)
 	block_source_free(&f->src);
 }
 
+struct changing_rate {
+	uint64_t rate;
+	unsigned ticks;
+};
+
+/* Nothing is read in two seconds of such a rate; the third tick takes it back. */
+static int take_the_rate_back(void *data, const struct reader_counts *counts, struct error *err)
+{
+	struct changing_rate *c = data;
+
+	(void)err;
+	if (++c->ticks < 3)
+		assert_true(counts->read_bytes < 3 << 20);
+	else
+		c->rate = 0;
+	return 0;
+}
+
+static void the_tick_may_change_the_rate(void **unused)
+{
+	struct fake_source *f = fake_new(loop, 3 << 20, 3);
+	struct changing_rate rate = {.rate = 1};
+	struct reader_options opt = {.map = SOURCE_MAP_DATA,
+				     .block_size = BLOCK,
+				     .pieces = 64,
+				     .rate = &rate.rate,
+				     .tick = take_the_rate_back,
+				     .data = &rate};
+	struct error err = {0};
+	struct reader_counts c;
+	struct fake_sink s;
+
+	(void)unused;
+	(void)memset(f->data, 1, div_round_up(f->src.size, GRAIN));
+	sink_init(&s, f);
+	assert_int_equal(reader_run(loop, &f->src, &s.sink, &opt, &c, &err), 0);
+	assert_true(rate.ticks >= 3);
+	assert_true(c.read_bytes == f->src.size);
+	sink_done(&s);
+	block_source_free(&f->src);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -521,6 +564,7 @@ int main(void)
 		cmocka_unit_test(tick_ends_a_run_whose_source_stands_still),
 		cmocka_unit_test(a_silent_source_runs_into_the_stall_limit),
 		cmocka_unit_test(the_rate_is_kept),
+		cmocka_unit_test(the_tick_may_change_the_rate),
 	};
 
 	return cmocka_run_group_tests(tests, set_up, tear_down);
