@@ -10,6 +10,7 @@
  */
 #include "agent.h"
 #include "dry_run.h"
+#include "governor.h"
 #include "guest_repo.h"
 #include "stall.h"
 #include "target.h"
@@ -37,6 +38,7 @@ struct backup {
 	uint64_t started_ms; /* monotonic */
 	size_t ntold;        /* warnings of the snapshot that were printed */
 	const char *reading; /* the disk being read, for progress */
+	struct governor governor;
 };
 
 /* ---- which disks ---- */
@@ -211,12 +213,22 @@ static const struct point_disk *find_parent(struct backup *b, const struct snaps
 	return &b->known.last->disks[sd->parent_disk];
 }
 
+static void govern(struct backup *b, uint64_t read_bytes)
+{
+	uint64_t now = clock_monotonic_ms(&clock_system);
+	struct write_counts writes;
+
+	if (governor_due(&b->governor, now) && snapshot_count_writes(b->snapshot, &writes))
+		governor_look(&b->governor, now, read_bytes, &writes);
+}
+
 static int read_tick(void *data, const struct reader_counts *counts, struct error *err)
 {
 	struct backup *b = data;
 
 	int r = snapshot_check_room(b->snapshot, err);
 
+	govern(b, counts->read_bytes);
 	progress_show(b->agent, "read", b->reading, counts->done_bytes, counts->dirty_bytes);
 	return r ? r : agent_check_interrupt(err);
 }
@@ -230,7 +242,7 @@ static int run_reader(struct backup *b, const struct snapshot_disk *sd, enum sou
 		.map = map,
 		.block_size = repo_block_size(a->repo),
 		.pieces = READ_PIECES,
-		.rate = a->opt.limit_rate,
+		.rate = &b->governor.rate,
 		.stall_ms = STALL_MS,
 		.tick = read_tick,
 		.data = b,
@@ -247,6 +259,7 @@ static int run_reader(struct backup *b, const struct snapshot_disk *sd, enum sou
 		return error_set(err, TM_E_STALE,
 				 "its size is %llu bytes over NBD and was %llu at the freeze",
 				 (unsigned long long)src->size, (unsigned long long)sd->size);
+	governor_disk(&b->governor, clock_monotonic_ms(&clock_system));
 	return reader_run(a->loop, src, sink, &opt, ret, err);
 }
 
@@ -374,6 +387,18 @@ static void set_parent(struct point *p)
 
 /* ---- the run ---- */
 
+static void watch_writes(struct backup *b)
+{
+	const struct options *opt = &b->agent->opt;
+	struct error err = {0};
+
+	governor_init(&b->governor, opt->latency_limit, opt->limit_rate);
+	if (opt->latency_limit && snapshot_watch_writes(b->snapshot, b->governor.slow_ns, &err))
+		say_warning(b->agent,
+			    "the guest's writes cannot be watched, nothing slows for them: %s",
+			    err.text);
+}
+
 static int freeze(struct backup *b, struct error *err)
 {
 	struct agent *a = b->agent;
@@ -390,6 +415,8 @@ static int freeze(struct backup *b, struct error *err)
 	};
 	int r = snapshot_begin(b->guest, &opt, &b->snapshot, err);
 
+	if (!r)
+		watch_writes(b);
 	return r ? r : describe_freeze(b, err);
 }
 
@@ -414,6 +441,9 @@ static int make_point(struct backup *b, enum exit_status *status, struct error *
 		r = backup_disk(b, i, err);
 	if (r)
 		return r;
+	if (b->governor.slowed_ms)
+		say(b->agent, "read slowly for %.1f s, for the guest's writes",
+		    (double)b->governor.slowed_ms / 1000);
 	set_parent(b->point);
 	if (snapshot_collapse(b->snapshot, &collapse_err)) {
 		say_warning(b->agent, "the overlays are not merged back yet: %s",
@@ -435,7 +465,9 @@ static int print_point(struct backup *b, struct error *err)
 
 	if (b->agent->opt.json) {
 		o = point_json(p, true);
-		if (!o || json_object_set_new(o, "warnings", take_warnings(b->agent)))
+		if (!o || json_object_set_new(o, "warnings", take_warnings(b->agent)) ||
+		    json_object_set_new(o, "slowed_ms",
+					json_integer((json_int_t)b->governor.slowed_ms)))
 			return error_nomem(err);
 		return print_json(o, err);
 	}

@@ -77,6 +77,7 @@ struct options {
 	enum quiesce quiesce;
 	uint64_t overlay_limit; /* bytes, 0: none */
 	uint64_t limit_rate;    /* bytes per second, 0: none */
+	unsigned latency_limit; /* ms of a write of the guest, 0: none */
 	unsigned compression;   /* zstd level, 0: the default */
 	bool encrypt;
 	const char *password_file;

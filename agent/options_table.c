@@ -63,6 +63,8 @@ const struct option_spec option_specs[] = {
 	 "give up when the guest wrote more than this meanwhile"},
 	{0, "limit-rate", "BYTES", ON(CMD_BACKUP), SIZE(limit_rate),
 	 "read at most this much a second"},
+	{0, "latency-limit", "MS", ON(CMD_BACKUP), NUMBER(latency_limit, 1, 60000),
+	 "read slower while writes of the guest take longer"},
 	{0, "compression", "LEVEL", ON(CMD_BACKUP), NUMBER(compression, 1, 19),
 	 "zstd level, 1 to 19 (default 1)"},
 	{0, "audit", "PERCENT", ON(CMD_BACKUP), KNOWN_WORD(audit_words),

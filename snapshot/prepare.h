@@ -14,6 +14,7 @@ struct snapshot {
 	uint32_t granularity;
 	uint64_t overlay_limit; /* bytes; 0: none */
 	uint64_t state_ms;      /* when the guest is asked next whether it runs, monotonic */
+	uint64_t slow_ns;       /* of snapshot_watch_writes(); 0: nobody watches */
 	bool collapsed;
 	bool offline; /* by way of the files, for QEMU was gone: its bitmaps are left as they are */
 };
@@ -34,3 +35,8 @@ const struct guest_disk *prepare_disk(const struct snapshot *s, size_t i);
 int image_begin(struct snapshot *s, const struct snapshot_options *opt, struct error *err) TM_WUR;
 /* The other end: qemu-nbd gone. */
 int image_collapse(struct snapshot *s, struct error *err) TM_WUR;
+
+/* ---- latency.c ---- */
+
+/* Takes back what snapshot_watch_writes() asked of QEMU. */
+void latency_end(struct snapshot *s);

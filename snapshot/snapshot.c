@@ -360,6 +360,7 @@ int snapshot_collapse(struct snapshot *s, struct error *err)
 	if (s->collapsed)
 		return 0;
 	(void)guest_tick(s->g, "collapse", NULL, 0, 0, NULL);
+	latency_end(s);
 	r = s->g->kind == GUEST_QMP ? collapse_qmp(s, err) : image_collapse(s, err);
 	if (r && s->g->kind == GUEST_QMP && guest_is_gone(s->g))
 		r = collapse_gone(s, err);

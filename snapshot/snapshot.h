@@ -273,6 +273,21 @@ const struct snapshot_info *snapshot_info(const struct snapshot *s);
  */
 int snapshot_check_room(struct snapshot *s, struct error *err) TM_WUR;
 
+/* The guest's own writes to the disks of a snapshot, since QEMU began to count. */
+struct write_counts {
+	uint64_t all;
+	uint64_t slow; /* of them: took at least as long as was asked */
+};
+
+/*
+ * Has QEMU count the guest's writes that take slow_ns and longer, until snapshot_collapse(). Disks
+ * without a device id are not counted, nor images of a guest that is off.  Where somebody else has a
+ * latency histogram on a disk, its boundaries decide: those at or above slow_ns count as slow.
+ */
+int snapshot_watch_writes(struct snapshot *s, uint64_t slow_ns, struct error *err) TM_WUR;
+/* False when QEMU gave no answer: nothing is known now. */
+bool snapshot_count_writes(struct snapshot *s, struct write_counts *ret);
+
 /*
  * Readers have stopped and closed their connections: ends the exports, merges the overlays back
  * and moves the guest onto its own files.  TM_E_NOSPACE: no room for it in the base's file system;
