@@ -29,7 +29,7 @@ struct repo {
 /* Puts the domain object of the keys' newest generation. */
 int put_domain(const struct repo *repo, struct error *err) TM_WUR;
 
-/* ---- keyring.c ---- */
+/* ---- keys: key_open.c, keyring.c ---- */
 
 /* Opens the slot that cred fits: fills in master, role, kid. */
 int keyring_open(struct repo *repo, const struct repo_credentials *cred, struct error *err) TM_WUR;

@@ -1,0 +1,174 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Listing and changing keys.  Changes put what is new before they remove what is old, so that an
+ * interruption at any point leaves the repository open to those who could open it before.
+ */
+#include "keyring.h"
+
+#include <string.h>
+
+/* ---- list ---- */
+
+void repo_key_list_done(struct repo_key_list *list)
+{
+	for (size_t i = 0; i < list->n; i++)
+		free(list->v[i].problem);
+	free(list->v);
+	*list = (struct repo_key_list){0};
+}
+
+static int fill_key(const struct repo *repo, const struct key_slot *s, struct repo_key *k,
+		    struct error *err)
+{
+	k->id = s->kid;
+	k->own = id_equal(&s->kid, &repo->kid);
+	k->role = REPO_ROLE_FULL;
+	k->kdf = "unknown";
+	if (!s->usable)
+		return text_copy(s->err.text, &k->problem, err);
+	k->role = s->slot.role;
+	k->kdf = slot_kdf_name(s->slot.kdf);
+	k->created_ms = s->slot.created_ms;
+	k->copies = (unsigned)s->whole[0] + (unsigned)s->whole[1];
+	memcpy(k->label, s->slot.label, sizeof(k->label));
+	return 0;
+}
+
+static int by_age(const void *a, const void *b)
+{
+	const struct repo_key *x = a, *y = b;
+
+	if (x->created_ms != y->created_ms)
+		return x->created_ms < y->created_ms ? -1 : 1;
+	return memcmp(&x->id, &y->id, sizeof(x->id));
+}
+
+int repo_keys(struct repo *repo, struct repo_key_list *ret, struct error *err)
+{
+	auto_keyring struct keyring *g = NULL;
+	auto_key_list struct repo_key_list list = {0};
+	int r = keyring_load(repo, true, &g, err);
+
+	if (r < 0)
+		return r;
+	list.v = calloc(g->n ? g->n : 1, sizeof(*list.v));
+	if (!list.v)
+		return error_nomem(err);
+	for (; r == 0 && list.n < g->n; list.n++)
+		r = fill_key(repo, &g->v[list.n], &list.v[list.n], err);
+	if (r < 0)
+		return r;
+	qsort(list.v, list.n, sizeof(*list.v), by_age);
+	*ret = list;
+	list = (struct repo_key_list){0};
+	return 0;
+}
+
+/* ---- changes ---- */
+
+int repo_key_add(struct repo *repo, enum repo_role role, const char *label,
+		 const struct repo_secret *secret, struct tm_id *ret, struct error *err)
+{
+	auto_keyring struct keyring *g = NULL;
+	int r = keyring_check_change(repo, err);
+
+	r = r ? r : keyring_load(repo, true, &g, err);
+	if (r < 0)
+		return r;
+	if (g->n >= MAX_KEY_SLOTS)
+		return error_set(err, TM_E_RANGE, "there are %zu keys already, at most %d can be",
+				 g->n, MAX_KEY_SLOTS);
+	return keyring_put(repo, role, label, secret, &repo->master, ret, err);
+}
+
+/* Full keys of the newest generation but this one. */
+static bool other_full(const struct keyring *g, const struct key_slot *but)
+{
+	for (size_t i = 0; i < g->n; i++)
+		if (&g->v[i] != but && g->v[i].usable && g->v[i].slot.role == REPO_ROLE_FULL &&
+		    g->v[i].slot.generation >= g->repo->keys.public_generation)
+			return true;
+	return false;
+}
+
+int repo_key_remove(struct repo *repo, const struct tm_id *id, struct error *err)
+{
+	auto_keyring struct keyring *g = NULL;
+	const struct key_slot *s;
+	int r = keyring_check_change(repo, err);
+
+	r = r ? r : keyring_load(repo, true, &g, err);
+	if (r < 0)
+		return r;
+	s = keyring_find(g, id);
+	if (!s)
+		return error_set(err, TM_E_NOTFOUND, "there is no key %s", id_text(id).s);
+	if ((!s->usable || s->slot.role == REPO_ROLE_FULL) && !other_full(g, s))
+		return error_set(err, TM_E_DENIED,
+				 "%s is the last full key: without it nothing could be restored",
+				 id_text(id).s);
+	return keyring_remove(repo, id, err);
+}
+
+int repo_key_change(struct repo *repo, const struct repo_secret *secret, struct tm_id *ret,
+		    struct error *err)
+{
+	auto_keyring struct keyring *g = NULL;
+	const struct key_slot *s;
+	struct tm_id kid;
+	int r;
+
+	if (!repo->encrypted)
+		return keyring_check_change(repo, err);
+	r = keyring_load(repo, true, &g, err);
+	if (r < 0)
+		return r;
+	s = keyring_find(g, &repo->kid);
+	if (!s || !s->usable)
+		return error_set(err, TM_E_DENIED,
+				 "a paper key has no password to change; 'key add' makes a key");
+	r = keyring_put(repo, repo->role, s->slot.label, secret, &repo->master, &kid, err);
+	r = r ? r : keyring_remove(repo, &repo->kid, err);
+	if (r == 0)
+		*ret = repo->kid = kid;
+	return r;
+}
+
+static int repair_slot(const struct repo *repo, const struct key_slot *s, size_t *count,
+		       struct error *err)
+{
+	int r = 0;
+
+	for (unsigned copy = 0; r == 0 && s->usable && copy < KEY_COPIES; copy++) {
+		char key[KEY_MAX];
+
+		if (s->whole[copy])
+			continue;
+		name_key(&s->kid, copy, key);
+		if (s->there[copy])
+			r = repo->st->ops->remove(repo->st, key, err);
+		r = r ? r : keyring_put_copy(repo, &s->kid, copy, &s->bytes, err);
+		*count += r == 0;
+	}
+	return r;
+}
+
+int repo_keys_repair(struct repo *repo, size_t *ret, struct error *err)
+{
+	auto_keyring struct keyring *g = NULL;
+	int r = keyring_load(repo, true, &g, err);
+
+	*ret = 0;
+	for (size_t i = 0; r == 0 && i < g->n; i++)
+		r = repair_slot(repo, &g->v[i], ret, err);
+	if (r == 0)
+		repo->slot_damaged = false;
+	return r;
+}
+
+int repo_key_paper(struct repo *repo, char **ret, struct error *err)
+{
+	int r = keyring_check_change(repo, err);
+
+	return r ? r : paper_encode(&repo->id, &repo->master, ret, err);
+}

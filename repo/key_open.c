@@ -1,0 +1,192 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Opening a repository with a secret, and what the key that opened it may do. */
+#include "keyring.h"
+
+#include <string.h>
+
+/* ---- opening ---- */
+
+static void opened(struct repo *repo, const struct key_slot *s)
+{
+	repo->kid = s->kid;
+	repo->role = s->slot.role;
+	repo->slot_damaged = s->code == TM_E_CORRUPT;
+}
+
+/* Why no slot opened, of those that could not even be tried. */
+static int nothing_opens(const struct keyring *g, const char *what, struct error *err)
+{
+	size_t damaged = 0, newer = 0, usable = 0;
+	const struct key_slot *first = NULL;
+	int r;
+
+	for (size_t i = 0; i < g->n; i++) {
+		const struct key_slot *s = &g->v[i];
+
+		usable += s->usable;
+		damaged += !s->usable && s->code != TM_E_UNSUPPORTED;
+		newer += !s->usable && s->code == TM_E_UNSUPPORTED;
+		if (!s->usable && !first)
+			first = s;
+	}
+	if (usable == 0 && first) {
+		if (err && !err->code)
+			*err = first->err;
+		error_prefix(err, "the repository's keys cannot be read");
+		return first->code;
+	}
+	if (usable == 0)
+		return error_set(err, TM_E_CORRUPT, "the repository has no keys");
+	r = error_set(err, TM_E_DENIED, "%s", what);
+	if (damaged)
+		error_append(err, " (%zu of the %zu keys cannot be read: damaged)", damaged, g->n);
+	if (newer)
+		error_append(err, " (%zu of the %zu keys need a newer program)", newer, g->n);
+	return r;
+}
+
+/* Keys of the newest generation first: after a rotation that was interrupted both open. */
+static int open_with(struct keyring *g, const struct repo_secret *secret, struct error *err)
+{
+	bool tried[MAX_KEY_SLOTS] = {false};
+	const char *what = secret && secret->kind == REPO_SECRET_KEY_FILE
+				   ? "this is not a key file of the repository"
+				   : "wrong password";
+
+	for (;;) {
+		struct key_slot *best = NULL;
+		struct error own = {0};
+		int r;
+
+		for (size_t i = 0; i < g->n; i++)
+			if (g->v[i].usable && !tried[i] &&
+			    (!best || g->v[i].slot.generation > best->slot.generation))
+				best = &g->v[i];
+		if (!best)
+			return nothing_opens(g, what, err);
+		tried[best - g->v] = true;
+		r = slot_open(&best->slot, secret, "key slot", best->bytes.data, best->bytes.len,
+			      &g->repo->master, &own);
+		if (r == 0) {
+			opened(g->repo, best);
+			return 0;
+		}
+		if (r != TM_E_DENIED) {
+			best->usable = false;
+			best->code = r;
+			best->err = own;
+		}
+	}
+}
+
+static int open_paper(struct repo *repo, const struct repo_secret *secret, struct error *err)
+{
+	repo->role = REPO_ROLE_FULL;
+	repo->kid = (struct tm_id){{0}};
+	return paper_decode(secret, &repo->id, &repo->master, err);
+}
+
+static int open_secret(struct repo *repo, const struct repo_secret *secret, struct error *err)
+{
+	auto_keyring struct keyring *g = NULL;
+	auto_secret struct secret key = {{0}};
+	struct repo_secret raw = *secret;
+	int r;
+
+	if (is_paper(secret))
+		return open_paper(repo, secret, err);
+	if (secret->kind == REPO_SECRET_KEY_FILE) {
+		r = key_file_decode(secret, &key, err);
+		if (r < 0)
+			return r;
+		raw.bytes = key.b;
+		raw.len = sizeof(key.b);
+	}
+	r = keyring_load(repo, false, &g, err);
+	return r ? r : open_with(g, &raw, err);
+}
+
+int keyring_open(struct repo *repo, const struct repo_credentials *cred, struct error *err)
+{
+	auto_keyring struct keyring *g = NULL;
+	struct repo_secret secret;
+	int r;
+
+	if (repo->encrypted) {
+		if (!cred)
+			return error_set(err, TM_E_DENIED,
+					 "the repository is encrypted: a password or a key file is "
+					 "needed");
+		r = cred->get(cred->data, &secret, err);
+		return r ? r : open_secret(repo, &secret, err);
+	}
+	if (cred && cred->given)
+		return error_set(err, TM_E_DENIED,
+				 "a password or key file is given, but the repository is not "
+				 "encrypted");
+	r = keyring_load(repo, false, &g, err);
+	return r ? r : open_with(g, NULL, err);
+}
+
+/* ---- rights ---- */
+
+bool repo_encrypted(const struct repo *repo)
+{
+	return repo->encrypted;
+}
+
+enum repo_role repo_role(const struct repo *repo)
+{
+	return repo->role;
+}
+
+const char *repo_role_name(enum repo_role role)
+{
+	return role_name(role);
+}
+
+int repo_check_right(const struct repo *repo, enum repo_right right, struct error *err)
+{
+	static const struct {
+		const char *what;
+		bool backup, janitor;
+	} rights[] = {
+		[REPO_MAY_BACK_UP] = {"make backups", true, false},
+		[REPO_MAY_READ] = {"read data", false, false},
+		[REPO_MAY_PRUNE] = {"delete points", false, true},
+		[REPO_MAY_CHANGE_KEYS] = {"change keys", false, false},
+	};
+
+	if (repo->role == REPO_ROLE_FULL ||
+	    (repo->role == REPO_ROLE_BACKUP ? rights[right].backup : rights[right].janitor))
+		return 0;
+	return error_set(err, TM_E_DENIED, "this key cannot %s: its role is %s", rights[right].what,
+			 role_name(repo->role));
+}
+
+bool keyring_outdated(const struct repo *repo)
+{
+	return repo->role == REPO_ROLE_FULL && repo->keys.generation < repo->keys.public_generation;
+}
+
+const char *repo_key_remark(const struct repo *repo)
+{
+	if (keyring_outdated(repo))
+		return "this key is from before the last 'key rotate': it cannot read the points "
+		       "made since";
+	if (repo->slot_damaged)
+		return "a copy of this key's slot is damaged; 'tidemark key repair' writes it "
+		       "again";
+	return NULL;
+}
+
+int keyring_check_change(const struct repo *repo, struct error *err)
+{
+	if (!repo->encrypted)
+		return error_set(err, TM_E_UNSUPPORTED,
+				 "the repository is not encrypted, so there are no keys to change; "
+				 "'init --encrypt' makes one that is");
+	if (keyring_outdated(repo))
+		return error_set(err, TM_E_DENIED, "%s", repo_key_remark(repo));
+	return repo_check_right(repo, REPO_MAY_CHANGE_KEYS, err);
+}

@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* All key slots of a repository, for those who open it and who change keys. */
+#pragma once
+
+#include "internal.h"
+#include "slot.h"
+
+#define KEY_COPIES 2
+
+struct key_slot {
+	struct tm_id kid;
+	struct slot slot; /* when usable */
+	bool usable;
+	bool there[KEY_COPIES], whole[KEY_COPIES];
+	struct buf bytes; /* of a whole copy */
+	int code;         /* when not usable: why */
+	struct error err;
+};
+
+struct keyring {
+	struct repo *repo;
+	bool every_copy; /* both were read, and what the store could not read was an error */
+	struct key_slot v[MAX_KEY_SLOTS];
+	size_t n;
+};
+
+int keyring_load(struct repo *repo, bool every_copy, struct keyring **ret,
+		 struct error *err) TM_WUR;
+void keyring_free(struct keyring *g);
+TM_CLEANUP(struct keyring, keyring_free)
+#define auto_keyring auto_clean(keyring_free)
+
+struct key_slot *keyring_find(struct keyring *g, const struct tm_id *kid);
+
+/* "keys/<kid>a" or b */
+void name_key(const struct tm_id *kid, unsigned copy, char key[KEY_MAX]);
+
+/* A new slot; nothing of it stays when it cannot be written whole. */
+int keyring_put(const struct repo *repo, enum repo_role role, const char *label,
+		const struct repo_secret *secret, const struct master_keys *master,
+		struct tm_id *ret, struct error *err) TM_WUR;
+int keyring_put_copy(const struct repo *repo, const struct tm_id *kid, unsigned copy,
+		     const struct buf *b, struct error *err) TM_WUR;
+int keyring_remove(const struct repo *repo, const struct tm_id *kid, struct error *err) TM_WUR;
+
+/* The key is older than the newest data key. */
+bool keyring_outdated(const struct repo *repo);
+/* TM_E_DENIED, TM_E_UNSUPPORTED: not with this key, not in this repository. */
+int keyring_check_change(const struct repo *repo, struct error *err) TM_WUR;
