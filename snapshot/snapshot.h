@@ -281,8 +281,8 @@ struct write_counts {
 
 /*
  * Has QEMU count the guest's writes that take slow_ns and longer, until snapshot_collapse(). Disks
- * without a device id are not counted, nor images of a guest that is off.  Where somebody else has a
- * latency histogram on a disk, its boundaries decide: those at or above slow_ns count as slow.
+ * without a device id are not counted, nor images of a guest that is off.  Where somebody else has
+ * a latency histogram on a disk, its boundaries decide: those at or above slow_ns count as slow.
  */
 int snapshot_watch_writes(struct snapshot *s, uint64_t slow_ns, struct error *err) TM_WUR;
 /* False when QEMU gave no answer: nothing is known now. */

@@ -132,11 +132,11 @@ struct reader_counts {
 struct reader_options {
 	enum source_map
 		map; /* DIRTY: changed blocks only. DATA: the whole disk, zero ranges unread */
-	uint32_t block_size; /* power of two; 64 KiB */
-	unsigned pieces;     /* buffers of PIECE_CLUSTERS blocks; the bound on memory */
+	uint32_t block_size;  /* power of two; 64 KiB */
+	unsigned pieces;      /* buffers of PIECE_CLUSTERS blocks; the bound on memory */
 	const uint64_t *rate; /* bytes per second, 0: no limit; looked at again after each tick, so
 			       * that the tick may change it; NULL: no limit */
-	unsigned stall_ms;   /* the source answers nothing for so long: TM_E_TIMEOUT; 0: waits */
+	unsigned stall_ms;    /* the source answers nothing for so long: TM_E_TIMEOUT; 0: waits */
 	/* Called at least every 200 ms while the reader runs, also when source or sink stand still;
 	 * a negative code ends the run with it.  May be NULL. */
 	int (*tick)(void *data, const struct reader_counts *counts, struct error *err);
