@@ -8,38 +8,13 @@
  * docs/epochs.md says why the order is what it is.  The guest comes first: once
  * disks are frozen, every way out of here goes through snapshot_finish().
  */
-#include "agent.h"
+#include "backup.h"
 #include "dry_run.h"
-#include "governor.h"
-#include "guest_repo.h"
 #include "stall.h"
 #include "target.h"
 
 #include <stdio.h>
 #include <string.h>
-
-#define READ_PIECES     32 /* buffers of PIECE_CLUSTERS clusters: 32 MiB */
-#define NBD_CONNECTIONS 4
-#define NBD_CONNECT_MS  10000
-#define STALL_MS        120000 /* QEMU answers no read for so long: the backup is given up */
-
-struct backup {
-	struct agent *agent;
-	struct guest *guest;
-	struct known_points known;
-	struct earlier_points earlier;
-	struct point *like; /* --like, or NULL */
-	size_t *disks;      /* chosen, indices of guest_disk() */
-	size_t ndisks;
-	struct repo_session *session;
-	struct snapshot *snapshot;
-	struct point *point; /* as it is going to be committed */
-	bool committed;
-	uint64_t started_ms; /* monotonic */
-	size_t ntold;        /* warnings of the snapshot that were printed */
-	const char *reading; /* the disk being read, for progress */
-	struct governor governor;
-};
 
 /* ---- which disks ---- */
 
@@ -198,183 +173,7 @@ static int describe_freeze(struct backup *b, struct error *err)
 	return text_format(&p->name, err, "%s-%.4s", utc, id_text(&p->id).s + TM_ID_HEX - 4);
 }
 
-/* ---- reading ---- */
-
-/* The point and disk that the bitmap is relative to.  False: there is none any more. */
-static const struct point_disk *find_parent(struct backup *b, const struct snapshot_disk *sd,
-					    const struct point **ret_point)
-{
-	uint64_t size;
-
-	if (!sd->has_epoch || b->agent->opt.full ||
-	    !known_points_ask(&b->known, &sd->parent, sd->parent_disk, &size))
-		return NULL;
-	*ret_point = b->known.last;
-	return &b->known.last->disks[sd->parent_disk];
-}
-
-static void govern(struct backup *b, uint64_t read_bytes)
-{
-	uint64_t now = clock_monotonic_ms(&clock_system);
-	struct write_counts writes;
-
-	if (governor_due(&b->governor, now) && snapshot_count_writes(b->snapshot, &writes))
-		governor_look(&b->governor, now, read_bytes, &writes);
-}
-
-static int read_tick(void *data, const struct reader_counts *counts, struct error *err)
-{
-	struct backup *b = data;
-
-	int r = snapshot_check_room(b->snapshot, err);
-
-	govern(b, counts->read_bytes);
-	progress_show(b->agent, "read", b->reading, counts->done_bytes, counts->dirty_bytes);
-	return r ? r : agent_check_interrupt(err);
-}
-
-static int run_reader(struct backup *b, const struct snapshot_disk *sd, enum source_map map,
-		      struct piece_sink *sink, struct reader_counts *ret, struct error *err)
-{
-	struct agent *a = b->agent;
-	auto_clean(block_source_free) struct block_source *src = NULL;
-	struct reader_options opt = {
-		.map = map,
-		.block_size = repo_block_size(a->repo),
-		.pieces = READ_PIECES,
-		.rate = &b->governor.rate,
-		.stall_ms = STALL_MS,
-		.tick = read_tick,
-		.data = b,
-	};
-	struct nbd_address addr = sd->nbd;
-	int r;
-
-	if (map == SOURCE_MAP_DATA)
-		addr.bitmap = NULL;
-	r = nbd_source_open(a->loop, &addr, NBD_CONNECTIONS, NBD_CONNECT_MS, &src, err);
-	if (r)
-		return r;
-	if (src->size != sd->size)
-		return error_set(err, TM_E_STALE,
-				 "its size is %llu bytes over NBD and was %llu at the freeze",
-				 (unsigned long long)src->size, (unsigned long long)sd->size);
-	governor_disk(&b->governor, clock_monotonic_ms(&clock_system));
-	return reader_run(a->loop, src, sink, &opt, ret, err);
-}
-
-/* Words for the point: which source and why. */
-static int describe_disk(struct point_disk *pd, const struct snapshot_disk *sd,
-			 const struct point *parent, bool forced, struct error *err)
-{
-	int r = text_copy(sd->name, &pd->name, err);
-
-	pd->size = sd->size;
-	if (!r && sd->format)
-		r = text_copy(sd->format, &pd->format, err);
-	if (!r && sd->file)
-		r = text_copy(sd->file, &pd->file, err);
-	if (!r && sd->new_bitmap)
-		r = text_copy(sd->new_bitmap, &pd->bitmap, err);
-	if (r)
-		return r;
-	if (parent)
-		pd->parent = parent->id;
-	if (pd->rung == RUNG_BITMAP)
-		return text_format(&pd->reason, err, "bitmap since point %.12s",
-				   id_text(&pd->parent).s);
-	return text_copy(forced        ? "asked for with --full"
-			 : *sd->reason ? sd->reason
-				       : "the bitmap's point is gone",
-			 &pd->reason, err);
-}
-
-/*
- * Begins the disk on the highest rung that holds: changes by bitmap, else all of it compared with
- * the newest point that has the disk, else all of it.  *ret_known: an earlier point has the disk.
- */
-static int begin_disk(struct backup *b, const struct snapshot_disk *sd, enum disk_rung *ret_rung,
-		      const struct point **ret_parent, bool *ret_known, struct piece_sink **ret,
-		      struct error *err)
-{
-	const struct point_disk *disk = find_parent(b, sd, ret_parent);
-	size_t at = SIZE_MAX;
-
-	*ret_known = false;
-	*ret_rung = RUNG_BITMAP;
-	if (disk)
-		return repo_session_disk_begin(b->session, sd->name, sd->size, *ret_parent, disk,
-					       ret, err);
-	*ret_rung = RUNG_HASH_DIFF;
-	while (!b->agent->opt.full && earlier_next(b->agent, guest_name(b->guest), sd->name,
-						   &b->earlier, &at, ret_parent, &disk)) {
-		struct error one = {0};
-		int r = repo_session_disk_begin(b->session, sd->name, sd->size, *ret_parent, disk,
-						ret, &one);
-
-		*ret_known = true;
-		if (r == 0 || r != TM_E_STALE) {
-			if (r && err)
-				*err = one;
-			return r;
-		}
-		log_debug("not compared: %s", one.text); /* it is being deleted; an older one? */
-	}
-	*ret_rung = RUNG_FULL;
-	*ret_parent = NULL;
-	if (!b->agent->opt.full) {
-		int r = repo_session_siblings(b->session, b->like, err);
-
-		if (r)
-			return r;
-	}
-	return repo_session_disk_begin(b->session, sd->name, sd->size, NULL, NULL, ret, err);
-}
-
-static int read_disk(struct backup *b, const struct snapshot_disk *sd, struct point_disk *pd,
-		     struct piece_sink *sink, struct error *err)
-{
-	enum source_map map = pd->rung == RUNG_BITMAP ? SOURCE_MAP_DIRTY : SOURCE_MAP_DATA;
-	struct repo_disk_counts stored = {0};
-	struct reader_counts counts = {0};
-	int r;
-
-	if (map == SOURCE_MAP_DATA)
-		repo_session_disk_whole(b->session);
-	r = run_reader(b, sd, map, sink, &counts, err);
-	if (!r)
-		r = repo_session_disk_end(b->session, &stored, err);
-	progress_end(b->agent);
-	pd->dirty_bytes = counts.dirty_bytes;
-	pd->read_bytes = counts.read_bytes;
-	pd->new_bytes = stored.new_bytes;
-	pd->stored_bytes = stored.stored_bytes;
-	return r;
-}
-
-static int backup_disk(struct backup *b, size_t i, struct error *err)
-{
-	const struct snapshot_disk *sd = &snapshot_info(b->snapshot)->disks[i];
-	struct point_disk *pd = &b->point->disks[i];
-	const struct point *parent = NULL;
-	struct piece_sink *sink = NULL;
-	bool known;
-	int r;
-
-	b->reading = sd->name;
-	pd->block_size = repo_block_size(b->agent->repo);
-	r = begin_disk(b, sd, &pd->rung, &parent, &known, &sink, err);
-	if (!r)
-		r = describe_disk(pd, sd, parent, b->agent->opt.full, err);
-	if (!r && known)
-		say_warning(b->agent, "disk %s is read %s: %s", sd->name,
-			    pd->rung == RUNG_HASH_DIFF ? "and compared" : "whole", pd->reason);
-	if (!r)
-		r = read_disk(b, sd, pd, sink, err);
-	if (r)
-		error_prefix(err, "disk %s", sd->name);
-	return r;
-}
+/* ---- the run ---- */
 
 /* The newest parent of the disks: ids begin with the time. */
 static void set_parent(struct point *p)
@@ -384,8 +183,6 @@ static void set_parent(struct point *p)
 			p->parent = p->disks[i].parent;
 	}
 }
-
-/* ---- the run ---- */
 
 static void watch_writes(struct backup *b)
 {

@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A backup as its own files see it: cmd_backup.c is the run, backup_disk.c the disks. */
+#pragma once
+
+#include "governor.h"
+#include "guest_repo.h"
+
+struct backup {
+	struct agent *agent;
+	struct guest *guest;
+	struct known_points known;
+	struct earlier_points earlier;
+	struct point *like; /* --like, or NULL */
+	size_t *disks;      /* chosen, indices of guest_disk() */
+	size_t ndisks;
+	struct repo_session *session;
+	struct snapshot *snapshot;
+	struct point *point; /* as it is going to be committed */
+	bool committed;
+	uint64_t started_ms; /* monotonic */
+	size_t ntold;        /* warnings of the snapshot that were printed */
+	const char *reading; /* the disk being read, for progress */
+	struct governor governor;
+};
+
+/* Reads disk i of the snapshot into the session, and describes it in the point. */
+int backup_disk(struct backup *b, size_t i, struct error *err) TM_WUR;
