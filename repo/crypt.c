@@ -17,6 +17,10 @@ struct mac {
 	EVP_MAC_CTX *ctx;
 };
 
+struct hash {
+	EVP_MD_CTX *ctx;
+};
+
 static int crypt_failed(struct error *err, const char *what)
 {
 	return error_set(err, TM_E_NOMEM, "libcrypto: %s failed", what);
@@ -219,6 +223,54 @@ int mac_once(const struct secret *key, const void *bytes, size_t len, uint8_t re
 	int r = mac_new(key, &m, err);
 
 	return r < 0 ? r : mac_do(m, bytes, len, ret, err);
+}
+
+/* ---- SHA-256 ---- */
+
+static int hash_begin(struct hash *h, struct error *err)
+{
+	return EVP_DigestInit_ex2(h->ctx, EVP_sha256(), NULL) == 1 ? 0
+								   : crypt_failed(err, "SHA-256");
+}
+
+int hash_new(struct hash **ret, struct error *err)
+{
+	struct hash *h = calloc(1, sizeof(*h));
+	int r;
+
+	if (!h)
+		return error_nomem(err);
+	h->ctx = EVP_MD_CTX_new();
+	r = h->ctx ? hash_begin(h, err) : error_nomem(err);
+	if (r < 0) {
+		hash_free(h);
+		return r;
+	}
+	*ret = h;
+	return 0;
+}
+
+void hash_free(struct hash *h)
+{
+	if (!h)
+		return;
+	EVP_MD_CTX_free(h->ctx);
+	free(h);
+}
+
+int hash_add(struct hash *h, const void *bytes, size_t len, struct error *err)
+{
+	return EVP_DigestUpdate(h->ctx, bytes, len) == 1 ? 0 : crypt_failed(err, "SHA-256");
+}
+
+int hash_end(struct hash *h, uint8_t ret[DIGEST_BYTES], struct error *err)
+{
+	uint8_t all[EVP_MAX_MD_SIZE];
+
+	if (EVP_DigestFinal_ex(h->ctx, all, NULL) != 1)
+		return crypt_failed(err, "SHA-256");
+	memcpy(ret, all, DIGEST_BYTES);
+	return hash_begin(h, err);
 }
 
 /* ---- X25519 ---- */

@@ -56,6 +56,15 @@ int mac_do(struct mac *m, const void *bytes, size_t len, uint8_t ret[KEY_BYTES],
 int mac_once(const struct secret *key, const void *bytes, size_t len, uint8_t ret[KEY_BYTES],
 	     struct error *err) TM_WUR;
 
+/* ---- SHA-256 ---- */
+
+struct hash;
+int hash_new(struct hash **ret, struct error *err) TM_WUR;
+void hash_free(struct hash *h);
+int hash_add(struct hash *h, const void *bytes, size_t len, struct error *err) TM_WUR;
+/* The first bytes of the hash of all that was added; then it begins again. */
+int hash_end(struct hash *h, uint8_t ret[DIGEST_BYTES], struct error *err) TM_WUR;
+
 bool equal_secret(const void *a, const void *b, size_t len);
 
 /* ---- X25519: sealing 32 bytes to a public key ---- */

@@ -28,6 +28,7 @@
 #define KEY_BYTES     32
 #define TAG_BYTES     16
 #define CONTENT_BYTES 16
+#define DIGEST_BYTES  16
 #define WRAP_BYTES    80 /* ephemeral public key, sealed session data key, tag */
 
 /* Feature bits that this version knows: none. */
@@ -178,7 +179,10 @@ struct format_segment {
 	uint8_t wrap[WRAP_BYTES];
 	struct le32 frames_crc; /* of the frame table */
 	struct le32 desc_crc;   /* of the descriptor table as stored */
-	uint8_t reserved2[36];
+	/* The object that the payload was sealed for, which the keys are made from. */
+	struct le32 sealed_generation;
+	struct le32 sealed_run;
+	uint8_t reserved2[28];
 	struct le32 crc; /* of the header before it */
 };
 static_assert(sizeof(struct format_segment) == 256, "docs/format.md");

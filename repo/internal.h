@@ -67,7 +67,10 @@ struct disk_map {
 	struct table_entry *table;
 	uint32_t nsessions;
 	uint32_t parent_number; /* the parent's disk, counted from 1; 0: none */
-	struct sketch *sketch;  /* or NULL */
+	/* The map this one was made from, in the same table: what a rebuild begins with. */
+	uint64_t parent_root;
+	uint64_t parent_size;
+	struct sketch *sketch; /* or NULL */
 };
 
 void disk_map_free(struct disk_map *m);

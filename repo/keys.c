@@ -129,17 +129,20 @@ int session_keys_open(const struct domain_keys *domain, const struct tm_id *repo
 	return r;
 }
 
-int segment_key(const struct secret *session, uint8_t type, uint32_t index, struct secret *ret,
-		struct error *err)
+int segment_key(const struct secret *session, uint8_t type, uint32_t index,
+		const struct seg_sealing *sealing, struct secret *ret, struct error *err)
 {
 	static const char label[] = "tidemark segment";
 	struct {
 		char label[sizeof(label)];
 		uint8_t type;
-		struct le32 index;
-	} info = {.type = type, .index = le32_of(index)};
+		struct le32 index, generation, run;
+	} info = {.type = type,
+		  .index = le32_of(index),
+		  .generation = le32_of(sealing->generation),
+		  .run = le32_of(sealing->run)};
 
-	static_assert(sizeof(info) == sizeof(label) + 5, "no padding");
+	static_assert(sizeof(info) == sizeof(label) + 13, "no padding");
 	memcpy(info.label, label, sizeof(label));
 	return derive(session, &info, sizeof(info), ret, err);
 }

@@ -58,9 +58,15 @@ int session_keys_open(const struct domain_keys *domain, const struct tm_id *repo
 		      const struct tm_id *sid, const uint8_t wrap[WRAP_BYTES],
 		      struct session_keys *ret, struct error *err) TM_WUR;
 
-/* The key of a segment's frames (data: true for data segments) or of its descriptor table. */
-int segment_key(const struct secret *session, uint8_t type, uint32_t index, struct secret *ret,
-		struct error *err) TM_WUR;
+/* The object that a segment's payload was sealed for.  Compaction keeps it; what is built again has
+ * another one, hence other keys: no nonce is used twice. */
+struct seg_sealing {
+	uint32_t generation, run;
+};
+
+/* The key of a segment's frames (session: of the data or of the map) or of its descriptor table. */
+int segment_key(const struct secret *session, uint8_t type, uint32_t index,
+		const struct seg_sealing *sealing, struct secret *ret, struct error *err) TM_WUR;
 
 /* 16 bytes that stand for a guest's name in object names. */
 int source_id(const struct domain_keys *domain, const char *guest, struct tm_id *ret,

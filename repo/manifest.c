@@ -95,6 +95,8 @@ static int add_disk(struct buf *b, const struct point_disk *d, struct error *err
 	r = r ? r : tlv_add_u64(&t, DISK_TAG_NEW_BYTES, false, d->new_bytes, err);
 	r = r ? r : tlv_add_u64(&t, DISK_TAG_STORED_BYTES, false, d->stored_bytes, err);
 	r = r ? r : tlv_add_u64(&t, DISK_TAG_PARENT_NUMBER, false, d->map->parent_number, err);
+	r = r ? r : tlv_add_u64(&t, DISK_TAG_PARENT_ROOT, false, d->map->parent_root, err);
+	r = r ? r : tlv_add_u64(&t, DISK_TAG_PARENT_SIZE, false, d->map->parent_size, err);
 	r = r ? r : tlv_add_u64(&t, DISK_TAG_ROOT, true, d->map->root, err);
 	r = r ? r : add_sessions(&t, d->map, err);
 	r = r ? r : add_sketch(&t, d->map, err);
@@ -119,6 +121,16 @@ static int add_own(struct buf *b, unsigned tag, const struct own_segments *l, st
 	return tlv_add(b, tag, true, t.data, t.len, err);
 }
 
+static int add_digests(struct buf *b, const struct own_segments *map, struct error *err)
+{
+	auto_buf struct buf t = {0};
+	int r = 0;
+
+	for (uint32_t i = 0; r == 0 && i < map->n; i++)
+		r = buf_add(&t, map->v[i].digest, DIGEST_BYTES, err);
+	return r ? r : tlv_add(b, POINT_TAG_MAP_DIGESTS, false, t.data, t.len, err);
+}
+
 static int add_point(struct buf *b, const struct point *p, const struct manifest_own *own,
 		     struct error *err)
 {
@@ -139,7 +151,8 @@ static int add_point(struct buf *b, const struct point *p, const struct manifest
 	for (size_t i = 0; r == 0 && i < p->ndisks; i++)
 		r = add_disk(b, &p->disks[i], err);
 	r = r ? r : add_own(b, POINT_TAG_DATA_SEGMENTS, &own->data, err);
-	return r ? r : add_own(b, POINT_TAG_MAP_SEGMENTS, &own->map, err);
+	r = r ? r : add_own(b, POINT_TAG_MAP_SEGMENTS, &own->map, err);
+	return r ? r : add_digests(b, &own->map, err);
 }
 
 static int manifest_key(const struct repo *repo, const struct tm_id *sid, struct aead **ret,
@@ -285,6 +298,12 @@ static int parse_disk_number(const struct tlv *t, struct point_disk *d, struct e
 	case DISK_TAG_PARENT_NUMBER:
 		d->map->parent_number = v <= MAX_DISKS ? (uint32_t)v : 0;
 		break;
+	case DISK_TAG_PARENT_ROOT:
+		d->map->parent_root = v;
+		break;
+	case DISK_TAG_PARENT_SIZE:
+		d->map->parent_size = v;
+		break;
 	default:
 		return tlv_unknown(t, err);
 	}
@@ -311,7 +330,7 @@ static int parse_disk_field(const struct tlv *t, struct point_disk *d, struct er
 	case DISK_TAG_SKETCH:
 		return parse_sketch(t, d->map, err);
 	default:
-		if (t->tag > DISK_TAG_PARENT_NUMBER)
+		if (t->tag > DISK_TAG_PARENT_SIZE)
 			return tlv_unknown(t, err);
 		return parse_disk_number(t, d, err);
 	}
@@ -330,6 +349,11 @@ static int check_disk(const struct repo *repo, const struct point_disk *d, struc
 				 d->name, d->size);
 	if (d->map->root != REF_HOLE && (ref_session(d->map->root) >= d->map->nsessions))
 		return error_set(err, TM_E_CORRUPT, "disk %s: its root is in an unknown session",
+				 d->name);
+	if (d->map->parent_root != REF_HOLE &&
+	    (ref_session(d->map->parent_root) >= d->map->nsessions ||
+	     disk_blocks(d->map->parent_size, repo->block_bits) > MAX_BLOCKS))
+		return error_set(err, TM_E_CORRUPT, "disk %s: its parent's root is impossible",
 				 d->name);
 	return 0;
 }
@@ -352,7 +376,7 @@ static int parse_disk(const struct repo *repo, const struct tlv *t, struct point
 	*d = (struct point_disk){.rung = RUNG_FULL, .map = calloc(1, sizeof(*d->map))};
 	if (!d->map)
 		return error_nomem(err);
-	d->map->root = REF_HOLE;
+	d->map->root = d->map->parent_root = REF_HOLE;
 	while ((code = tlv_next(&r, &f, err)) > 0) {
 		code = parse_disk_field(&f, d, err);
 		if (code < 0)
@@ -380,6 +404,19 @@ static int parse_own(const struct tlv *t, struct own_segments *ret, struct error
 		if (r < 0)
 			return r;
 	}
+	return 0;
+}
+
+/* Follows the segments they belong to. */
+static int parse_digests(const struct tlv *t, struct own_segments *ret, struct error *err)
+{
+	if (!ret)
+		return 0;
+	if (t->len != (size_t)ret->n * DIGEST_BYTES)
+		return error_set(err, TM_E_CORRUPT, "digests of %zu bytes for %" PRIu32 " segments",
+				 t->len, ret->n);
+	for (uint32_t i = 0; i < ret->n; i++)
+		memcpy(ret->v[i].digest, t->bytes + (size_t)i * DIGEST_BYTES, DIGEST_BYTES);
 	return 0;
 }
 
@@ -447,8 +484,10 @@ static int parse_point_field(const struct repo *repo, const struct tlv *t, struc
 		return parse_own(t, own ? &own->data : NULL, err);
 	case POINT_TAG_MAP_SEGMENTS:
 		return parse_own(t, own ? &own->map : NULL, err);
+	case POINT_TAG_MAP_DIGESTS:
+		return parse_digests(t, own ? &own->map : NULL, err);
 	default:
-		if (t->tag > POINT_TAG_MAP_SEGMENTS)
+		if (t->tag > POINT_TAG_MAP_DIGESTS)
 			return tlv_unknown(t, err);
 		return parse_point_number(t, p, err);
 	}

@@ -8,6 +8,7 @@ struct own_segment {
 	uint32_t nslots;
 	uint32_t head_crc;
 	uint64_t size;
+	uint8_t digest[DIGEST_BYTES]; /* of a map's nodes; else zero */
 };
 
 struct own_segments {

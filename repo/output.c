@@ -9,7 +9,6 @@
 #include <string.h>
 
 #define MAX_IN_FLIGHT 3
-#define PAGE_LEVEL    3
 
 /* ---- segments to the store ---- */
 
@@ -40,6 +39,7 @@ static void job_stored(struct store_req *req, int code)
 		struct own_segment own = {
 			.nslots = w->nslots, .head_crc = w->head_crc, .size = w->object_len};
 
+		memcpy(own.digest, j->digest, sizeof(own.digest));
 		code = own_segments_set(&out->own, w->addr.index, &own, &err);
 	}
 	job_end(j, code, &err);
@@ -73,8 +73,12 @@ static void segment_close(struct repo_session *s, struct seg_out *out)
 {
 	struct seg_job *j = out->open;
 
+	struct error err = {0};
+
 	if (!j)
 		return;
+	if (out->type == SEGMENT_MAP && page_out_digest(&s->page_out, j->digest, &err) < 0)
+		session_fail(s, err.code, &err);
 	out->open = NULL;
 	s->in_flight++;
 	j->task = (struct pool_task){.run = job_seal, .done = job_sealed};
@@ -110,7 +114,8 @@ static int segment_open(struct repo_session *s, struct seg_out *out, struct erro
 		}
 		j->s = s;
 	}
-	seg_begin(j->w, &addr);
+	seg_begin(j->w, &addr, &(struct seg_sealing){0});
+	memset(j->digest, 0, sizeof(j->digest));
 	out->next_index++;
 	out->open = j;
 	out->bytes += sizeof(struct format_segment);
@@ -187,27 +192,14 @@ int output_alias(struct repo_session *s, uint64_t block, uint64_t ref, struct er
 
 static int page_flush(struct repo_session *s, struct error *err)
 {
-	struct seg_writer *w;
-	unsigned n = s->page.n;
-	size_t len, packed;
+	struct seg_writer *w = s->map.open ? s->map.open->w : NULL;
+	uint32_t before = w ? w->nframes : 0;
+	int r = w ? page_out_flush(&s->page_out, w, err) : 0;
 
-	if (n == 0)
-		return 0;
-	w = s->map.open->w;
-	len = page_finish(&s->page, s->page_plain + 1);
-	packed = ZSTD_compressCCtx(s->page_cctx, s->page_packed + 1, PAGE_MAX_BYTES,
-				   s->page_plain + 1, len, PAGE_LEVEL);
-	if (!ZSTD_isError(packed) && packed < len) {
-		s->page_packed[0] = FRAME_ZSTD;
-		seg_add_frame(w, n, s->page_packed, packed + 1);
-	} else {
-		s->page_plain[0] = FRAME_RAW;
-		seg_add_frame(w, n, s->page_plain, len + 1);
-	}
-	s->map.bytes +=
-		le32_get(w->frames[w->nframes - 1].stored_len) + sizeof(struct format_frame);
-	(void)err;
-	return 0;
+	if (r == 0 && w && w->nframes > before)
+		s->map.bytes +=
+			le32_get(w->frames[before].stored_len) + sizeof(struct format_frame);
+	return r;
 }
 
 int output_node(void *data, const struct node *n, uint64_t *ret, struct error *err)
@@ -215,9 +207,9 @@ int output_node(void *data, const struct node *n, uint64_t *ret, struct error *e
 	struct repo_session *s = data;
 	int r = 0;
 
-	if (s->map.open && s->map.open->w->nslots + s->page.n == MAP_SLOTS)
+	if (s->map.open && s->map.open->w->nslots + s->page_out.page.n == MAP_SLOTS)
 		r = page_flush(s, err);
-	if (r == 0 && s->map.open && s->page.n == 0 &&
+	if (r == 0 && s->map.open && s->page_out.page.n == 0 &&
 	    !seg_has_room(s->map.open->w, 1, 1 + PAGE_MAX_BYTES))
 		segment_close(s, &s->map);
 	if (r == 0 && !s->map.open)
@@ -225,9 +217,9 @@ int output_node(void *data, const struct node *n, uint64_t *ret, struct error *e
 	if (r < 0)
 		return r;
 	*ret = ((uint64_t)s->map.open->w->addr.index << MAP_SLOTS_LOG2) + s->map.open->w->nslots +
-	       s->page.n;
+	       s->page_out.page.n;
 	session_disk(s)->used_own = true;
-	return page_add(&s->page, n) ? page_flush(s, err) : 0;
+	return page_add(&s->page_out.page, n) ? page_flush(s, err) : 0;
 }
 
 int output_end_disk(struct repo_session *s, struct error *err)

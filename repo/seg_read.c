@@ -159,7 +159,7 @@ static int parse_descs(const struct format_segment *h, const uint8_t *table, str
 	t->descs = malloc(len);
 	if (!t->descs)
 		return error_nomem(err);
-	r = segment_key(&t->keys.meta, t->addr.type, t->addr.index, &key, err);
+	r = segment_key(&t->keys.meta, t->addr.type, t->addr.index, &t->sealing, &key, err);
 	if (r == 0)
 		r = aead_set_key(aead, &key, err);
 	if (r == 0)
@@ -182,7 +182,7 @@ static int open_keys(const struct format_segment *h, const struct domain_keys *k
 	if (a->type == SEGMENT_DATA && !t->keys.has_data)
 		return 0;
 	r = segment_key(a->type == SEGMENT_DATA ? &t->keys.data : &t->keys.meta, a->type, a->index,
-			&t->key, err);
+			&t->sealing, &t->key, err);
 	t->has_key = r == 0;
 	return r;
 }
@@ -210,6 +210,8 @@ static int parse(const struct seg_address *want, const struct domain_keys *keys,
 	t->addr = *want;
 	t->generation = le32_get(h.generation);
 	t->run = le32_get(h.run);
+	t->sealing = (struct seg_sealing){.generation = le32_get(h.sealed_generation),
+					  .run = le32_get(h.sealed_run)};
 	t->nslots = le32_get(h.nslots);
 	t->nframes = le32_get(h.nframes);
 	t->nextras = le32_get(h.nextras);

@@ -38,9 +38,11 @@ void seg_writer_free(struct seg_writer *w)
 	free(w);
 }
 
-void seg_begin(struct seg_writer *w, const struct seg_address *addr)
+void seg_begin(struct seg_writer *w, const struct seg_address *addr,
+	       const struct seg_sealing *sealing)
 {
 	w->addr = *addr;
+	w->sealing = *sealing;
 	w->payload = 0;
 	w->nslots = w->nframes = w->nextras = 0;
 	w->object = NULL;
@@ -149,7 +151,7 @@ static int seal_frames(struct seg_writer *w, struct aead *aead, const struct ses
 	uint8_t *p = w->mem + SEG_HEADROOM;
 	int r;
 
-	r = segment_key(base, w->addr.type, w->addr.index, &key, err);
+	r = segment_key(base, w->addr.type, w->addr.index, &w->sealing, &key, err);
 	if (r == 0)
 		r = aead_set_key(aead, &key, err);
 	for (uint32_t i = 0; r == 0 && i < w->nframes; i++) {
@@ -184,7 +186,7 @@ static int seal_descs(struct seg_writer *w, struct aead *aead, const struct sess
 	}
 	memcpy(p, w->descs, slots);
 	memcpy(p + slots, w->extras, extras);
-	r = segment_key(&keys->meta, w->addr.type, w->addr.index, &key, err);
+	r = segment_key(&keys->meta, w->addr.type, w->addr.index, &w->sealing, &key, err);
 	if (r == 0)
 		r = aead_set_key(aead, &key, err);
 	if (r == 0)
@@ -210,6 +212,8 @@ int seg_seal(struct seg_writer *w, struct aead *aead, const struct session_keys 
 	memcpy(p + sizeof(h), w->frames, frames_len);
 	format_head_init(&h.head, MAGIC_SEGMENT, sizeof(h), &w->addr.repo);
 	h.index = le32_of(w->addr.index);
+	h.generation = h.sealed_generation = le32_of(w->sealing.generation);
+	h.run = h.sealed_run = le32_of(w->sealing.run);
 	h.type = w->addr.type;
 	h.block_bits = w->addr.block_bits;
 	h.cipher = CIPHER_AES256_GCM;

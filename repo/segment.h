@@ -34,8 +34,9 @@ size_t frame_max_data(const struct seg_address *a, unsigned nslots);
 
 struct seg_writer {
 	struct seg_address addr;
-	uint8_t *mem; /* SEG_HEADROOM, payload */
-	size_t cap;   /* of the payload */
+	struct seg_sealing sealing; /* also generation and run of the object */
+	uint8_t *mem;               /* SEG_HEADROOM, payload */
+	size_t cap;                 /* of the payload */
 	size_t payload;
 	uint32_t nslots, nframes, nextras;
 	struct format_frame frames[SEG_MAX_FRAMES];
@@ -50,7 +51,8 @@ struct seg_writer {
 int seg_writer_new(struct seg_writer **ret, struct error *err) TM_WUR;
 void seg_writer_free(struct seg_writer *w);
 
-void seg_begin(struct seg_writer *w, const struct seg_address *addr);
+void seg_begin(struct seg_writer *w, const struct seg_address *addr,
+	       const struct seg_sealing *sealing);
 
 /* Whether a frame of so many slots and plaintext bytes still fits. */
 bool seg_has_room(const struct seg_writer *w, unsigned nslots, size_t len);
@@ -82,6 +84,7 @@ struct seg_frame {
 struct seg_tables {
 	struct seg_address addr;
 	uint32_t generation, run;
+	struct seg_sealing sealing;
 	uint32_t nslots, nframes, nextras;
 	uint32_t head_crc;
 	uint64_t object_len;

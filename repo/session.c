@@ -100,11 +100,9 @@ static int session_init(struct repo_session *s, const struct repo_session_option
 	if (!s->sources)
 		return error_nomem(err);
 	s->sources[s->nsources++].e.session = s->sid;
-	s->page_cctx = ZSTD_createCCtx();
-	s->page_plain = malloc(PAGE_MAX_BYTES + 1);
-	s->page_packed = malloc(PAGE_MAX_BYTES + 1);
-	if (!s->page_cctx || !s->page_plain || !s->page_packed)
-		return error_nomem(err);
+	r = page_out_init(&s->page_out, err);
+	if (r < 0)
+		return r;
 	if (level < ZSTD_minCLevel() || level > ZSTD_maxCLevel())
 		return error_set(err, TM_E_USAGE, "compression level %d is not from %d to %d",
 				 level, ZSTD_minCLevel(), ZSTD_maxCLevel());
@@ -177,6 +175,7 @@ static int add_disk(struct repo_session *s, const char *name, uint64_t size,
 		.name = tm_steal(copy),
 		.size = size,
 		.map = {.root = REF_HOLE,
+			.parent_root = REF_HOLE,
 			.table = tm_steal(table),
 			.nsessions = n,
 			.sketch = tm_steal(sketch)},
@@ -233,8 +232,13 @@ int repo_session_disk_begin(struct repo_session *s, const char *name, uint64_t s
 		error_prefix(err, "disk %s", name);
 		return r;
 	}
-	if (parent)
-		session_disk(s)->map.parent_number = (uint32_t)(parent_disk - parent->disks) + 1;
+	if (parent) {
+		struct disk_map *m = &session_disk(s)->map;
+
+		m->parent_number = (uint32_t)(parent_disk - parent->disks) + 1;
+		m->parent_root = parent_disk->map->root;
+		m->parent_size = parent_disk->size;
+	}
 	start_disk(s, size, parent ? parent_disk : NULL);
 	*ret = &s->sink;
 	return 0;
@@ -445,9 +449,7 @@ void repo_session_free(struct repo_session *s)
 	free(s->pins);
 	free(s->guest);
 	workers_done(&s->workers);
-	ZSTD_freeCCtx(s->page_cctx);
-	free(s->page_plain);
-	free(s->page_packed);
+	page_out_done(&s->page_out);
 	session_keys_wipe(&s->keys);
 	free(s);
 }

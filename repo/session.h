@@ -16,6 +16,7 @@
 #include "look.h"
 #include "manifest.h"
 #include "map.h"
+#include "page_out.h"
 #include "segment.h"
 #include "worker.h"
 
@@ -86,6 +87,7 @@ struct seg_job {
 	struct seg_job *next;
 	struct seg_writer *w;
 	int code;
+	uint8_t digest[DIGEST_BYTES]; /* of a map's nodes */
 	char key[KEY_MAX];
 };
 
@@ -172,9 +174,7 @@ struct repo_session {
 	struct seg_out data, map;
 	struct seg_job *idle;
 	unsigned in_flight;
-	struct page_writer page;
-	ZSTD_CCtx *page_cctx;
-	uint8_t *page_plain, *page_packed;
+	struct page_out page_out;
 
 	struct session_disk *disks;
 	unsigned ndisks;

@@ -21,6 +21,7 @@ enum point_tag {
 	POINT_TAG_DISK = 13,
 	POINT_TAG_DATA_SEGMENTS = 14,
 	POINT_TAG_MAP_SEGMENTS = 15,
+	POINT_TAG_MAP_DIGESTS = 16,
 };
 
 /* tags inside POINT_TAG_DISK */
@@ -42,6 +43,8 @@ enum disk_tag {
 	DISK_TAG_SESSIONS = 15,
 	DISK_TAG_SKETCH = 16,
 	DISK_TAG_PARENT_NUMBER = 17,
+	DISK_TAG_PARENT_ROOT = 18,
+	DISK_TAG_PARENT_SIZE = 19,
 };
 
 int tlv_add(struct buf *b, unsigned tag, bool critical, const void *bytes, size_t len,

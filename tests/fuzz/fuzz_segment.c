@@ -13,10 +13,12 @@ static void seal_descs(const struct seg_address *a, const struct format_segment 
 {
 	struct seg_aad aad = seg_aad(a, SEG_AAD_DESCS, le32_get(h->nslots));
 	__attribute__((cleanup(session_keys_wipe))) struct session_keys keys = {.has_data = false};
+	const struct seg_sealing sealing = {.generation = le32_get(h->sealed_generation),
+					    .run = le32_get(h->sealed_run)};
 	auto_secret struct secret key = {{0}};
 
 	FUZZ_MUST(session_keys_open(&domain, &a->repo, &a->session, h->wrap, &keys, NULL) == 0);
-	FUZZ_MUST(segment_key(&keys.meta, a->type, a->index, &key, NULL) == 0);
+	FUZZ_MUST(segment_key(&keys.meta, a->type, a->index, &sealing, &key, NULL) == 0);
 	FUZZ_MUST(aead_set_key(aead, &key, NULL) == 0);
 	FUZZ_MUST(aead_seal(aead, SEG_AAD_DESCS, &aad, sizeof(aad), descs, len - TAG_BYTES, descs,
 			    NULL) == 0);

@@ -88,6 +88,8 @@ static struct field fields[] = {
 	F(format_segment, wrap),
 	F(format_segment, frames_crc),
 	F(format_segment, desc_crc),
+	F(format_segment, sealed_generation),
+	F(format_segment, sealed_run),
 	F(format_segment, reserved2),
 	F(format_segment, crc),
 	F(format_frame, first_slot),

@@ -13,6 +13,7 @@ struct fixture {
 	struct domain_keys keys;
 	struct session_keys session;
 	struct seg_address addr;
+	struct seg_sealing sealing;
 	struct seg_writer *w;
 	struct aead *aead;
 	struct workers workers;
@@ -70,7 +71,7 @@ static void up(struct fixture *f)
 	assert_int_equal(aead_new(&f->aead, NULL), 0);
 	assert_int_equal(seg_writer_new(&f->w, NULL), 0);
 	fill(f, &random);
-	seg_begin(f->w, &f->addr);
+	seg_begin(f->w, &f->addr, &f->sealing);
 	add_frame(f, 0, 4);
 	add_frame(f, 4, 2);
 	assert_true(seg_add_hole(f->w, 3, 500, 17));
