@@ -22,18 +22,31 @@ static void ring_init(struct mapper *m, struct ask_ring *ring, enum source_map m
 	}
 }
 
-void mapper_init(struct mapper *m, struct block_source *src, enum source_map map,
-		 uint32_t block_size)
+/* From m->next on to what is sampled; to the end of the disk when nothing is any more. */
+static void skip_to_sample(struct mapper *m)
+{
+	const struct extents *e = m->sample;
+
+	while (m->sample_at < e->n &&
+	       m->next >= e->v[m->sample_at].offset + e->v[m->sample_at].length)
+		m->sample_at++;
+	m->next = m->sample_at == e->n ? m->src->size : max_u64(m->next, e->v[m->sample_at].offset);
+}
+
+void mapper_init(struct mapper *m, struct block_source *src, const struct reader_options *opt)
 {
 	*m = (struct mapper){
 		.src = src,
-		.block_size = block_size,
+		.block_size = opt->block_size,
+		.sample = opt->sample,
 	};
 	ring_init(m, &m->windows, SOURCE_MAP_DIRTY, m->windows_v, MAPPER_WINDOWS, WINDOW_MAX);
 	ring_init(m, &m->refined, SOURCE_MAP_DATA, m->refined_v, MAPPER_REFINED, WINDOW_FIRST);
 	m->refined.adapts = true;
 	m->refine = src->has_data;
-	if (map == SOURCE_MAP_DATA) {
+	if (m->sample)
+		skip_to_sample(m);
+	if (opt->map == SOURCE_MAP_DATA) {
 		m->refining = m->refine;
 		m->dirty = (struct map_range){.length = src->size};
 		m->next = src->size;
@@ -119,6 +132,18 @@ static int take_reply(struct ask *a, struct error *err)
 	return r;
 }
 
+/* The window is complete: what of it is not dirty. */
+static int invert(struct ask *a, struct error *err)
+{
+	struct extent whole = {.offset = a->offset, .length = a->end - a->offset};
+	const struct extents window = {.v = &whole, .n = 1};
+	struct extents dirty = a->set;
+
+	a->set = a->reply;
+	a->reply = dirty;
+	return extents_subtract(&window, &a->reply, &a->set, err);
+}
+
 static void fail(struct mapper *m, int code, const struct error *err)
 {
 	if (m->code)
@@ -141,6 +166,8 @@ static void ask_done(struct source_req *req, int code)
 		return;
 	}
 	code = take_reply(a, &err);
+	if (!code && a->cursor == a->end && a->ring == &m->windows && m->sample)
+		code = invert(a, &err);
 	if (code) {
 		fail(m, code, &err);
 		return;
@@ -225,14 +252,27 @@ static uint64_t window_of(const struct mapper *m, const struct ask_ring *ring, u
 
 /* ---- the stages ---- */
 
+/* How far the disk may be asked for in one go. */
+static uint64_t windows_end(const struct mapper *m)
+{
+	const struct extent *e;
+
+	if (!m->sample)
+		return m->src->size;
+	e = &m->sample->v[m->sample_at];
+	return e->offset + e->length;
+}
+
 static void pump_windows(struct mapper *m)
 {
 	ring_continue(&m->windows);
 	while (m->next < m->src->size && ring_may_ask(m, &m->windows)) {
-		uint64_t len = window_of(m, &m->windows, m->src->size - m->next);
+		uint64_t len = window_of(m, &m->windows, windows_end(m) - m->next);
 
 		ask_start(ring_push(&m->windows, m->next, len));
 		m->next += len;
+		if (m->sample)
+			skip_to_sample(m);
 	}
 }
 

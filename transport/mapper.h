@@ -6,6 +6,8 @@
  *	dirty map ──▸ dirty extents ──▸ allocation asked inside the large ones ──▸ ranges
  *	(windows)     (whole disk for SOURCE_MAP_DATA)
  *
+ * For a sample the windows are its extents, and what of them is not dirty goes on.
+ *
  * Asks of a ring run side by side; new ones wait while more than a bounded number of
  * extents is kept.  Nothing here calls the user back: mapper_pump() starts requests,
  * mapper_next() takes what is known.
@@ -56,8 +58,10 @@ enum mapper_state {
 struct mapper {
 	struct block_source *src;
 	uint64_t block_size;
-	uint64_t next;          /* up to here the disk has been asked for */
-	struct map_range dirty; /* rest of the dirty extent that is being refined */
+	const struct extents *sample; /* of the dirty map only these are asked for; or NULL */
+	size_t sample_at;             /* the extent that is asked for next */
+	uint64_t next;                /* up to here the disk has been asked for */
+	struct map_range dirty;       /* rest of the dirty extent that is being refined */
 	struct ask_ring windows, refined;
 	struct ask windows_v[MAPPER_WINDOWS], refined_v[MAPPER_REFINED];
 	unsigned running;
@@ -71,8 +75,7 @@ struct mapper {
 };
 
 /* The mapper may not move afterwards. */
-void mapper_init(struct mapper *m, struct block_source *src, enum source_map map,
-		 uint32_t block_size);
+void mapper_init(struct mapper *m, struct block_source *src, const struct reader_options *opt);
 void mapper_done(struct mapper *m);
 
 /* Starts what may be started; nothing once it has failed or was stopped. */

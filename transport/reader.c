@@ -578,7 +578,7 @@ static int reader_new(struct loop *loop, struct block_source *src, struct piece_
 	look_at_rate(r);
 	queue_init(&r->reading);
 	queue_init(&r->ready);
-	mapper_init(&r->mapper, src, opt->map, opt->block_size);
+	mapper_init(&r->mapper, src, opt);
 	code = make_pieces(r, err);
 	if (!code)
 		code = make_reads(r, err);

@@ -5,6 +5,18 @@
 #define TICK_MS    100
 #define PIECES_MAX 65536
 
+static bool sample_fits(const struct extents *sample, uint64_t size, uint32_t block_size)
+{
+	for (size_t i = 0; i < sample->n; i++) {
+		const struct extent *e = &sample->v[i];
+
+		if (!range_inside(e->offset, e->length, size) || e->offset % block_size ||
+		    (e->length % block_size && e->offset + e->length != size))
+			return false;
+	}
+	return true;
+}
+
 int reader_check(const struct block_source *src, const struct reader_options *opt,
 		 struct error *err)
 {
@@ -16,6 +28,9 @@ int reader_check(const struct block_source *src, const struct reader_options *op
 				 bs);
 	if (opt->map == SOURCE_MAP_DIRTY && !src->has_dirty)
 		return error_set(err, TM_E_UNSUPPORTED, "the disk has no dirty bitmap");
+	if (opt->sample &&
+	    (opt->map != SOURCE_MAP_DIRTY || !sample_fits(opt->sample, src->size, bs)))
+		return error_set(err, TM_E_RANGE, "cannot read such a sample of the disk");
 	if (!src->max_read || !src->depth || src->size > INT64_MAX)
 		return error_set(err, TM_E_PEER, "cannot read a disk of %llu bytes, %u at once",
 				 (unsigned long long)src->size, src->max_read);
@@ -71,7 +86,7 @@ int reader_estimate(struct loop *loop, struct block_source *src, const struct re
 	m = calloc(1, sizeof(*m));
 	if (!m)
 		return error_nomem(err);
-	mapper_init(m, src, opt->map, opt->block_size);
+	mapper_init(m, src, opt);
 	if (opt->map == SOURCE_MAP_DIRTY)
 		m->refine = false; /* zero or not, it is dirty */
 	r = estimate(loop, m, opt, ret_bytes, err);

@@ -132,6 +132,12 @@ struct reader_counts {
 struct reader_options {
 	enum source_map
 		map; /* DIRTY: changed blocks only. DATA: the whole disk, zero ranges unread */
+	/*
+	 * DIRTY: NULL, or the parts of the disk to look at, in whole blocks but for its end.  What
+	 * of them is clean is reported then, as if that were what is dirty, and nothing else.
+	 * Borrowed.
+	 */
+	const struct extents *sample;
 	uint32_t block_size;  /* power of two; 64 KiB */
 	unsigned pieces;      /* buffers of PIECE_CLUSTERS blocks; the bound on memory */
 	const uint64_t *rate; /* bytes per second, 0: no limit; looked at again after each tick, so

@@ -372,6 +372,97 @@ static void every_dirty_byte_comes_once(void **unused)
 	}
 }
 
+/* Every sampled block without a dirty byte has come once, and right; no other. */
+static void check_sample(const struct fake_sink *s, const struct extents *sample,
+			 const struct reader_counts *c)
+{
+	const struct fake_source *f = s->f;
+	uint64_t size = f->src.size, bytes = 0;
+
+	for (uint64_t b = 0; b * BLOCK < size; b++) {
+		uint64_t len = min_u64(BLOCK, size - b * BLOCK);
+		bool due = extents_contain(sample, b * BLOCK);
+
+		for (uint64_t i = 0; i < len; i += GRAIN)
+			due = due && !f->dirty[(b * BLOCK + i) / GRAIN];
+		assert_int_equal(s->seen[b], due ? 1 : 0);
+		if (due)
+			assert_memory_equal(s->got + b * BLOCK, f->disk + b * BLOCK, len);
+		bytes += due ? len : 0;
+	}
+	assert_int_equal(c->dirty_bytes, bytes);
+	assert_int_equal(c->done_bytes, bytes);
+	assert_int_equal(c->read_bytes + c->zero_bytes, bytes);
+	assert_true(c->mapped);
+}
+
+static void make_sample(struct extents *ret, uint64_t size, unsigned *state)
+{
+	unsigned blocks = (unsigned)div_round_up(size, BLOCK), n = (unsigned)rand_r(state) % 50;
+
+	for (unsigned i = 0; blocks && i < n; i++) {
+		uint64_t at = (uint64_t)((unsigned)rand_r(state) % blocks) * BLOCK;
+		uint64_t len = (1 + (unsigned)rand_r(state) % 9 / 8 * 700) * (uint64_t)BLOCK;
+
+		assert_int_equal(extents_add(ret, at, min_u64(len, size - at), NULL), 0);
+	}
+}
+
+static void of_a_sample_what_is_clean_comes_once(void **unused)
+{
+	unsigned state = seed_of_run();
+
+	(void)unused;
+	for (unsigned round = 0; round < 60; round++) {
+		uint64_t size = (uint64_t)rand_r(&state) % (8 << 20);
+		struct fake_source *f = fake_new(loop, size, (unsigned)rand_r(&state));
+		auto_extents struct extents sample = {0};
+		struct reader_options opt = {.map = SOURCE_MAP_DIRTY,
+					     .sample = &sample,
+					     .block_size = BLOCK,
+					     .pieces = 1 + round % 9};
+		struct error err = {0};
+		struct reader_counts c;
+		struct fake_sink s;
+
+		make_sample(&sample, size, &state);
+		sink_init(&s, f);
+		s.keep = round % 3;
+		f->max_map = round % 4 ? UINT64_MAX : 5 * GRAIN;
+		f->src.has_data = round % 5 != 0;
+		assert_int_equal(reader_run(loop, &f->src, &s.sink, &opt, &c, &err), 0);
+		check_sample(&s, &sample, &c);
+		sink_done(&s);
+		block_source_free(&f->src);
+	}
+}
+
+static void a_sample_is_checked(void **unused)
+{
+	struct fake_source *f = fake_new(loop, 10 * BLOCK + 7, 3);
+	struct extent e;
+	const struct extents sample = {.v = &e, .n = 1};
+	struct reader_options opt = {
+		.map = SOURCE_MAP_DIRTY, .sample = &sample, .block_size = BLOCK, .pieces = 4};
+	const struct extent bad[] = {
+		{7, BLOCK}, {BLOCK, 7}, {10 * BLOCK, BLOCK}, {11 * BLOCK, BLOCK}};
+	struct reader_counts c;
+	struct fake_sink s;
+
+	(void)unused;
+	sink_init(&s, f);
+	for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
+		e = bad[i];
+		assert_int_equal(reader_run(loop, &f->src, &s.sink, &opt, &c, NULL), TM_E_RANGE);
+	}
+	e = (struct extent){10 * BLOCK, 7};
+	assert_int_equal(reader_run(loop, &f->src, &s.sink, &opt, &c, NULL), 0);
+	opt.map = SOURCE_MAP_DATA;
+	assert_int_equal(reader_run(loop, &f->src, &s.sink, &opt, &c, NULL), TM_E_RANGE);
+	sink_done(&s);
+	block_source_free(&f->src);
+}
+
 static void a_failing_request_ends_the_run_with_its_place(void **unused)
 {
 	unsigned seed = seed_of_run(), n = 1;
@@ -558,6 +649,8 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(every_dirty_byte_comes_once),
+		cmocka_unit_test(of_a_sample_what_is_clean_comes_once),
+		cmocka_unit_test(a_sample_is_checked),
 		cmocka_unit_test(a_failing_request_ends_the_run_with_its_place),
 		cmocka_unit_test(a_failing_sink_ends_the_run),
 		cmocka_unit_test(bad_maps_are_the_peers_fault),
