@@ -26,11 +26,6 @@ static uint64_t disk_end(const struct repo_session *s)
 
 /* ---- on workers ---- */
 
-static bool is_zero(const uint8_t *p, size_t len)
-{
-	return p[0] == 0 && memcmp(p, p + 1, len - 1) == 0;
-}
-
 static void hash_run(struct pool_task *task, unsigned worker)
 {
 	struct work *w = container_of(task, struct work, task);
@@ -39,7 +34,7 @@ static void hash_run(struct pool_task *task, unsigned worker)
 	for (unsigned i = 0; w->code == 0 && i < w->nclusters; i++) {
 		struct cluster *c = &w->cluster[i];
 
-		c->zero = is_zero(c->data, len);
+		c->zero = cluster_is_zero(c->data, len);
 		if (!c->zero)
 			w->code =
 				content_id(&w->s->workers.v[worker], c->data, len, c->id, &w->err);

@@ -408,6 +408,52 @@ int repo_session_commit(struct repo_session *s, const struct point *meta, struct
 void repo_session_free(struct repo_session *s);
 TM_CLEANUP(struct repo_session, repo_session_free)
 
+/* ---- audit of a bitmap ---- */
+
+/*
+ * Compares some clusters of a point's disk, chosen at random, with what is there now.  Those that a
+ * bitmap calls clean since that point must be the same.  By turns:
+ *
+ *	repo_audit_choose()   clusters; none: the sample is complete
+ *	  … read those of them that are clean, as pieces into repo_audit_sink()
+ *
+ * Needs no key that can read data.
+ */
+struct repo_audit;
+
+#define REPO_AUDIT_DATA  48 /* clusters with data that are chosen by number … */
+#define REPO_AUDIT_EMPTY 16 /* … and holes */
+
+struct repo_audit_options {
+	uint64_t size;  /* of the disk now, bytes; behind the point's end there are holes */
+	unsigned share; /* of a million clusters; 0: by number */
+	uint64_t seed;  /* of the choice */
+	struct pool *pool;
+};
+
+struct repo_audit_counts {
+	uint64_t data;  /* clusters compared that hold data in the point */
+	uint64_t empty; /* … that are holes there */
+	uint64_t differed;
+	uint64_t first; /* offset of the first that differed */
+};
+
+/* disk: of a point; borrowed. */
+int repo_audit_begin(struct repo *repo, const struct point_disk *disk,
+		     const struct repo_audit_options *opt, struct repo_audit **ret,
+		     struct error *err) TM_WUR;
+/* Chooses the next clusters (*ret is overwritten); all pieces of those before are back.  Runs the
+ * loop. */
+int repo_audit_choose(struct repo_audit *a, struct extents *ret, struct error *err) TM_WUR;
+/* Pieces are given back when they have been compared; blocks that were not chosen are ignored. */
+struct piece_sink *repo_audit_sink(struct repo_audit *a);
+/* What was compared so far; or the first failure. */
+int repo_audit_counts(const struct repo_audit *a, struct repo_audit_counts *ret,
+		      struct error *err) TM_WUR;
+/* No piece may be out. */
+void repo_audit_free(struct repo_audit *a);
+TM_CLEANUP(struct repo_audit, repo_audit_free)
+
 /* ---- reading ---- */
 
 struct repo_read_options {

@@ -57,6 +57,11 @@ void workers_done(struct workers *w)
 	w->v = NULL;
 }
 
+bool cluster_is_zero(const uint8_t *p, size_t len)
+{
+	return p[0] == 0 && memcmp(p, p + 1, len - 1) == 0;
+}
+
 int content_id(struct worker *w, const void *cluster, size_t len, uint8_t ret[CONTENT_BYTES],
 	       struct error *err)
 {

@@ -25,6 +25,9 @@ int workers_init(struct workers *w, unsigned n, const struct secret *id_key, int
 		 size_t frame_bytes, struct error *err) TM_WUR;
 void workers_done(struct workers *w);
 
+/* All zeroes?  len > 0. */
+bool cluster_is_zero(const uint8_t *p, size_t len);
+
 /* The content id of a cluster. */
 int content_id(struct worker *w, const void *cluster, size_t len, uint8_t ret[CONTENT_BYTES],
 	       struct error *err) TM_WUR;
