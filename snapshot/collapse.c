@@ -24,11 +24,10 @@
 #include <stdio.h>
 #include <string.h>
 
-#define COMMITS_MAX    4      /* attempts at one disk */
-#define STALL_MS       600000 /* a commit without any progress is given up after this */
-#define NOSPACE_TRIES  3
-#define RECONNECT_MS   30000
-#define DEL_TIMEOUT_MS 10000
+#define COMMITS_MAX   4      /* attempts at one disk */
+#define STALL_MS      600000 /* a commit without any progress is given up after this */
+#define NOSPACE_TRIES 3
+#define RECONNECT_MS  30000
 
 struct collapse {
 	struct guest *g;
@@ -81,29 +80,9 @@ struct collapse_view collapse_look(const struct block_graph *graph, const struct
 	return v;
 }
 
-static int delete_node(struct guest *g, const char *node, struct error *err)
-{
-	uint64_t deadline = now_ms() + DEL_TIMEOUT_MS;
-
-	for (;;) {
-		struct error e = {0};
-		json_t *args;
-		int r = jsonx_make(&args, err, "{s:s}", "node-name", node);
-
-		if (!r)
-			r = guest_do(g, "blockdev-del", args, &e);
-		if (!r ||
-		    (r == TM_E_PEER && strstr(qmp_fault(g->qmp)->desc, "Failed to find node")))
-			return 0;
-		if (r != TM_E_PEER || now_ms() >= deadline)
-			return error_set(err, r, "%s", e.text);
-		qmp_pause(g->qmp, 50); /* a job may just be letting go of it */
-	}
-}
-
 int collapse_drop_overlay(struct guest *g, const struct journal_disk *d, struct error *err)
 {
-	int r = d->overlay_node ? delete_node(g, d->overlay_node, err) : 0;
+	int r = d->overlay_node ? guest_delete_node(g, d->overlay_node, err) : 0;
 
 	return r ? r : io_remove(d->overlay, err);
 }

@@ -185,10 +185,34 @@ static int read_chain(const struct block_node *node, struct guest_disk *d, struc
 	return r;
 }
 
+/*
+ * With QEMU gone an overlay is merged by qemu-img, which opens images as their headers say.  NULL:
+ * so did QEMU, all the way down.
+ */
+static const char *opened_otherwise(const struct block_node *node)
+{
+	for (unsigned depth = 0; node && depth < 1024; depth++) {
+		const struct block_node *below = block_node_format(node->backing_child);
+		const char *name =
+			jsonx_text(json_object_get(node->info, "image"), "full-backing-filename");
+
+		if (strncmp(node->file, "json:", 5) == 0 && strcmp(node->drv, "raw") == 0)
+			return "it is not the whole of its file";
+		if (!name != !below)
+			return "its image was opened with another backing file than it names";
+		if (name && name[0] == '/' && !same_file(name, block_node_storage(below)->file))
+			return "its image was opened with another backing file than it names";
+		node = below;
+	}
+	return NULL;
+}
+
 static int judge(const struct block_device *dev, const struct block_node *node,
 		 const struct block_node *storage, bool found, struct guest_disk *d,
 		 struct error *err)
 {
+	const char *otherwise;
+
 	if (!dev->qdev)
 		return leave_out(d, err, "it is not attached to a device of the guest");
 	if (dev->removable)
@@ -210,7 +234,8 @@ static int judge(const struct block_device *dev, const struct block_node *node,
 	if (!found)
 		return text_format(&d->left_out, err, "its file '%s' is not found on this machine",
 				   storage->file);
-	return 0;
+	otherwise = opened_otherwise(node);
+	return otherwise ? leave_out(d, err, otherwise) : 0;
 }
 
 static int fill_medium(const struct block_device *dev, struct guest_disk *d, struct error *err)

@@ -1,23 +1,23 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * QEMU's own NBD server where it is free, else one qemu-nbd per disk.  An export of QEMU's own
- * does not protect the frozen data from a commit, and keeps its bitmap busy until it is deleted:
- * so every export is gone, as query-block-exports shows, before anything else happens.
+ * One qemu-nbd -r per disk.  A frozen base is read-only in QEMU, which is why its persistent
+ * bitmaps are in its file and another process may read both.  QEMU's own NBD server is left alone:
+ * QEMU 7.2 aborts when it inactivates a node (migration, save) whose bitmap is exported, and when a
+ * client leaves an export in an iothread; it does not protect the base from a commit; and what it
+ * reads goes through the loop that serves the guest.
+ *
+ * A transient bitmap (raw, qcow2 version 2) is in no file.  It is copied into an empty qcow2 image
+ * that lies over the base, which qemu-nbd serves in its place.
  */
 #include "exports.h"
 
 #include "overlay.h"
 #include "proc.h"
 
-#include <errno.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
 
-#define CONNECTIONS      16
-#define END_TIMEOUT_MS   20000
-#define END_HARD_MS      3000 /* readers have this long to close */
 #define SERVE_TIMEOUT_MS 15000
 #define STOP_TIMEOUT_MS  5000
 
@@ -25,7 +25,7 @@ void exports_free(struct export *v, size_t n)
 {
 	for (size_t i = 0; v && i < n; i++) {
 		free(v[i].socket);
-		free(v[i].name);
+		free(v[i].image);
 	}
 	free(v);
 }
@@ -35,54 +35,171 @@ static uint64_t now_ms(void)
 	return clock_monotonic_ms(&clock_system);
 }
 
-static int export_id(const struct journal *j, size_t i, char **ret, struct error *err)
+/* ---- what qemu-nbd opens ---- */
+
+/*
+ * A node that was not opened just as its file says has a name that says how, "json:{…}".  The
+ * host's cache is used as QEMU uses it, so that reading does not push out what others have in it.
+ */
+static int describe(const struct block_node *base, json_t **ret, struct error *err)
 {
-	return text_format(ret, err, "tm-%.12s-%zu", id_text(&j->point).s + TM_ID_HEX - 12, i);
+	static const char prefix[] = "json:";
+	const struct block_node *storage = block_node_storage(base);
+	int direct = jsonx_flag(json_object_get(storage->info, "cache"), "direct");
+	auto_json json_t *v = NULL;
+	int r;
+
+	if (strncmp(base->file, prefix, strlen(prefix)) == 0)
+		v = json_loads(base->file + strlen(prefix), 0, NULL);
+	else
+		v = json_pack("{s:s, s:{s:s, s:s}}", "driver", block_node_format_name(base), "file",
+			      "driver", storage->drv, "filename", storage->file);
+	if (!json_is_object(v))
+		return error_set(err, TM_E_PEER, "QEMU does not say how it opened %s", base->name);
+	r = jsonx_set(v, "cache", json_pack("{s:b}", "direct", direct), err);
+	if (!r)
+		*ret = tm_steal(v);
+	return r;
 }
 
-/* ---- QEMU's server ---- */
+static int as_text(const json_t *description, char **ret, struct error *err)
+{
+	char *text = json_dumps(description, JSON_COMPACT);
+	int r = text ? text_format(ret, err, "json:%s", text) : error_nomem(err);
 
-static int start_server(struct guest *g, const char *socket, struct error *err)
+	free(text);
+	return r;
+}
+
+int export_describe(struct export *e, const struct block_node *base, struct error *err)
+{
+	auto_json json_t *description = NULL;
+	int r = describe(base, &description, err);
+
+	free(e->image);
+	e->image = NULL;
+	return r ? r : as_text(description, &e->image, err);
+}
+
+/* ---- transient bitmaps ---- */
+
+static int copy_node(const struct journal *j, size_t i, char **ret, struct error *err)
+{
+	return text_format(ret, err, "tm-%.12s-%zu-bm", id_text(&j->point).s + TM_ID_HEX - 12, i);
+}
+
+static int add_copy(struct guest *g, const char *node, const char *file, struct error *err)
 {
 	json_t *args;
-	int r = jsonx_make(&args, err, "{s:{s:s, s:{s:s}}, s:i}", "addr", "type", "unix", "data",
-			   "path", socket, "max-connections", CONNECTIONS);
+	int r = jsonx_make(&args, err, "{s:s, s:s, s:n, s:{s:s, s:s}}", "driver", "qcow2",
+			   "node-name", node, "backing", "file", "driver", "file", "filename",
+			   file);
 
-	return r ? r : guest_do(g, "nbd-server-start", args, err);
+	return r ? r : guest_do(g, "blockdev-add", args, err);
 }
 
-static int add_export(struct guest *g, const struct export *e, struct error *err)
+static int merge_copy(struct guest *g, const char *node, const struct export *e, struct error *err)
 {
-	json_t *args, *bitmaps = json_array();
-	int r = bitmaps ? 0 : error_nomem(err);
+	json_t *args;
+	int r = jsonx_make(&args, err, "{s:s, s:s, s:b, s:b, s:i}", "node", node, "name", e->bitmap,
+			   "persistent", 1, "disabled", 1, "granularity",
+			   (int)SNAPSHOT_GRANULARITY);
 
-	if (!r && e->bitmap)
-		r = jsonx_append(bitmaps, json_string(e->bitmap), err);
 	if (!r)
-		r = jsonx_make(&args, err, "{s:s, s:s, s:s, s:s, s:b, s:O}", "type", "nbd", "id",
-			       e->name, "node-name", e->node, "name", e->name, "writable", 0,
-			       "bitmaps", bitmaps);
-	json_decref(bitmaps);
-	return r ? r : guest_do(g, "block-export-add", args, err);
+		r = guest_do(g, "block-dirty-bitmap-add", args, err);
+	if (!r)
+		r = jsonx_make(&args, err, "{s:s, s:s, s:[{s:s, s:s}]}", "node", node, "target",
+			       e->bitmap, "bitmaps", "node", e->node, "name", e->bitmap);
+	return r ? r : guest_do(g, "block-dirty-bitmap-merge", args, err);
 }
 
-static int export_in_qemu(struct guest *g, struct journal *j, struct export *v, struct error *err)
+/* The image that has a copy of the bitmap; it is in the file once QEMU has let go of it. */
+static int make_copy(struct guest *g, const struct journal *j, size_t i, const struct export *e,
+		     const char *file, struct error *err)
 {
-	int r = 0;
+	const struct journal_disk *d = &j->disks[i];
+	auto_free char *node = NULL;
+	int r = copy_node(j, i, &node, err);
 
-	for (size_t i = 0; !r && i < j->ndisks; i++) {
-		r = add_export(g, &v[i], err);
-		if (r)
-			error_prefix(err, "disk %s cannot be exported", j->disks[i].name);
+	if (!r)
+		r = overlay_create(file, d->base, d->format, d->size, err);
+	if (!r)
+		r = add_copy(g, node, file, err);
+	if (!r) {
+		struct error e_del = {0};
+		int rd;
+
+		r = merge_copy(g, node, e, err);
+		rd = guest_delete_node(g, node, &e_del);
+		if (!r && rd)
+			r = error_set(err, rd, "%s", e_del.text);
 	}
 	return r;
 }
 
+/* e->image becomes the copy over the base. */
+static int show_bitmap(struct guest *g, const struct journal *j, size_t i, struct export *e,
+		       struct error *err)
+{
+	auto_json json_t *description = NULL, *base = NULL;
+	auto_free char *file = NULL;
+	int r = text_format(&file, err, "%s/bitmap%zu.qcow2", j->socket_dir, i);
+
+	if (!r)
+		r = make_copy(g, j, i, e, file, err);
+	if (r)
+		return r;
+	base = json_loads(strchr(e->image, ':') + 1, 0, NULL);
+	if (!base)
+		return error_nomem(err);
+	r = jsonx_make(&description, err, "{s:s, s:{s:s, s:s}, s:O}", "driver", "qcow2", "file",
+		       "driver", "file", "filename", file, "backing", base);
+	if (r)
+		return r;
+	free(tm_steal(e->image));
+	return as_text(description, &e->image, err);
+}
+
+/* Without its bitmap the disk is read on another rung; a QEMU that is gone is another matter. */
+static int show_transient(struct guest *g, const struct journal *j, size_t i, struct export *e,
+			  struct error *err)
+{
+	struct error why = {0};
+	int r = show_bitmap(g, j, i, e, &why);
+
+	if (!r)
+		return 0;
+	if (qmp_lost(g->qmp) || !e->image)
+		return error_set(err, r, "%s", why.text);
+	(void)snprintf(e->bitmap_reason, sizeof(e->bitmap_reason),
+		       "its transient bitmap cannot be read: %.200s", why.text);
+	return 0;
+}
+
 /* ---- qemu-nbd ---- */
+
+int export_serve(const char *image, const char *format, const char *bitmap, const char *socket,
+		 pid_t *ret, struct error *err)
+{
+	const char *argv[14] = {"qemu-nbd", "-r", "-t", "-e", "8", "-k", socket};
+	size_t n = 7;
+
+	if (format) {
+		argv[n++] = "-f";
+		argv[n++] = format;
+	}
+	if (bitmap) {
+		argv[n++] = "-B";
+		argv[n++] = bitmap;
+	}
+	argv[n] = image;
+	return spawn_start(argv, ret, err);
+}
 
 static int wait_for_socket(const char *socket, pid_t pid, struct error *err)
 {
 	uint64_t deadline = now_ms() + SERVE_TIMEOUT_MS;
+
 	for (;;) {
 		if (proc_listener(socket, NULL))
 			return 0;
@@ -94,103 +211,36 @@ static int wait_for_socket(const char *socket, pid_t pid, struct error *err)
 	}
 }
 
-int export_serve_file(const char *file, const char *format, const char *bitmap, const char *socket,
-		      pid_t *ret, struct error *err)
+int export_wait(const char *file, const char *socket, pid_t *pid, struct error *err)
 {
-	const char *argv[] = {"qemu-nbd", "-r",
-			      "-t",       "-e",
-			      "8",        "-f",
-			      format,     "-k",
-			      socket,     bitmap ? "-B" : file,
-			      bitmap,     bitmap ? file : NULL,
-			      NULL};
-	pid_t pid;
-	int r = spawn_start(argv, &pid, err);
+	char holder[PROC_NAME_MAX + 32];
+	int r = wait_for_socket(socket, *pid, err);
 
-	if (r)
-		return r;
-	r = wait_for_socket(socket, pid, err);
-	if (r) {
-		char holder[PROC_NAME_MAX + 32];
-
-		spawn_stop(pid, STOP_TIMEOUT_MS);
-		proc_holder_text(file, holder);
-		error_prefix(err, "%s%s", file, holder);
-		return r;
-	}
-	*ret = pid;
-	return 0;
-}
-
-static int export_by_nbd(const struct journal *j, struct export *v, struct error *err)
-{
-	int r = 0;
-
-	for (size_t i = 0; !r && i < j->ndisks; i++) {
-		v[i].bitmap_lost = v[i].bitmap && !v[i].persistent;
-		free(v[i].socket);
-		v[i].socket = NULL;
-		r = text_format(&v[i].socket, err, "%s/nbd%zu.sock", j->socket_dir, i);
-		if (!r)
-			r = export_serve_file(j->disks[i].base, j->disks[i].format,
-					      v[i].persistent ? v[i].bitmap : NULL, v[i].socket,
-					      &v[i].pid, err);
-		free(v[i].name);
-		v[i].name = NULL;
-	}
+	if (!r)
+		return 0;
+	spawn_stop(*pid, STOP_TIMEOUT_MS);
+	*pid = 0;
+	proc_holder_text(file, holder);
+	error_prefix(err, "%s%s", file, holder);
 	return r;
-}
-
-/*
- * When a client of QEMU's own NBD server leaves and the disk is served by an iothread, QEMU 7.2
- * aborts (nbd_blockdev_client_closed: Assertion `qemu_in_main_thread() && nbd_server' failed),
- * however the export is ended.  A guest with iothreads is read by a qemu-nbd of our own.
- */
-static int has_iothreads(struct guest *g, bool *ret, struct error *err)
-{
-	auto_json json_t *threads = NULL;
-	int r = qmp_call(g->qmp, "query-iothreads", NULL, QMP_TIMEOUT_MS, &threads, err);
-
-	*ret = json_array_size(threads) > 0;
-	return r;
-}
-
-static int export_outside(struct journal *j, struct export *v, struct error *err)
-{
-	int r;
-
-	j->server = SERVER_NBD;
-	r = journal_write(j, JOURNAL_FROZEN, err);
-	return r ? r : export_by_nbd(j, v, err);
 }
 
 int exports_start(struct guest *g, struct journal *j, struct export *v, struct error *err)
 {
-	bool iothreads = false;
-	auto_free char *socket = NULL;
-	struct error e = {0};
-	int r = text_format(&socket, err, "%s/nbd.sock", j->socket_dir);
+	int r = 0;
 
 	for (size_t i = 0; !r && i < j->ndisks; i++) {
-		r = text_copy(socket, &v[i].socket, err);
+		if (v[i].bitmap && !v[i].persistent)
+			r = show_transient(g, j, i, &v[i], err);
 		if (!r)
-			r = export_id(j, i, &v[i].name, err);
+			r = text_format(&v[i].socket, err, "%s/nbd%zu.sock", j->socket_dir, i);
+		if (!r)
+			r = export_serve(v[i].image, NULL, *v[i].bitmap_reason ? NULL : v[i].bitmap,
+					 v[i].socket, &v[i].pid, err);
 	}
-	if (!r)
-		r = has_iothreads(g, &iothreads, err);
-	if (r)
-		return r;
-	if (iothreads)
-		return export_outside(j, v, err);
-	r = start_server(g, socket, &e);
-	if (!r)
-		return export_in_qemu(g, j, v, err);
-	if (r != TM_E_PEER || !strstr(qmp_fault(g->qmp)->desc, "already running")) {
-		if (err && !err->code)
-			*err = e;
-		return r;
-	}
-	return export_outside(j, v, err); /* somebody else's server is theirs */
+	for (size_t i = 0; !r && i < j->ndisks; i++)
+		r = export_wait(j->disks[i].base, v[i].socket, &v[i].pid, err);
+	return r;
 }
 
 /* ---- the end ---- */
@@ -209,116 +259,35 @@ static void stop_process(pid_t pid)
 void exports_stop_servers(const struct journal *j, struct export *v)
 {
 	for (size_t i = 0; i < j->ndisks; i++) {
-		char end[32];
 		auto_free char *socket = NULL;
 		pid_t pid;
 
 		if (v && v[i].pid) {
 			spawn_stop(v[i].pid, STOP_TIMEOUT_MS);
 			v[i].pid = 0;
-			continue;
-		}
-		(void)snprintf(end, sizeof(end), "/nbd%zu.sock", i);
-		if (j->socket_dir && text_format(&socket, NULL, "%s%s", j->socket_dir, end) == 0 &&
-		    proc_find_command("qemu-nbd", socket, &pid))
+		} else if (!v && j->socket_dir &&
+			   text_format(&socket, NULL, "%s/nbd%zu.sock", j->socket_dir, i) == 0 &&
+			   proc_find_command("qemu-nbd", socket, &pid)) {
 			stop_process(pid);
+		}
 	}
 	if (j->socket_dir)
 		socket_dir_remove(j->socket_dir);
-}
-
-/* Which of QEMU's exports are of this run, and whether others have NBD exports too. */
-static int look(struct guest *g, const struct journal *j, bool *ours, bool *others,
-		struct error *err)
-{
-	auto_free char *prefix = NULL;
-	auto_json json_t *list = NULL;
-	const json_t *v;
-	size_t i;
-	int r = text_format(&prefix, err, "tm-%.12s-", id_text(&j->point).s + TM_ID_HEX - 12);
-
-	if (!r)
-		r = qmp_call(g->qmp, "query-block-exports", NULL, QMP_TIMEOUT_MS, &list, err);
-	if (r)
-		return r;
-	*ours = *others = false;
-	json_array_foreach(list, i, v)
-	{
-		const char *id = jsonx_text(v, "id"), *type = jsonx_text(v, "type");
-
-		if (id && strncmp(id, prefix, strlen(prefix)) == 0)
-			*ours = true;
-		else if (type && strcmp(type, "nbd") == 0)
-			*others = true;
-	}
-	return 0;
-}
-
-int exports_found(struct guest *g, const struct journal *j, bool *ret, struct error *err)
-{
-	bool others;
-
-	return look(g, j, ret, &others, err);
-}
-
-static int delete_exports(struct guest *g, const struct journal *j, bool hard, struct error *err)
-{
-	for (size_t i = 0; i < j->ndisks; i++) {
-		auto_free char *id = NULL;
-		json_t *args;
-		int r = export_id(j, i, &id, err);
-
-		if (!r)
-			r = jsonx_make(&args, err, "{s:s, s:s}", "id", id, "mode",
-				       hard ? "hard" : "safe");
-		if (r)
-			return r;
-		r = guest_do(g, "block-export-del", args, NULL); /* perhaps it is gone already */
-		if (r && r != TM_E_PEER)
-			return error_set(err, r, "block-export-del was not answered");
-	}
-	return 0;
-}
-
-static int end_in_qemu(struct guest *g, struct journal *j, struct error *err)
-{
-	uint64_t start = now_ms();
-	bool ours, others = false;
-	struct stat st;
-	auto_free char *socket = NULL;
-	int r;
-
-	for (;;) {
-		r = look(g, j, &ours, &others, err);
-		if (r || !ours)
-			break;
-		if (now_ms() - start > END_TIMEOUT_MS)
-			return error_set(err, TM_E_TIMEOUT, "QEMU does not end the NBD exports");
-		r = delete_exports(g, j, now_ms() - start > END_HARD_MS, err);
-		if (r)
-			return r;
-		qmp_pause(g->qmp, 20);
-	}
-	if (!r)
-		r = text_format(&socket, err, "%s/nbd.sock", j->socket_dir);
-	/* The socket is there when it was our nbd-server-start that succeeded. */
-	if (!r && !others && stat(socket, &st) == 0) {
-		r = guest_do(g, "nbd-server-stop", NULL, err);
-		if (r == TM_E_PEER && strstr(qmp_fault(g->qmp)->desc, "not running")) {
-			error_clear(err);
-			r = 0;
-		}
-	}
-	return r;
 }
 
 int exports_end(struct guest *g, struct journal *j, struct export *v, struct error *err)
 {
 	int r = 0;
 
-	if (j->server == SERVER_QEMU)
-		r = end_in_qemu(g, j, err);
-	if (!r)
-		exports_stop_servers(j, v);
+	for (size_t i = 0; !r && i < j->ndisks; i++) {
+		auto_free char *node = NULL;
+
+		if (v && (!v[i].bitmap || v[i].persistent))
+			continue;
+		r = copy_node(j, i, &node, err);
+		if (!r)
+			r = guest_delete_node(g, node, err);
+	}
+	exports_stop_servers(j, v);
 	return r;
 }

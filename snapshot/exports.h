@@ -8,29 +8,34 @@
 /* One disk to export. */
 struct export
 {
-	const char *node;   /* of the base */
-	const char *bitmap; /* or NULL */
-	bool persistent;    /* the bitmap is in the file, where another process can see it */
-	pid_t pid;          /* qemu-nbd of ours, 0 with QEMU's own server */
-	char *socket;       /* owned */
-	char *name;         /* of the export, owned */
-	bool bitmap_lost;   /* qemu-nbd cannot see it */
+	char *image;             /* the base as QEMU has it open, for qemu-nbd; owned */
+	const char *node;        /* of the base */
+	const char *bitmap;      /* or NULL */
+	bool persistent;         /* the bitmap is in the file, where another process can see it */
+	pid_t pid;               /* qemu-nbd of ours, 0: none */
+	char *socket;            /* owned */
+	char bitmap_reason[256]; /* why a transient bitmap cannot be seen; "" when it can */
 };
 
-/* Fills socket, name, pid of each of j->ndisks exports; what was started is in the journal. */
+/* Fills image; base is the format node of the frozen base. */
+int export_describe(struct export *e, const struct block_node *base, struct error *err) TM_WUR;
+
+/* Serves each of j->ndisks exports, which have been described: fills socket, pid. */
 int exports_start(struct guest *g, struct journal *j, struct export *v, struct error *err) TM_WUR;
 
-/* Ends whatever the journal's run exports, with or without v (recovery), and waits until gone. */
+/* Ends whatever the journal's run exports, with or without v (recovery). */
 int exports_end(struct guest *g, struct journal *j, struct export *v, struct error *err) TM_WUR;
 
-/* True when exports_end() would find something to do in QEMU. */
-int exports_found(struct guest *g, const struct journal *j, bool *ret, struct error *err) TM_WUR;
-
-/* Ends the qemu-nbd processes of the journal's run, also when QEMU is dead. */
+/* The same where there is no QEMU: ends the servers, removes their directory. */
 void exports_stop_servers(const struct journal *j, struct export *v);
 
-/* qemu-nbd -r of one image on a private socket; returns once it listens. */
-int export_serve_file(const char *file, const char *format, const char *bitmap, const char *socket,
-		      pid_t *ret, struct error *err) TM_WUR;
+/*
+ * Starts qemu-nbd -r of one image, a file or, with format NULL, a "json:" description, on a private
+ * socket.
+ */
+int export_serve(const char *image, const char *format, const char *bitmap, const char *socket,
+		 pid_t *ret, struct error *err) TM_WUR;
+/* Waits until it listens. Stops it when it does not. `file` is for the message. */
+int export_wait(const char *file, const char *socket, pid_t *pid, struct error *err) TM_WUR;
 
 void exports_free(struct export *v, size_t n);

@@ -7,6 +7,8 @@
 #include <errno.h>
 #include <string.h>
 
+#define DEL_TIMEOUT_MS 10000
+
 static int canonical(const char *path, char **ret, struct error *err)
 {
 	*ret = realpath(path, NULL);
@@ -112,6 +114,26 @@ int guest_connect(struct guest *g, struct error *err)
 int guest_do(struct guest *g, const char *command, json_t *args, struct error *err)
 {
 	return qmp_call(g->qmp, command, args, QMP_TIMEOUT_MS, NULL, err);
+}
+
+int guest_delete_node(struct guest *g, const char *node, struct error *err)
+{
+	uint64_t deadline = clock_monotonic_ms(&clock_system) + DEL_TIMEOUT_MS;
+
+	for (;;) {
+		struct error e = {0};
+		json_t *args;
+		int r = jsonx_make(&args, err, "{s:s}", "node-name", node);
+
+		if (!r)
+			r = guest_do(g, "blockdev-del", args, &e);
+		if (!r ||
+		    (r == TM_E_PEER && strstr(qmp_fault(g->qmp)->desc, "Failed to find node")))
+			return 0;
+		if (r != TM_E_PEER || clock_monotonic_ms(&clock_system) >= deadline)
+			return error_set(err, r, "%s", e.text);
+		qmp_pause(g->qmp, 50); /* a job may just be letting go of it */
+	}
 }
 
 int guest_query_state(struct guest *g, char **ret, struct error *err)

@@ -41,6 +41,10 @@ int guest_connect(struct guest *g, struct error *err) TM_WUR;
 /* qmp_call() without a result. args is stolen. */
 int guest_do(struct guest *g, const char *command, json_t *args, struct error *err) TM_WUR;
 
+/* blockdev-del, with patience for a job that is just letting go.  A node that is gone is success.
+ */
+int guest_delete_node(struct guest *g, const char *node, struct error *err) TM_WUR;
+
 /* status of query-status; the caller owns *ret. */
 int guest_query_state(struct guest *g, char **ret, struct error *err) TM_WUR;
 

@@ -269,8 +269,9 @@ static int serve(struct snapshot *s, size_t i, struct error *err)
 	struct export *e = &s->exports[i];
 	int r = text_format(&e->socket, err, "%s/nbd%zu.sock", s->j->socket_dir, i);
 
-	return r ? r
-		 : export_serve_file(jd->base, jd->format, jd->old_bitmap, e->socket, &e->pid, err);
+	if (!r)
+		r = export_serve(jd->base, jd->format, jd->old_bitmap, e->socket, &e->pid, err);
+	return r ? r : export_wait(jd->base, e->socket, &e->pid, err);
 }
 
 int image_begin(struct snapshot *s, const struct snapshot_options *opt, struct error *err)

@@ -30,12 +30,6 @@ enum journal_pivot {
 	PIVOT_DONE,
 };
 
-enum journal_server {
-	SERVER_NONE,
-	SERVER_QEMU, /* nbd-server-start inside QEMU */
-	SERVER_NBD,  /* qemu-nbd processes of ours */
-};
-
 /* Strings are owned. */
 struct journal_disk {
 	char *name;
@@ -68,8 +62,7 @@ struct journal {
 			     */
 	uint64_t agent_start; /* boot): it may live, under another state directory */
 	char *state;          /* of the guest at the freeze, or NULL */
-	char *socket_dir;     /* private directory of our NBD sockets, or NULL */
-	enum journal_server server;
+	char *socket_dir;     /* private directory of the NBD sockets, or NULL */
 	struct journal_disk *disks;
 	size_t ndisks;
 

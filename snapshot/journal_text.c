@@ -18,7 +18,6 @@ static void sum_line(const void *bytes, size_t len, char text[SUM_LEN + 1])
 }
 
 static const char *const pivot_names[] = {"none", "begun", "done"};
-static const char *const server_names[] = {"none", "qemu", "qemu-nbd"};
 static const char *const kind_names[] = {"", "qmp", "image"};
 
 /* The index of text in names, or -1. */
@@ -55,16 +54,15 @@ static int encode_body(const struct journal *j, json_t **ret, struct error *err)
 	if (r)
 		return r;
 	return jsonx_make(ret, err,
-			  "{s:i, s:I, s:s, s:s, s:s, s:s?, s:s?, s:s?, s:s, s:s, s:s?, s:s?, s:s, "
-			  "s:s?, s:I, s:I, s:O}",
+			  "{s:i, s:I, s:s, s:s, s:s, s:s?, s:s?, s:s?, s:s, s:s, s:s?, s:s?, s:s?, "
+			  "s:I, s:I, s:O}",
 			  "tidemark_journal", JOURNAL_FORMAT, "sequence", (json_int_t)j->sequence,
 			  "phase", journal_phase_name(j->phase), "kind", kind_names[j->kind],
 			  "guest", j->guest, "qmp_socket", j->qmp_socket, "agent_socket",
 			  j->agent_socket, "repo_url", j->repo_url, "repo", id_text(&j->repo).s,
 			  "point", id_text(&j->point).s, "state", j->state, "socket_dir",
-			  j->socket_dir, "server", server_names[j->server], "copy", j->copy,
-			  "agent_pid", (json_int_t)j->agent_pid, "agent_start",
-			  (json_int_t)j->agent_start, "disks", disks);
+			  j->socket_dir, "copy", j->copy, "agent_pid", (json_int_t)j->agent_pid,
+			  "agent_start", (json_int_t)j->agent_start, "disks", disks);
 }
 
 int journal_encode(const struct journal *j, struct buf *ret, struct error *err)
@@ -127,18 +125,16 @@ static int decode_disk(const json_t *v, struct journal_disk *d, struct error *er
 
 static int decode_head(const json_t *v, struct journal *j, struct error *err)
 {
-	int server = find_name(server_names, ARRAY_SIZE(server_names), jsonx_text(v, "server"));
 	int kind = find_name(kind_names, ARRAY_SIZE(kind_names), jsonx_text(v, "kind"));
 	const char *phase = jsonx_text(v, "phase"), *repo = jsonx_text(v, "repo"),
 		   *point = jsonx_text(v, "point");
 	int r;
 
-	if (server < 0 || kind <= 0 || !phase || !journal_phase_parse(phase, &j->phase) || !repo ||
+	if (kind <= 0 || !phase || !journal_phase_parse(phase, &j->phase) || !repo ||
 	    !id_parse(repo, &j->repo) || !point || !id_parse(point, &j->point) ||
 	    !jsonx_u64(v, "sequence", &j->sequence) || !jsonx_u64(v, "agent_pid", &j->agent_pid) ||
 	    !jsonx_u64(v, "agent_start", &j->agent_start))
 		return error_set(err, TM_E_CORRUPT, "a field makes no sense");
-	j->server = (enum journal_server)server;
 	j->kind = (enum guest_kind)kind;
 	r = need_text(v, "guest", &j->guest, err);
 	if (!r)

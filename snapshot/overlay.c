@@ -160,7 +160,7 @@ void socket_dir_remove(const char *path)
 		struct stat st;
 
 		if (fstatat(dirfd(dir), e->d_name, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
-		    S_ISSOCK(st.st_mode))
+		    !S_ISDIR(st.st_mode))
 			(void)unlinkat(dirfd(dir), e->d_name, 0);
 	}
 	(void)rmdir(path);

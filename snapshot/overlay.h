@@ -22,5 +22,5 @@ int overlay_empty(const char *path, bool *ret, struct error *err) TM_WUR;
 
 /* A private directory for sockets that the owner of `base` (QEMU's user) can use. */
 int socket_dir_make(const char *base, char **ret, struct error *err) TM_WUR;
-/* Removes it and the sockets in it. */
+/* Removes it and the files and sockets in it. */
 void socket_dir_remove(const char *dir);

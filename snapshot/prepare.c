@@ -140,7 +140,6 @@ int prepare_journal(struct snapshot *s, const struct snapshot_options *opt, stru
 		r = text_format(&j->copy, err, "%s" JOURNAL_SUFFIX, j->disks[0].base);
 	if (r)
 		return r;
-	j->server = s->g->kind == GUEST_QMP ? SERVER_QEMU : SERVER_NBD;
 	return journal_write(j, JOURNAL_PREPARING, err);
 }
 

@@ -4,6 +4,7 @@
  * system, QEMU stops the guest; so the backup is given up while there is still room for the
  * guest's writes of the moment and for the merge.
  */
+#include "migration.h"
 #include "prepare.h"
 
 #include <errno.h>
@@ -59,12 +60,16 @@ static int check_disk(const struct journal_disk *d, uint64_t *sum, struct error 
 		(unsigned long long)(need + (1 << 20) - 1) >> 20);
 }
 
-/* A file system can refuse writes for reasons that it does not show, a quota for one. */
+/*
+ * A file system can refuse writes for reasons that it does not show, a quota for one.  And a guest
+ * that is about to leave takes along what is in its own files.
+ */
 static int check_state(struct snapshot *s, struct error *err)
 {
 	uint64_t now = clock_monotonic_ms(&clock_system);
 	auto_json json_t *status = NULL;
 	const char *text;
+	int r;
 
 	if (now < s->state_ms || !s->g->qmp || qmp_lost(s->g->qmp))
 		return 0;
@@ -72,6 +77,9 @@ static int check_state(struct snapshot *s, struct error *err)
 	if (qmp_call(s->g->qmp, "query-status", NULL, STATE_WAIT, &status, NULL))
 		return 0; /* QEMU that hangs or is gone is found out by whoever reads */
 	text = jsonx_text(status, "status");
+	r = migration_check(s->g, text, STATE_WAIT, err);
+	if (r)
+		return r;
 	if (!text || strcmp(text, "io-error") != 0 || strcmp(s->state, "running") != 0)
 		return 0;
 	return error_set(err, TM_E_NOSPACE,

@@ -6,6 +6,7 @@
 #include "base_lock.h"
 #include "collapse.h"
 #include "epochs.h"
+#include "migration.h"
 #include "overlay.h"
 #include "prepare.h"
 #include "quiesce.h"
@@ -178,7 +179,7 @@ static int check_frozen(struct snapshot *s, struct error *err)
 			r = error_set(err, TM_E_STALE, "disk %s was resized while it was frozen",
 				      jd->name);
 		else
-			s->exports[i].node = prepare_disk(s, i)->node;
+			r = export_describe(&s->exports[i], v.base, err);
 		jd->frozen_mtime = mtime_ns(jd->base);
 	}
 	return r;
@@ -214,21 +215,28 @@ static void fill_info(struct snapshot *s)
 		sd->file = jd->base;
 		sd->format = jd->format;
 		sd->size = jd->size;
-		sd->has_epoch = jd->old_bitmap && !e->bitmap_lost;
+		sd->has_epoch = jd->old_bitmap && !*e->bitmap_reason;
 		sd->parent = d->epoch.point;
 		sd->parent_disk = d->epoch.disk;
 		sd->old_bitmap = jd->old_bitmap;
 		sd->new_bitmap = jd->new_bitmap;
 		sd->nbd = (struct nbd_address){.socket = e->socket,
-					       .export_name = e->name,
 					       .bitmap = sd->has_epoch ? jd->old_bitmap : NULL};
-		if (e->bitmap_lost)
-			sd->reason =
-				"QEMU's own NBD server cannot be used (it is taken, or there are "
-				"iothreads), and a transient bitmap cannot be seen from outside";
+		if (*e->bitmap_reason)
+			sd->reason = e->bitmap_reason;
 		else if (!jd->new_bitmap && sd->has_epoch)
 			sd->reason = "no new bitmap could be made";
 	}
+}
+
+/* A disk that can keep bitmaps may have been refused one. */
+static bool is_persistent(const struct guest_disk *d, const char *bitmap)
+{
+	for (size_t i = 0; bitmap && i < d->nbitmaps; i++) {
+		if (strcmp(d->bitmaps[i].name, bitmap) == 0)
+			return d->bitmaps[i].persistent;
+	}
+	return false;
 }
 
 static int begin_qmp(struct snapshot *s, const struct snapshot_options *opt, struct error *err)
@@ -252,8 +260,9 @@ static int begin_qmp(struct snapshot *s, const struct snapshot_options *opt, str
 	if (r)
 		return r;
 	for (size_t i = 0; i < s->j->ndisks; i++) {
+		s->exports[i].node = prepare_disk(s, i)->node;
 		s->exports[i].bitmap = s->j->disks[i].old_bitmap;
-		s->exports[i].persistent = prepare_disk(s, i)->can_persist;
+		s->exports[i].persistent = is_persistent(prepare_disk(s, i), s->exports[i].bitmap);
 	}
 	return exports_start(s->g, s->j, s->exports, err);
 }
@@ -269,6 +278,8 @@ int snapshot_begin(struct guest *g, const struct snapshot_options *opt, struct s
 	if (!opt->ndisks)
 		return error_set(err, TM_E_USAGE, "no disk of guest %s was chosen", g->name);
 	r = guest_tick(g, "freeze", NULL, 0, 0, err);
+	if (!r && g->kind == GUEST_QMP)
+		r = migration_check(g, g->state, QMP_TIMEOUT_MS, err);
 	if (!r)
 		r = snapshot_new(g, opt, &s, err);
 	if (r)
@@ -321,8 +332,10 @@ static int collapse_qmp(struct snapshot *s, struct error *err)
 		if (!r || !s->g->qmp || !qmp_lost(s->g->qmp))
 			break;
 	}
-	if (r)
+	if (r) {
+		migration_explain(s->g, &e);
 		return error_set(err, r, "%s", e.text);
+	}
 	if (collapse_resume(s->g, s->j, &e))
 		r = text_list_add(&s->info.warnings, err, "the guest may still be paused: %s",
 				  e.text);

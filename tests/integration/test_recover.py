@@ -223,27 +223,6 @@ def the_guest_is_reset_while_disks_are_read(scratch):
 
 
 @case
-def the_guest_is_migrated_while_qemu_nbd_serves_its_disks(scratch):
-    rig = Rig(scratch)
-    # QEMU 7.2 asserts when a bitmap is exported by its own server at that moment.
-    rig.vm.qmp.execute("nbd-server-start", {"addr": {
-        "type": "unix", "data": {"path": str(scratch / "other.sock")}}})
-    run = rig.start_reading()
-    rig.vm.qmp.execute("migrate", {"uri": "exec:cat >/dev/null"})
-    wait_for("the migration", lambda: rig.vm.qmp.execute("query-migrate")["status"] in
-             ("completed", "failed"), 30)
-    if (state := rig.vm.qmp.execute("query-migrate"))["status"] != "completed":
-        raise HarnessError(f"{state}")
-    run.finish((1, 5), timeout=120)
-    # It did not go away after all.
-    rig.vm.qmp.execute("cont")
-    rig.tidemark("recover", rig.vm.target())
-    rig.vm.qmp.execute("nbd-server-stop")
-    assert_clean(rig.vm, epochs=None)
-    rig.go_on()
-
-
-@case
 def qemu_hangs_for_longer_than_the_agent_waits(scratch):
     for phase in ("freezing", "committing", "pivoting"):
         rig = Rig(Sub(scratch, phase))

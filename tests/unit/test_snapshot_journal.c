@@ -20,7 +20,6 @@ static struct journal *sample(void)
 	memset(j->repo.b, 0xa5, sizeof(j->repo.b));
 	memset(j->point.b, 0x5a, sizeof(j->point.b));
 	j->state = strdup("running");
-	j->server = SERVER_QEMU;
 	j->agent_pid = 4711;
 	for (unsigned i = 0; i < 2; i++) {
 		assert_int_equal(journal_add_disk(j, &d, NULL), 0);
