@@ -107,7 +107,6 @@ static int begin_disk(struct backup *b, const struct snapshot_disk *sd, enum dis
 		      struct error *err)
 {
 	const struct point_disk *disk = find_parent(b, sd, ret_parent);
-	size_t at = SIZE_MAX;
 
 	*ret_known = false;
 	*ret_rung = RUNG_BITMAP;
@@ -115,8 +114,9 @@ static int begin_disk(struct backup *b, const struct snapshot_disk *sd, enum dis
 		return repo_session_disk_begin(b->session, sd->name, sd->size, *ret_parent, disk,
 					       ret, err);
 	*ret_rung = RUNG_HASH_DIFF;
+	*ret_parent = NULL;
 	while (!b->agent->opt.full && earlier_next(b->agent, guest_name(b->guest), sd->name,
-						   &b->earlier, &at, ret_parent, &disk)) {
+						   &b->earlier, ret_parent, &disk)) {
 		struct error one = {0};
 		int r = repo_session_disk_begin(b->session, sd->name, sd->size, *ret_parent, disk,
 						ret, &one);

@@ -359,7 +359,7 @@ static int backup_target(struct agent *a, const char *word, enum exit_status *st
 	if (!r)
 		r = backup_opened(&b, status, err);
 	known_points_done(&b.known);
-	point_list_done(&b.earlier.list);
+	earlier_points_done(&b.earlier);
 	point_free(b.like);
 	point_free(b.point);
 	free(b.disks);

@@ -212,7 +212,7 @@ int cmd_forget(struct agent *a, enum exit_status *status, struct error *err)
 	int r = agent_open_repo(a, err);
 
 	(void)status;
-	r = r ? r : repo_points(a->repo, a->opt.guest, &list, NULL, err);
+	r = r ? r : repo_points_brief(a->repo, a->opt.guest, &list, NULL, err);
 	if (r)
 		return r;
 	v = calloc(list.n ? list.n : 1, sizeof(*v));

@@ -105,7 +105,7 @@ int cmd_list(struct agent *a, enum exit_status *status, struct error *err)
 
 	(void)status;
 	if (!r)
-		r = repo_points(a->repo, a->opt.guest, &list, &damaged, err);
+		r = repo_points_brief(a->repo, a->opt.guest, &list, &damaged, err);
 	if (r)
 		return r;
 	warn_damaged(a, damaged);

@@ -27,15 +27,14 @@ static void print_estimate(const struct guest_disk *d, enum disk_rung rung, uint
 
 static enum disk_rung expected_rung(struct estimates *e, const struct guest_disk *d)
 {
-	const struct point *point;
+	const struct point *point = NULL;
 	const struct point_disk *disk;
-	size_t at = SIZE_MAX;
 
 	if (e->agent->opt.full)
 		return RUNG_FULL;
 	if (d->epoch.usable)
 		return RUNG_BITMAP;
-	return earlier_next(e->agent, e->guest, d->name, &e->earlier, &at, &point, &disk)
+	return earlier_next(e->agent, e->guest, d->name, &e->earlier, &point, &disk)
 		       ? RUNG_HASH_DIFF
 		       : RUNG_FULL;
 }
@@ -67,7 +66,7 @@ int dry_run(struct agent *a, const struct guest *guest, const size_t *disks, siz
 
 	for (size_t i = 0; !r && i < ndisks; i++)
 		r = estimate(&e, guest_disk(guest, disks[i]), err);
-	point_list_done(&e.earlier.list);
+	earlier_points_done(&e.earlier);
 	if (r || !a->opt.json) {
 		json_decref(e.disks);
 		return r;

@@ -36,23 +36,37 @@ static const struct point_disk *disk_of(const struct point *p, const char *name)
 	return NULL;
 }
 
-bool earlier_next(struct agent *a, const char *guest, const char *disk, struct earlier_points *e,
-		  size_t *at, const struct point **ret_point, const struct point_disk **ret_disk)
+static bool has_disk(void *data, const struct point *p)
 {
+	return disk_of(p, data) != NULL;
+}
+
+void earlier_points_done(struct earlier_points *e)
+{
+	for (size_t i = 0; i < e->n; i++)
+		point_free(e->v[i]);
+	free(e->v);
+	*e = (struct earlier_points){0};
+}
+
+bool earlier_next(struct agent *a, const char *guest, const char *disk, struct earlier_points *e,
+		  const struct point **point, const struct point_disk **ret_disk)
+{
+	struct point **v = reallocarray(e->v, e->n + 1, sizeof(*v));
+	auto_free char *name = strdup(disk);
 	struct error err = {0};
 
-	if (!e->loaded && repo_points(a->repo, guest, &e->list, NULL, &err))
+	if (v)
+		e->v = v;
+	if (!v || !name ||
+	    repo_point_newest(a->repo, guest, *point ? &(*point)->id : NULL, has_disk, name,
+			      &v[e->n], &err)) {
 		log_debug("points of guest %s: %s", guest, err.text);
-	e->loaded = true;
-	if (*at > e->list.n)
-		*at = e->list.n;
-	while (*at > 0) {
-		*ret_point = e->list.v[--*at];
-		*ret_disk = disk_of(*ret_point, disk);
-		if (*ret_disk)
-			return true;
+		return false;
 	}
-	return false;
+	*point = v[e->n++];
+	*ret_disk = disk_of(*point, disk);
+	return true;
 }
 
 int snapshot_tick(void *data, const struct snapshot_progress *p, struct error *err)

@@ -17,18 +17,20 @@ struct known_points {
 point_known_fn known_points_ask;
 void known_points_done(struct known_points *k);
 
-/* All points of the guest, loaded when they are asked for first. */
+/* Points of the guest that were read so far. */
 struct earlier_points {
-	struct point_list list;
-	bool loaded;
+	struct point **v; /* owned */
+	size_t n;
 };
+void earlier_points_done(struct earlier_points *e);
 
 /*
- * Goes from the newest to the oldest point that has the disk: *at counts down and is SIZE_MAX at
- * first.  False when there is none (any more).  What cannot be read is left out.
+ * Goes from the newest to the oldest point that has the disk: *point is NULL at first, then what
+ * the last call gave; it is borrowed from e.  False when there is none (any more).  What cannot be
+ * read is left out.
  */
 bool earlier_next(struct agent *a, const char *guest, const char *disk, struct earlier_points *e,
-		  size_t *at, const struct point **ret_point, const struct point_disk **ret_disk);
+		  const struct point **point, const struct point_disk **ret_disk);
 
 /* Finishes what interrupted runs of this guest left, and says what was done. */
 int recover_before(struct agent *a, const struct guest_target *target, struct error *err) TM_WUR;

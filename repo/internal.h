@@ -112,6 +112,7 @@ void name_source_prefix(const struct repo *repo, const struct tm_id *src, char k
 struct point_name {
 	struct tm_id source, session;
 	uint32_t seq;
+	uint64_t size; /* of the manifest, where it was listed */
 };
 /* "d/<dom>/p/<src>/<seq>-<sid>" of this repository's domain. */
 bool name_parse_point(const struct repo *repo, const char *key, struct point_name *ret);

@@ -124,9 +124,9 @@ static int add_name(void *data, const char *key, uint64_t size, struct error *er
 	struct name_list_fill *f = data;
 	struct point_name name;
 
-	(void)size;
 	if (!name_parse_point(f->repo, key, &name))
 		return 0;
+	name.size = size;
 	if (f->l->n == f->l->cap) {
 		size_t cap = f->l->cap ? 2 * f->l->cap : 64;
 		struct point_name *v = reallocarray(f->l->v, cap, sizeof(*v));
@@ -207,42 +207,52 @@ static int compare_points(const void *a, const void *b)
 	return memcmp(&x->id, &y->id, sizeof(x->id));
 }
 
-/* Damage of one manifest must not hide the others. */
-static bool is_damage(int code)
+bool points_is_damage(int code)
 {
 	return code == TM_E_CORRUPT || code == TM_E_UNSUPPORTED;
 }
 
-int repo_points(struct repo *repo, const char *guest, struct point_list *ret, size_t *ret_damaged,
-		struct error *err)
+struct list_all {
+	struct points_reader reader;
+	struct point_list *l;
+	const struct id_set *held;
+	bool brief;
+	size_t damaged;
+};
+
+static int list_one(struct points_reader *reader, const struct point_name *name, struct point *p,
+		    const struct error *why, struct error *err)
+{
+	struct list_all *a = container_of(reader, struct list_all, reader);
+
+	(void)name;
+	if (!p) {
+		log_debug("%s", why->text);
+		a->damaged++;
+		return 0;
+	}
+	p->is_protected = id_set_has(a->held, &p->id);
+	for (size_t i = 0; a->brief && i < p->ndisks; i++) {
+		disk_map_free(p->disks[i].map);
+		p->disks[i].map = NULL;
+	}
+	return point_list_add(a->l, p, err);
+}
+
+static int list_points(struct repo *repo, const char *guest, bool brief, struct point_list *ret,
+		       size_t *ret_damaged, struct error *err)
 {
 	auto_point_list struct point_list l = {0};
 	struct name_list names = {0};
 	struct id_set held = {0};
+	struct list_all all = {
+		.reader = {.repo = repo, .each = list_one}, .l = &l, .held = &held, .brief = brief};
 	struct tm_id source;
-	size_t damaged = 0;
 	int r = guest ? source_id(&repo->keys, guest, &source, err) : 0;
 
 	r = r ? r : points_names(repo, guest ? &source : NULL, &names, err);
 	r = r ? r : points_held(repo, &held, err);
-	for (size_t i = 0; r == 0 && i < names.n; i++) {
-		struct point *p = NULL;
-		struct error one = {0};
-
-		r = points_load(repo, &names.v[i], &p, &one);
-		if (r == 0) {
-			p->is_protected = id_set_has(&held, &p->id);
-			r = point_list_add(&l, p, err);
-		} else if (is_damage(r)) {
-			log_debug("%s", one.text);
-			damaged++;
-			r = 0;
-		} else if (r == TM_E_NOTFOUND) {
-			r = 0; /* removed since it was listed */
-		} else if (err && !err->code) {
-			*err = one;
-		}
-	}
+	r = r ? r : points_read(&all.reader, names.v, names.n, false, err);
 	name_list_done(&names);
 	id_set_done(&held);
 	if (r < 0)
@@ -253,8 +263,67 @@ int repo_points(struct repo *repo, const char *guest, struct point_list *ret, si
 	*ret = l;
 	l = (struct point_list){0};
 	if (ret_damaged)
-		*ret_damaged = damaged;
+		*ret_damaged = all.damaged;
 	return 0;
+}
+
+int repo_points(struct repo *repo, const char *guest, struct point_list *ret, size_t *ret_damaged,
+		struct error *err)
+{
+	return list_points(repo, guest, false, ret, ret_damaged, err);
+}
+
+int repo_points_brief(struct repo *repo, const char *guest, struct point_list *ret,
+		      size_t *ret_damaged, struct error *err)
+{
+	return list_points(repo, guest, true, ret, ret_damaged, err);
+}
+
+struct find_newest {
+	struct points_reader reader;
+	repo_point_test *wanted;
+	void *data;
+	struct point *hit;
+};
+
+static int test_one(struct points_reader *reader, const struct point_name *name, struct point *p,
+		    const struct error *why, struct error *err)
+{
+	struct find_newest *f = container_of(reader, struct find_newest, reader);
+
+	(void)name;
+	(void)err;
+	if (!p)
+		log_debug("%s", why->text);
+	else if (!f->wanted || f->wanted(f->data, p))
+		f->hit = p;
+	else
+		point_free(p);
+	return f->hit != NULL;
+}
+
+int repo_point_newest(struct repo *repo, const char *guest, const struct tm_id *before,
+		      repo_point_test *wanted, void *data, struct point **ret, struct error *err)
+{
+	struct find_newest f = {
+		.reader = {.repo = repo, .each = test_one}, .wanted = wanted, .data = data};
+	struct name_list names = {0};
+	struct tm_id source;
+	size_t n;
+	int r = source_id(&repo->keys, guest, &source, err);
+
+	r = r ? r : points_names(repo, &source, &names, err);
+	n = names.n;
+	for (size_t i = 0; before && i < names.n; i++)
+		if (id_equal(&names.v[i].session, before))
+			n = i;
+	r = r ? r : points_read(&f.reader, names.v, n, true, err);
+	name_list_done(&names);
+	if (r == 0 && !f.hit)
+		r = error_set(err, TM_E_NOTFOUND, "guest %s has no such point", guest);
+	if (r == 0)
+		*ret = f.hit;
+	return r;
 }
 
 int repo_point_get(struct repo *repo, const char *guest, const struct tm_id *id, struct point **ret,

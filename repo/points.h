@@ -17,6 +17,16 @@ struct id_set {
 void id_set_done(struct id_set *s);
 bool id_set_has(const struct id_set *s, const struct tm_id *id);
 
+/* When a session began: the time in its id. */
+static inline uint64_t points_id_time_ms(const struct tm_id *sid)
+{
+	uint64_t ms = 0;
+
+	for (unsigned i = 0; i < 6; i++)
+		ms = ms << 8 | sid->b[i];
+	return ms;
+}
+
 /* Sessions with a tombstone or a verdict. */
 int points_dead(struct repo *repo, struct id_set *ret, struct error *err) TM_WUR;
 /* Sessions with one kind of flag. */
@@ -33,5 +43,24 @@ int points_names(struct repo *repo, const struct tm_id *source, struct name_list
 int points_manifests(struct repo *repo, struct name_list *ret, struct error *err) TM_WUR;
 int points_load(struct repo *repo, const struct point_name *name, struct point **ret,
 		struct error *err) TM_WUR;
+/* Damage of one manifest must not hide the others. */
+bool points_is_damage(int code);
+
+/* ---- points_read.c ---- */
+
+struct points_reader {
+	struct repo *repo;
+	/*
+	 * Called for each manifest that is there, in the order asked for.  It takes p over; p NULL:
+	 * damaged, `why` says how.  1: enough; or an error.
+	 */
+	int (*each)(struct points_reader *r, const struct point_name *name, struct point *p,
+		    const struct error *why, struct error *err);
+};
+/* Reads manifests that were listed; newest_first: from the end of v, so few when few are enough.
+ * Memory: 16 MiB, or one manifest.  Runs the loop. */
+int points_read(struct points_reader *r, const struct point_name *v, size_t n, bool newest_first,
+		struct error *err) TM_WUR;
+
 /* Takes p over, also on failure. */
 int point_list_add(struct point_list *l, struct point *p, struct error *err) TM_WUR;

@@ -96,16 +96,6 @@ static int list_committed(struct repo *repo, struct name_list *names, struct id_
 
 /* ---- J1 ---- */
 
-/* When a session began: the time in its id. */
-static uint64_t id_time_ms(const struct tm_id *sid)
-{
-	uint64_t ms = 0;
-
-	for (unsigned i = 0; i < 6; i++)
-		ms = ms << 8 | sid->b[i];
-	return ms;
-}
-
 static bool is_stale(const struct prune *p, uint64_t ms)
 {
 	uint64_t now = p->opt->now_ms, age = now > ms ? now - ms : ms - now;
@@ -124,7 +114,7 @@ static int find_stale(struct prune *p, struct id_set *ret, struct error *err)
 	r = r ? r : list_markers(p->repo, &l, err);
 	r = r ? r : list_committed(p->repo, &names, &over, err);
 	for (size_t i = 0, k; r == 0 && i < l.n; i = k) {
-		uint64_t seen = id_time_ms(&l.v[i].sid);
+		uint64_t seen = points_id_time_ms(&l.v[i].sid);
 
 		for (k = i; k < l.n && id_equal(&l.v[k].sid, &l.v[i].sid); k++)
 			if (l.v[k].beat)
@@ -328,7 +318,7 @@ static bool may_sweep(const struct prune *p, const struct tm_id *sid)
 	if (prune_is_dead(p, sid))
 		return true;
 	return !id_set_has(&p->committed, sid) && !id_set_has(&p->markers, sid) &&
-	       is_stale(p, id_time_ms(sid));
+	       is_stale(p, points_id_time_ms(sid));
 }
 
 static int sweep(struct prune *p, struct error *err)

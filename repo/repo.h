@@ -259,6 +259,21 @@ void point_list_done(struct point_list *list);
 int repo_points(struct repo *repo, const char *guest, struct point_list *ret, size_t *ret_damaged,
 		struct error *err) TM_WUR;
 
+/* The same without what is needed to read or continue them, which grows with a guest's history:
+ * disks[].map is NULL. */
+int repo_points_brief(struct repo *repo, const char *guest, struct point_list *ret,
+		      size_t *ret_damaged, struct error *err) TM_WUR;
+
+/*
+ * The newest point of a guest that `wanted` (NULL: any) agrees to, of those before point `before`
+ * when it is not NULL.  Reads no more manifests than it needs.  Unreadable ones are passed over.
+ * TM_E_NOTFOUND.
+ */
+typedef bool repo_point_test(void *data, const struct point *p);
+int repo_point_newest(struct repo *repo, const char *guest, const struct tm_id *before,
+		      repo_point_test *wanted, void *data, struct point **ret,
+		      struct error *err) TM_WUR;
+
 /*
  * The POINT of the command line: full or unique abbreviated id (4 digits or more), a point name,
  * "latest", GUEST, GUEST@latest, GUEST@NAME, GUEST@TIME (newest at or before).

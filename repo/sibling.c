@@ -127,24 +127,41 @@ static int candidates_of(struct repo_session *s, const struct point *p, bool wan
 	return r;
 }
 
-/* What cannot be read is no candidate. */
-static int candidate_load(struct repo_session *s, const struct point_name *name, struct error *err)
-{
-	auto_clean(point_free) struct point *p = NULL;
-	struct error one = {0};
-	int r = points_load(s->repo, name, &p, &one);
+struct candidate_reader {
+	struct points_reader reader;
+	struct repo_session *s;
+};
 
-	if (r == TM_E_CORRUPT || r == TM_E_UNSUPPORTED || r == TM_E_NOTFOUND) {
-		log_debug("no sibling: %s", one.text);
-		return 0;
-	}
-	if (r < 0 && err && !err->code)
-		*err = one;
-	return r ? r : candidates_of(s, p, false, err);
+/* What cannot be read is no candidate. */
+static int candidate_read(struct points_reader *reader, const struct point_name *name,
+			  struct point *p, const struct error *why, struct error *err)
+{
+	struct candidate_reader *c = container_of(reader, struct candidate_reader, reader);
+	int r = 0;
+
+	(void)name;
+	if (p)
+		r = candidates_of(c->s, p, false, err);
+	else
+		log_debug("no sibling: %s", why->text);
+	point_free(p);
+	return r;
+}
+
+/* Leaves out a name, and what is behind the most that are looked at. */
+static void drop_name(struct name_list *l, const struct tm_id *id)
+{
+	size_t n = 0;
+
+	for (size_t i = 0; i < l->n && i < MAX_GUESTS; i++)
+		if (!id || !id_equal(&l->v[i].session, id))
+			l->v[n++] = l->v[i];
+	l->n = n;
 }
 
 int repo_session_siblings(struct repo_session *s, const struct point *like, struct error *err)
 {
+	struct candidate_reader c = {.reader = {.repo = s->repo, .each = candidate_read}, .s = s};
 	struct siblings *b = &s->siblings;
 	struct name_list names = {0};
 	int r;
@@ -158,11 +175,11 @@ int repo_session_siblings(struct repo_session *s, const struct point *like, stru
 		return error_nomem(err);
 	r = like ? candidates_of(s, like, true, err) : 0;
 	r = r ? r : points_names(s->repo, NULL, &names, err);
-	if (r == 0)
+	if (r == 0) {
 		newest_of_each(&names);
-	for (size_t i = 0; r == 0 && i < names.n && i < MAX_GUESTS; i++)
-		if (!like || !id_equal(&names.v[i].session, &like->id))
-			r = candidate_load(s, &names.v[i], err);
+		drop_name(&names, like ? &like->id : NULL);
+		r = points_read(&c.reader, names.v, names.n, false, err);
+	}
 	name_list_done(&names);
 	if (b->nhits > 1)
 		qsort(b->hit, b->nhits, sizeof(*b->hit), compare_hits);

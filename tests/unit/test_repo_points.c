@@ -67,6 +67,88 @@ static void points_are_found_by_what_people_type(void **state)
 	rig_down(&rig);
 }
 
+static unsigned calls_to_find(struct rig *rig, const char *spec)
+{
+	unsigned before = rig->store->calls;
+
+	assert_true(find(rig, spec) > 0);
+	return rig->store->calls - before;
+}
+
+static bool is_named(void *data, const struct point *p)
+{
+	return strcmp(p->name, data) == 0;
+}
+
+/* What the newest point costs does not grow with the history. */
+static void only_manifests_that_are_needed_are_read(void **state)
+{
+	auto_point_list struct point_list l = {0};
+	struct point *p = NULL;
+	unsigned few, first = 0;
+	struct tm_id id;
+	struct rig rig;
+	char name[] = "name 7";
+	size_t damaged;
+
+	(void)state;
+	rig_up(&rig, BS, seed);
+	commit(&rig, "db", "other", 5000000, 0xee);
+	for (uint8_t i = 1; i <= 100; i++) {
+		(void)snprintf(name, sizeof(name), "name %u", i % 10U);
+		commit(&rig, "web", name, i * UINT64_C(10000), i);
+		few = calls_to_find(&rig, "web@latest");
+		first = i == 1 ? few : first;
+		assert_int_equal(few, first);
+		assert_int_equal(calls_to_find(&rig, "latest"), few + 1);
+	}
+	assert_true(calls_to_find(&rig, "web@1970-01-01") > 100);
+	assert_int_equal(repo_points_brief(rig.repo, "web", &l, &damaged, NULL), 0);
+	assert_int_equal(l.n, 100);
+	for (uint8_t i = 1; i <= 100; i++)
+		assert_int_equal(l.v[i - 1]->id.b[0], i);
+	memset(&id, 60, sizeof(id));
+	assert_int_equal(repo_point_newest(rig.repo, "web", NULL, NULL, NULL, &p, NULL), 0);
+	assert_int_equal(p->id.b[0], 100);
+	point_free(p);
+	memcpy(name, "name 7", sizeof(name));
+	assert_int_equal(repo_point_newest(rig.repo, "web", &id, is_named, name, &p, NULL), 0);
+	assert_int_equal(p->id.b[0], 57);
+	point_free(p);
+	memset(&id, 7, sizeof(id));
+	assert_int_equal(repo_point_newest(rig.repo, "web", &id, is_named, name, &p, NULL),
+			 TM_E_NOTFOUND);
+	rig_down(&rig);
+}
+
+/* A damaged newest point is not silently replaced by the one before. */
+static void a_damaged_point_that_was_meant_is_an_error(void **state)
+{
+	struct tm_id source, id;
+	struct rig rig;
+	char key[KEY_MAX];
+
+	(void)state;
+	(void)setenv("TZ", "UTC", 1);
+	rig_up(&rig, BS, seed);
+	commit(&rig, "web", "first", 1000, 0x00);
+	commit(&rig, "web", "second", 1700000000000, 0x02);
+	assert_int_equal(source_id(&rig.repo->keys, "web", &source, NULL), 0);
+	memset(&id, 0x02, sizeof(id));
+	name_point(rig.repo, &source, 2, &id, key);
+	assert_int_equal(rig.store->st.ops->remove(&rig.store->st, key, NULL), 0);
+	assert_int_equal(store_put_wait(&rig.store->st, key, "?", 1, NULL), 0);
+	assert_int_equal(find(&rig, "latest"), TM_E_CORRUPT);
+	assert_int_equal(find(&rig, "web"), TM_E_CORRUPT);
+	assert_int_equal(find(&rig, "web@latest"), TM_E_CORRUPT);
+	assert_int_equal(find(&rig, "0202"), TM_E_CORRUPT);
+	assert_int_equal(find(&rig, "web@second"), TM_E_NOTFOUND);
+	assert_int_equal(find(&rig, "web@first"), 0);
+	assert_int_equal(find(&rig, "web@2023-12-01"), 0); /* its id is of a later time */
+	assert_int_equal(find(&rig, "web@9000-01-01"), TM_E_CORRUPT);
+	rig_down(&rig);
+}
+
 static void a_point_is_gone_with_its_tombstone(void **state)
 {
 	struct tm_id id;
@@ -237,6 +319,8 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(points_are_found_by_what_people_type),
+		cmocka_unit_test(only_manifests_that_are_needed_are_read),
+		cmocka_unit_test(a_damaged_point_that_was_meant_is_an_error),
 		cmocka_unit_test(a_point_is_gone_with_its_tombstone),
 		cmocka_unit_test(the_protocol_is_kept),
 		cmocka_unit_test(names_are_not_readable),
