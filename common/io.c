@@ -147,16 +147,12 @@ static int write_synced(const char *path, const void *bytes, size_t len, mode_t 
 int io_publish(const char *path, const void *bytes, size_t len, mode_t mode, struct error *err)
 {
 	auto_free char *tmp = NULL;
-	uint8_t random[4];
-	char hex[2 * sizeof(random) + 1];
-	int r = random_bytes(random, sizeof(random), err);
+	int r = text_format(&tmp, err, "%s" IO_PUBLISH_TMP, path);
 
 	if (r)
 		return r;
-	hex_encode(random, sizeof(random), hex);
-	r = text_format(&tmp, err, "%s.%s.tmp", path, hex);
-	if (r)
-		return r;
+	if (unlink(tmp) < 0 && errno != ENOENT && errno != ENOTDIR)
+		return error_errno(err, errno, "cannot remove %s", tmp);
 	r = write_synced(tmp, bytes, len, mode, err);
 	if (!r && rename(tmp, path) < 0)
 		r = error_errno(err, errno, "cannot rename %s to %s", tmp, path);

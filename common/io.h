@@ -23,8 +23,10 @@ int io_read_file(const char *path, size_t max, struct buf *ret, struct error *er
 /*
  * Publishes a file durably: temporary file beside it, write, fsync, rename over
  * `path`, fsync of the directory.  After a crash there is the old file or the new
- * one, whole.  mode is the file's permission bits.
+ * one, whole, and perhaps `path` IO_PUBLISH_TMP, which the next call replaces.  mode
+ * is the file's permission bits.  One writer of a path at a time.
  */
+#define IO_PUBLISH_TMP ".tmp"
 int io_publish(const char *path, const void *bytes, size_t len, mode_t mode,
 	       struct error *err) TM_WUR;
 

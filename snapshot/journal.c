@@ -184,15 +184,26 @@ int journal_read(const char *path, struct journal **ret, struct error *err)
 	return 0;
 }
 
+/* With what a process left that died while it wrote it. */
+static int remove_one(const char *path, struct error *err)
+{
+	auto_free char *tmp = NULL;
+	int r = text_format(&tmp, err, "%s" IO_PUBLISH_TMP, path);
+
+	if (!r)
+		r = io_remove(tmp, err);
+	return r ? r : io_remove(path, err);
+}
+
 int journal_remove(const struct journal *j, struct error *err)
 {
 	int r = 0;
 
 	/* The copy first: without the other one, nobody would look for it. */
 	if (j->copy)
-		r = io_remove(j->copy, err);
+		r = remove_one(j->copy, err);
 	if (!r && j->path)
-		r = io_remove(j->path, err);
+		r = remove_one(j->path, err);
 	return r;
 }
 

@@ -45,13 +45,15 @@ static unsigned entries(void)
 
 static void publish_replaces_whole_files(void **state)
 {
-	auto_free char *path = path_of("file");
+	auto_free char *path = path_of("file"), *tmp = path_of("file" IO_PUBLISH_TMP);
 	auto_buf struct buf b = {0};
 	unsigned before = entries();
 	struct stat st;
 
 	(void)state;
 	assert_int_equal(io_publish(path, "first", 5, 0600, NULL), 0);
+	/* What a process left that died in the middle. */
+	assert_int_equal(symlink("/etc/passwd", tmp), 0);
 	assert_int_equal(io_publish(path, "second!", 7, 0600, NULL), 0);
 	assert_int_equal(io_read_file(path, 100, &b, NULL), 0);
 	assert_int_equal(b.len, 7);

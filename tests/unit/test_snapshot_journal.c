@@ -179,6 +179,7 @@ static void make_place(struct place *p)
 static void the_newer_of_two_copies_counts(void **state)
 {
 	struct journal *j = sample(), *back = NULL;
+	char tmp[80];
 	struct place p;
 
 	(void)state;
@@ -194,6 +195,11 @@ static void the_newer_of_two_copies_counts(void **state)
 	assert_int_equal(journal_read(p.path, &back, NULL), 0);
 	assert_int_equal(back->phase, JOURNAL_COMMITTING);
 	assert_string_equal(back->path, p.path);
+	/* A process died while it wrote either of them. */
+	(void)snprintf(tmp, sizeof(tmp), "%s" IO_PUBLISH_TMP, p.copy);
+	assert_int_equal(io_publish(tmp, "half", 4, 0600, NULL), 0);
+	(void)snprintf(tmp, sizeof(tmp), "%s" IO_PUBLISH_TMP, p.path);
+	assert_int_equal(io_publish(tmp, "half", 4, 0600, NULL), 0);
 	assert_int_equal(journal_remove(back, NULL), 0);
 	assert_int_equal(rmdir(p.dir), 0);
 	journal_free(back);
