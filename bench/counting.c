@@ -1,0 +1,175 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "counting.h"
+
+#include "repo/segment.h"
+
+#include "bench.h"
+
+#include <inttypes.h>
+
+struct counted_get {
+	struct store_req req;
+	struct counting *c;
+	struct store_req *above;
+	struct counted_get *next;
+};
+
+static struct counting *counting_of(struct store *st)
+{
+	return container_of(st, struct counting, st);
+}
+
+/* Header and tables are all that lies before the first frame. */
+static uint64_t tables_len(const struct counting *c, const struct segment_name *name,
+			   const void *bytes, size_t len)
+{
+	const struct seg_address a = {
+		.repo = c->repo->id,
+		.domain = c->repo->domain,
+		.session = name->session,
+		.type = name->type,
+		.block_bits = (uint8_t)c->repo->block_bits,
+		.index = name->index,
+	};
+	struct error err = {0};
+	size_t ret = 0;
+
+	must_do(seg_tables_len(&a, bytes, len, &ret, &err), &err);
+	return ret;
+}
+
+static void count_put(struct counting *c, const char *key, const void *bytes, size_t len)
+{
+	struct segment_name segment;
+	struct point_name point;
+
+	c->puts++;
+	c->put_bytes += len;
+	if (!c->repo)
+		return;
+	if (name_parse_segment(c->repo, key, &segment) && segment.type == SEGMENT_DATA) {
+		uint64_t tables = tables_len(c, &segment, bytes, len);
+
+		c->tables += tables;
+		c->payload += len - tables;
+	} else if (name_parse_segment(c->repo, key, &segment)) {
+		c->map += len;
+	} else if (name_parse_point(c->repo, key, &point)) {
+		c->points += len;
+	}
+}
+
+static void counting_put(struct store *st, const char *key, const void *bytes, size_t len,
+			 struct store_req *req)
+{
+	struct counting *c = counting_of(st);
+
+	count_put(c, key, bytes, len);
+	c->below->ops->put_new(c->below, key, bytes, len, req);
+}
+
+static void counted(struct store_req *req, int code)
+{
+	struct counted_get *g = container_of(req, struct counted_get, req);
+	struct store_req *above = g->above;
+
+	above->got = g->req.got;
+	above->err = g->req.err;
+	g->c->got_bytes += g->req.got;
+	g->next = g->c->idle;
+	g->c->idle = g;
+	above->done(above, code);
+}
+
+static void counting_get(struct store *st, const char *key, void *bytes, size_t len,
+			 uint64_t offset, struct store_req *req)
+{
+	struct counting *c = counting_of(st);
+	struct counted_get *g = c->idle;
+
+	if (g)
+		c->idle = g->next;
+	else
+		g = calloc(1, sizeof(*g));
+	must(g, "memory");
+	c->gets++;
+	g->c = c;
+	g->above = req;
+	g->req.done = counted;
+	c->below->ops->get(c->below, key, bytes, len, offset, &g->req);
+}
+
+static int counting_list(struct store *st, const char *prefix, store_list_fn *fn, void *data,
+			 struct error *err)
+{
+	struct counting *c = counting_of(st);
+
+	c->lists++;
+	return c->below->ops->list(c->below, prefix, fn, data, err);
+}
+
+static int counting_head(struct store *st, const char *key, uint64_t *ret, struct error *err)
+{
+	struct counting *c = counting_of(st);
+
+	c->heads++;
+	return c->below->ops->head(c->below, key, ret, err);
+}
+
+static int counting_remove(struct store *st, const char *key, struct error *err)
+{
+	struct counting *c = counting_of(st);
+
+	return c->below->ops->remove(c->below, key, err);
+}
+
+static void counting_free(struct store *st)
+{
+	struct counting *c = counting_of(st);
+
+	while (c->idle) {
+		struct counted_get *g = c->idle;
+
+		c->idle = g->next;
+		free(g);
+	}
+	store_free(c->below);
+	free(c);
+}
+
+static const struct store_ops counting_ops = {
+	.put_new = counting_put,
+	.get = counting_get,
+	.list = counting_list,
+	.head = counting_head,
+	.remove = counting_remove,
+	.free = counting_free,
+};
+
+struct counting *counting_open(struct loop *loop, const char *dir, bool create)
+{
+	struct counting *c = calloc(1, sizeof(*c));
+	struct error err = {0};
+
+	must(c, "memory");
+	c->st = (struct store){.ops = &counting_ops, .loop = loop};
+	must_do(store_dir_open(loop, dir, create, &c->below, &err), &err);
+	return c;
+}
+
+void counting_reset(struct counting *c)
+{
+	c->puts = c->gets = c->lists = c->heads = 0;
+	c->put_bytes = c->got_bytes = 0;
+	c->payload = c->tables = c->map = c->points = 0;
+}
+
+void counting_print(const struct counting *c)
+{
+	(void)printf("\"puts\": %" PRIu64 ", \"gets\": %" PRIu64 ", \"lists\": %" PRIu64
+		     ", \"heads\": %" PRIu64 ", \"put_bytes\": %" PRIu64 ", \"got_bytes\": %" PRIu64
+		     ", \"payload_bytes\": %" PRIu64 ", \"table_bytes\": %" PRIu64
+		     ", \"map_bytes\": %" PRIu64 ", \"point_bytes\": %" PRIu64,
+		     c->puts, c->gets, c->lists, c->heads, c->put_bytes, c->got_bytes, c->payload,
+		     c->tables, c->map, c->points);
+}

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Other programs at the same work. Each is left out when it is not installed."""
+
+import os
+import shutil
+
+from harness import reap, run, spawn, wait_for
+
+from measure import measure, tree_bytes
+
+CORES = os.cpu_count() or 1
+
+
+def missing(*programs):
+    return [p for p in programs if not shutil.which(p)]
+
+
+class Server:
+    """qemu-nbd with an image, for those who read over NBD."""
+
+    def __init__(self, scratch, image, fmt, *options, writable=False):
+        self.socket = scratch.dir("nbd") / f"{image.stem}-{id(self):x}.sock"
+        self.process = spawn(["qemu-nbd", "-t", "-f", fmt, "-k", self.socket, "-e", "16",
+                              *["-r"] * (not writable), *options, image])
+        scratch.defer(reap, self.process)
+        wait_for("qemu-nbd", lambda: self.socket.exists() or self.process.poll() is not None)
+
+    @property
+    def uri(self):
+        return f"nbd+unix:///?socket={self.socket}"
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    def close(self):
+        reap(self.process)
+
+
+def _fresh(path):
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+    return path
+
+
+def nbdcopy_zstd(server, where):
+    out = _fresh(where / "stream.zst")
+    taken = measure(["nbdcopy", server.uri, "-"], ["zstd", "-q", "-1", f"-T{CORES}", "-o", out],
+                    servers=[server.pid])
+    return {**taken, "stored_bytes": out.stat().st_size}
+
+
+def nbdcopy_null(server, _where=None):
+    return measure(["nbdcopy", server.uri, "null:"], servers=[server.pid])
+
+
+def qemu_img(server, where):
+    out = _fresh(where / "compressed.qcow2")
+    taken = measure(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-c", "-o", "compression_type=zstd",
+                     "-m", "8", "-W", server.uri, out], servers=[server.pid])
+    return {**taken, "stored_bytes": out.stat().st_blocks * 512}
+
+
+def borg(image, where):
+    repo = _fresh(where / "borg")
+    env = {**os.environ, "BORG_BASE_DIR": str(where / "borg-home"), "BORG_PASSPHRASE": "",
+           "BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK": "yes", "BORG_RELOCATED_REPO_ACCESS_IS_OK": "yes"}
+    run(["borg", "init", "-e", "none", repo], env=env)
+    taken = measure(["borg", "create", "--compression", "zstd,1", "--chunker-params", "fixed,65536",
+                     "--sparse", f"{repo}::one", image], env=env)
+    return {**taken, "stored_bytes": tree_bytes(repo)}
+
+
+def restic(image, where):
+    repo = _fresh(where / "restic")
+    env = {**os.environ, "RESTIC_PASSWORD": "bench", "RESTIC_CACHE_DIR": str(where / "restic-cache")}
+    run(["restic", "-q", "init", "-r", repo], env=env)
+    taken = measure(["restic", "-q", "backup", "-r", repo, image], env=env)
+    return {**taken, "stored_bytes": tree_bytes(repo)}
+
+
+def restic_again(image, where):
+    env = {**os.environ, "RESTIC_PASSWORD": "bench", "RESTIC_CACHE_DIR": str(where / "restic-cache")}
+    before = tree_bytes(where / "restic")
+    taken = measure(["restic", "-q", "backup", "--force", "-r", where / "restic", image], env=env)
+    return {**taken, "stored_bytes": tree_bytes(where / "restic") - before}

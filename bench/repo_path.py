@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scenarios of a repository that has grown for years, made with a simulated disk."""
+
+from harness import HarnessError
+
+from data import CLUSTER, GIB
+from scenario import scenario
+
+
+def simulated(bench, name, **options):
+    """An agent whose repository `sim` has filled, and what it said of it."""
+    agent = bench.agent(name, init=False)
+    taken = bench.tool("sim", "fill", agent.repo, *[f"{key}={value}" for key, value in options.items()])
+    return agent, taken
+
+
+@scenario("repo-open", "T4: opening a repository of 1000 points")
+def repo_open(bench):
+    """`list` of a guest with 1000 points, and `show latest`; what is asked of the store to open
+    the repository and find the newest point, as a guest's backup does."""
+    points = 20 if bench.small else 1000
+    agent, _ = simulated(bench, "open", size=64 * GIB, points=points, dirty=16)
+
+    def read():
+        taken = bench.tool("sim", "read", agent.repo, "guest@latest")
+        return {**taken, "seconds": taken["open"]["seconds"],
+                "requests": sum(taken["open"][k] for k in ("gets", "lists", "heads"))}
+
+    outcome = bench.compare({"list": lambda: agent("list", "--guest", "guest"),
+                             "show latest": lambda: agent("show", "latest"),
+                             "open and find": read})
+    listed = agent("list", "--guest", "guest")["json"]
+    if len(listed) != points:
+        raise HarnessError(f"{len(listed)} points instead of {points}")
+    bench.remove(agent)
+    bench.target("seconds of list", outcome.median("list", "seconds"), 0.05)
+    bench.target("requests to open and find the newest point", outcome.median("open and find", "requests"), 5)
+
+
+@scenario("repo-incremental", "T1, T2: a year of incremental backups of 1 TiB")
+def repo_incremental(bench):
+    """365 daily points of a disk with as many blocks as 1 TiB has clusters, 16 384 of them changed
+    each day: uniformly, and in runs of 64. (Blocks are 4 KiB and almost empty, so that a year
+    fits into memory; number and shape of tables and map are the same as of 64 KiB clusters.)
+    What the last one writes beside its data, as a share of what 16 384 clusters of 64 KiB take
+    when they compress 3 : 1."""
+    points, dirty = (10, 1024) if bench.small else (365, 16384)
+    blocks = (1 << 40) // CLUSTER
+    for name, run, limit in (("uniform", 1, 0.017), ("clustered", 64, 0.004)):
+        def fill(run=run):
+            agent, taken = simulated(bench, "year", size=blocks * 4096, block=4096, points=points, dirty=dirty,
+                                     run=run)
+            stored = dirty * CLUSTER / 3
+            overhead = taken["table_bytes"] + taken["map_bytes"] + taken["point_bytes"]
+            whole = agent.bytes()
+            bench.remove(agent)
+            return {**{key: taken[key] for key in ("seconds", "rss_mib", "map_bytes", "table_bytes", "point_bytes",
+                                                   "puts", "gets", "lists", "heads")},
+                    "cpu": taken["cpu"], "read_bytes": taken["read_bytes"], "dirty_bytes": taken["dirty_bytes"],
+                    "share": overhead / stored, "whole_bytes": whole}
+        outcome = bench.compare({name: fill}, rounds=1)
+        bench.target(f"overhead, {name}, of the stored bytes", outcome.median(name, "share"), limit)
+        bench.target(f"bytes read, {name}, of those dirty",
+                     outcome.median(name, "read_bytes") / outcome.median(name, "dirty_bytes"), 1)
+        bench.target(f"peak memory, {name}, MiB", outcome.median(name, "rss_mib"), 256)
+
+
+@scenario("repo-restore", "T5: restore after a year")
+def repo_restore(bench):
+    """A disk of 4 GiB, half of it written at first, then 400 points of 64 scattered clusters of
+    real data: the newest and the oldest point read to nowhere. Read amplification is what is
+    asked of the store beside the frames' bytes of the clusters that the point has."""
+    points, first = (10, 512) if bench.small else (400, 32768)
+    agent, taken = simulated(bench, "year", size=GIB if bench.small else 4 * GIB, points=points, dirty=64,
+                             first=first, content=bench.image())
+    ratio = (taken["before"]["payload_bytes"] + taken["payload_bytes"]) / ((first + 64 * (points - 1)) * CLUSTER)
+    listed = agent("list")["json"]
+
+    def read(point):
+        got = bench.tool("sim", "read", agent.repo, point["point"])
+        return {**{key: got[key] for key in ("seconds", "cpu", "rss_mib", "gets", "got_bytes")},
+                "data_bytes": got["bytes"], "amplification": got["got_bytes"] / (got["bytes"] * ratio)}
+
+    outcome = bench.compare({"newest": lambda: read(listed[-1]), "oldest": lambda: read(listed[0])})
+    bench.remove(agent)
+    for name in ("newest", "oldest"):
+        bench.target(f"GB/s, {name}", outcome.median(name, "data_bytes") / outcome.median(name, "seconds") / 1e9, 0.8,
+                     least=True)
+        bench.target(f"read amplification, {name}", outcome.median(name, "amplification"), 1.75)
+        bench.target(f"peak memory, {name}, MiB", outcome.median(name, "rss_mib"), 200)
+
+
+@scenario("repo-prune", "T6, T7: dropping one point of 365")
+def repo_prune(bench):
+    """A year of points as in repo-incremental, uniformly changed. `forget` of one in the middle,
+    `prune --dry-run` (mark, and what would go), and `prune`."""
+    points, dirty = (10, 1024) if bench.small else (365, 4096)
+    blocks = (1 << 40) // CLUSTER
+    agent, _ = simulated(bench, "prune", size=blocks * 4096, block=4096, points=points, dirty=dirty)
+    listed = agent("list")["json"]
+    victims = iter(listed[len(listed) // 2:])
+
+    outcome = bench.compare({
+        "forget": lambda: agent("forget", next(victims)["point"]),
+        "prune --dry-run": lambda: agent("prune", "--dry-run"),
+        "prune": lambda: agent("prune"),
+        "stats": lambda: agent("stats"),
+    })
+    checked = agent("verify")["json"]
+    if checked["damaged"] or checked["points"] != points - bench.rounds:
+        raise HarnessError(f"after prune: {checked}")
+    bench.remove(agent)
+    bench.target("CPU seconds of mark", outcome.median("prune --dry-run", "cpu"), 5)
+    bench.target("peak memory of prune, MiB", outcome.median("prune", "rss_mib"), 64)
+    bench.target("seconds of forget", outcome.median("forget", "seconds"), 0.1)

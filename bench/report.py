@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What was measured, for people and for programs."""
+
+import json
+import os
+import platform
+import statistics
+import time
+from pathlib import Path
+
+from harness import run
+
+MIB = 1 << 20
+# Columns of the tables in this order: name, heading, factor, digits. Others are only in the JSON.
+COLUMNS = [
+    ("seconds", "seconds", 1, 3),
+    ("cpu", "CPU s", 1, 2),
+    ("helpers", "server CPU s", 1, 2),
+    ("rss_mib", "RSS MiB", 1, 0),
+    ("stored_bytes", "stored MiB", 1 / MIB, 1),
+    ("grown_bytes", "grown MiB", 1 / MIB, 1),
+    ("dirty_bytes", "dirty MiB", 1 / MIB, 1),
+    ("read_bytes", "read MiB", 1 / MIB, 1),
+    ("new_bytes", "new MiB", 1 / MIB, 1),
+    ("data_bytes", "data MiB", 1 / MIB, 1),
+    ("got_bytes", "asked MiB", 1 / MIB, 1),
+    ("table_bytes", "tables KiB", 1 / 1024, 0),
+    ("map_bytes", "map KiB", 1 / 1024, 0),
+    ("point_bytes", "manifest KiB", 1 / 1024, 1),
+    ("puts", "puts", 1, 0),
+    ("gets", "gets", 1, 0),
+    ("requests", "requests", 1, 0),
+    ("freeze_ms", "freeze ms", 1, 0),
+    ("beyond_qemu", "beyond QEMU s", 1, 3),
+    ("first", "first byte s", 1, 3),
+    ("amplification", "amplification", 1, 2),
+    ("instructions", "instructions", 1, 0),
+    ("read", "read", 1, 2),
+    ("id", "id", 1, 2),
+    ("compress", "zstd", 1, 2),
+    ("seal", "seal", 1, 2),
+    ("crc", "CRC", 1, 2),
+    ("write", "write", 1, 2),
+    ("open_frame", "open", 1, 2),
+    ("unpack", "unpack", 1, 2),
+    ("prove_id", "prove", 1, 2),
+    ("write_data", "write data", 1, 2),
+]
+
+
+def _version(argv):
+    try:
+        return run(argv, timeout=20, check=False).stdout.splitlines()[0].strip()
+    except (OSError, IndexError):
+        return None
+
+
+def machine(root):
+    """Where and with what this was measured."""
+    cpu = next((line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+                if line.startswith("model name")), platform.machine())
+    memory = int(Path("/proc/meminfo").read_text().split()[1]) // (1 << 20)
+    programs = {"qemu-img": ["qemu-img", "--version"], "nbdcopy": ["nbdcopy", "--version"],
+                "zstd": ["zstd", "--version"], "restic": ["restic", "version"], "borg": ["borg", "--version"],
+                "gcc": ["gcc", "--version"]}
+    return {"date": time.strftime("%Y-%m-%d", time.gmtime()), "cpu": cpu, "cores": os.cpu_count(),
+            "memory_gib": memory, "kernel": platform.release(), "load": os.getloadavg()[0],
+            "commit": _version(["git", "-C", root, "describe", "--always", "--dirty"]),
+            "programs": {name: _version(argv) for name, argv in programs.items()}}
+
+
+def as_json(it, outcome):
+    rows = {}
+    for name, row in outcome.rows.items():
+        rows[name] = {key: {"median": statistics.median(v), "min": min(v), "max": max(v), "n": len(v)}
+                      for key, v in row.items()}
+    return {"title": it.title, "what": it.what, "rows": rows, "notes": outcome.notes,
+            "targets": [{"text": t.text, "value": t.value, "limit": t.limit, "least": t.least, "met": t.met}
+                        for t in outcome.targets]}
+
+
+def escape(text):
+    return text.replace("|", "\\|")
+
+
+def _cell(value, factor, digits):
+    text = f"{value['median'] * factor:.{digits}f}"
+    spread = value["max"] - value["min"]
+    if value["n"] > 1 and value["median"] and spread / abs(value["median"]) > 0.02:
+        text += f" ±{50 * spread / abs(value['median']):.0f}%"
+    return text
+
+
+def table(result):
+    """Lines of Markdown: medians, and half the distance between the extremes."""
+    columns = [c for c in COLUMNS if any(c[0] in row for row in result["rows"].values())]
+    lines = ["| | " + " | ".join(c[1] for c in columns) + " |", "|---|" + "---:|" * len(columns)]
+    for name, row in result["rows"].items():
+        cells = [_cell(row[key], factor, digits) if key in row else "" for key, _, factor, digits in columns]
+        lines.append(f"| {escape(name)} | " + " | ".join(cells) + " |")
+    if result["targets"]:
+        lines += ["", "| target | measured | | |", "|---|---:|---|---|"]
+        for t in result["targets"]:
+            lines.append(f"| {escape(t['text'])} | {t['value']:.3g} | {'at least' if t['least'] else 'at most'} "
+                         f"{t['limit']:g} | {'met' if t['met'] else '**missed**'} |")
+    lines += [f"* {note}" for note in result["notes"]]
+    return lines
+
+
+def markdown(document):
+    m = document["machine"]
+    rounds = document["arguments"]
+    lines = [f"{m['date']}, commit {m['commit']}: {m['cpu']}, {m['cores']} cores, {m['memory_gib']} GiB, "
+             f"Linux {m['kernel']}; load {m['load']:.1f} at the start. {rounds['rounds']} rounds, "
+             f"{rounds['data']} MiB of files, seed {rounds['seed']}. "
+             + "; ".join(v for v in m["programs"].values() if v) + "."]
+    for name, result in document["scenarios"].items():
+        lines += ["", f"### {name}: {result['title']}", "", result["what"], "", *table(result)]
+    return "\n".join(lines)
+
+
+def save(path, document):
+    Path(path).write_text(json.dumps(document, indent=1) + "\n")
