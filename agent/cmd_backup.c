@@ -208,6 +208,7 @@ static int freeze(struct backup *b, struct error *err)
 		.quiesce = a->opt.quiesce,
 		.overlay_dir = a->opt.overlay_dir,
 		.overlay_limit = a->opt.overlay_limit,
+		.rate = a->opt.limit_rate,
 		.granularity = repo_block_size(a->repo),
 	};
 	int r = snapshot_begin(b->guest, &opt, &b->snapshot, err);

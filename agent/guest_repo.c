@@ -73,7 +73,9 @@ int snapshot_tick(void *data, const struct snapshot_progress *p, struct error *e
 {
 	struct agent *a = data;
 
-	if (p->total)
+	if (p->remark)
+		say_warning(a, "disk %s: %s", p->disk, p->remark);
+	else if (p->total)
 		progress_show(a, p->phase, p->disk ? p->disk : "-", p->done, p->total);
 	return agent_check_interrupt(err);
 }

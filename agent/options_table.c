@@ -62,7 +62,7 @@ const struct option_spec option_specs[] = {
 	{0, "overlay-limit", "BYTES", ON(CMD_BACKUP), SIZE(overlay_limit),
 	 "give up when the guest wrote more than this meanwhile"},
 	{0, "limit-rate", "BYTES", ON(CMD_BACKUP), SIZE(limit_rate),
-	 "read at most this much a second"},
+	 "read at most this much a second, and merge overlays no faster"},
 	{0, "latency-limit", "MS", ON(CMD_BACKUP), NUMBER(latency_limit, 1, 60000),
 	 "read slower while writes of the guest take longer"},
 	{0, "compression", "LEVEL", ON(CMD_BACKUP), NUMBER(compression, 1, 19),

@@ -5,12 +5,20 @@
 #include "guest.h"
 #include "journal.h"
 
+#define COLLAPSE_ROOM_MS 30000 /* how long a full file system is waited for */
+
+struct collapse_options {
+	struct text_list *lines; /* what was done is added; or NULL */
+	uint64_t rate;           /* bytes a second to copy at most; 0: no limit */
+	unsigned room_ms;        /* how long to wait for room in a full file system */
+};
+
 /*
  * Looks at what QEMU shows (never at events) and goes on from there, disk by disk: a run that
  * just read its disks and the recovery of a run that died take the same path.  Exports must be
- * gone. lines: what was done is added, may be NULL.  Can be repeated after any failure.
+ * gone.  Can be repeated after any failure.
  */
-int collapse_disks(struct guest *g, struct journal *j, struct text_list *lines,
+int collapse_disks(struct guest *g, struct journal *j, const struct collapse_options *opt,
 		   struct error *err) TM_WUR;
 
 /* Where a disk of the journal stands now. */

@@ -151,9 +151,18 @@ int guest_query_state(struct guest *g, char **ret, struct error *err)
 int guest_tick(const struct guest *g, const char *phase, const char *disk, uint64_t done,
 	       uint64_t total, struct error *err)
 {
-	const struct snapshot_progress p = {phase, disk, done, total};
+	const struct snapshot_progress p = {phase, disk, done, total, NULL};
 
 	return g->hooks.tick ? g->hooks.tick(g->hooks.data, &p, err) : 0;
+}
+
+void guest_remark(const struct guest *g, const char *phase, const char *disk, const char *text)
+{
+	const struct snapshot_progress p = {phase, disk, 0, 0, text};
+
+	log_debug("disk %s: %s", disk, text);
+	if (g->hooks.tick)
+		(void)g->hooks.tick(g->hooks.data, &p, NULL);
 }
 
 /* QEMU's -name and -uuid; both may be missing. */

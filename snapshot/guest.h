@@ -52,6 +52,9 @@ int guest_query_state(struct guest *g, char **ret, struct error *err) TM_WUR;
 int guest_tick(const struct guest *g, const char *phase, const char *disk, uint64_t done,
 	       uint64_t total, struct error *err);
 
+/* Something that the person should know while a call goes on. */
+void guest_remark(const struct guest *g, const char *phase, const char *disk, const char *text);
+
 /* ---- disks.c ---- */
 
 void guest_disks_free(struct guest_disk *v, size_t n);

@@ -2,6 +2,7 @@
 /* What is made before the freeze: journal, overlays and their nodes, and what kind of bitmap. */
 #pragma once
 
+#include "collapse.h"
 #include "exports.h"
 
 struct snapshot {
@@ -13,8 +14,9 @@ struct snapshot {
 	char *state;
 	uint32_t granularity;
 	uint64_t overlay_limit; /* bytes; 0: none */
-	uint64_t state_ms;      /* when the guest is asked next whether it runs, monotonic */
-	uint64_t slow_ns;       /* of snapshot_watch_writes(); 0: nobody watches */
+	struct collapse_options collapse;
+	uint64_t state_ms; /* when the guest is asked next whether it runs, monotonic */
+	uint64_t slow_ns;  /* of snapshot_watch_writes(); 0: nobody watches */
 	bool collapsed;
 	bool offline; /* by way of the files, for QEMU was gone: its bitmaps are left as they are */
 };

@@ -90,12 +90,13 @@ static int settle(const struct recovery *v, struct error *err)
 
 static int recover_online(const struct recovery *v, struct error *err)
 {
+	const struct collapse_options opt = {.lines = v->lines, .room_ms = COLLAPSE_ROOM_MS};
 	int r = thaw(v, err);
 
 	if (!r && v->j->kind == GUEST_QMP)
 		r = exports_end(v->g, v->j, NULL, err);
 	if (!r && v->j->kind == GUEST_QMP)
-		r = collapse_disks(v->g, v->j, v->lines, err);
+		r = collapse_disks(v->g, v->j, &opt, err);
 	if (!r && v->j->kind == GUEST_QMP)
 		r = collapse_resume(v->g, v->j, err);
 	if (!r && v->j->kind == GUEST_IMAGE)

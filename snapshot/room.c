@@ -4,6 +4,8 @@
  * system, QEMU stops the guest; so the backup is given up while there is still room for the
  * guest's writes of the moment and for the merge.
  */
+#include "room.h"
+
 #include "migration.h"
 #include "prepare.h"
 
@@ -36,7 +38,7 @@ static uint64_t growth(const struct journal_disk *d, const struct stat *overlay)
 	return min_u64(allocated(overlay), most - allocated(&base));
 }
 
-static int check_disk(const struct journal_disk *d, uint64_t *sum, struct error *err)
+int room_check_disk(const struct journal_disk *d, uint64_t *sum, struct error *err)
 {
 	struct statvfs fs;
 	struct stat st;
@@ -94,7 +96,7 @@ int snapshot_check_room(struct snapshot *s, struct error *err)
 	if (!s || s->g->kind != GUEST_QMP || s->collapsed)
 		return 0;
 	for (size_t i = 0; !r && i < s->j->ndisks; i++)
-		r = check_disk(&s->j->disks[i], &sum, err);
+		r = room_check_disk(&s->j->disks[i], &sum, err);
 	if (!r && s->overlay_limit && sum > s->overlay_limit)
 		r = error_set(err, TM_E_NOSPACE,
 			      "the guest has written %llu MiB to its overlays, more than "

@@ -46,6 +46,7 @@ static int snapshot_new(struct guest *g, const struct snapshot_options *opt, str
 	s->g = g;
 	s->granularity = opt->granularity ? opt->granularity : SNAPSHOT_GRANULARITY;
 	s->overlay_limit = opt->overlay_limit;
+	s->collapse = (struct collapse_options){.rate = opt->rate, .room_ms = COLLAPSE_ROOM_MS};
 	s->info.disks = calloc(opt->ndisks + 1, sizeof(*s->info.disks));
 	s->exports = calloc(opt->ndisks + 1, sizeof(*s->exports));
 	s->reasons = calloc(opt->ndisks + 1, sizeof(char *));
@@ -317,7 +318,7 @@ static int collapse_once(struct snapshot *s, struct error *err)
 
 	if (!r)
 		r = exports_end(s->g, s->j, s->exports, err);
-	return r ? r : collapse_disks(s->g, s->j, NULL, err);
+	return r ? r : collapse_disks(s->g, s->j, &s->collapse, err);
 }
 
 static int collapse_qmp(struct snapshot *s, struct error *err)
@@ -378,6 +379,7 @@ int snapshot_collapse(struct snapshot *s, struct error *err)
 	if (r && s->g->kind == GUEST_QMP && guest_is_gone(s->g))
 		r = collapse_gone(s, err);
 	s->collapsed = !r;
+	s->collapse.room_ms = 0; /* once is enough */
 	return r;
 }
 
@@ -404,6 +406,7 @@ int snapshot_finish(struct snapshot *s, bool committed, struct error *err)
 
 	if (!s)
 		return 0;
+	s->collapse.rate = 0; /* something went wrong, or it is done: the guest does not wait */
 	r = snapshot_collapse(s, err);
 	if (!r)
 		r = journal_write(s->j, JOURNAL_SETTLING, err);

@@ -27,10 +27,12 @@
 /* ---- what the caller hears while a call waits ---- */
 
 struct snapshot_progress {
-	const char *phase; /* "freeze", "export", "collapse", "settle", "recover", "wait" */
+	const char *phase; /* "freeze", "export", "collapse", "commit", "settle", "recover",
+			      "wait" */
 	const char *disk;  /* or NULL */
-	uint64_t done;     /* bytes of the collapse; 0 of 0 where nothing is counted */
+	uint64_t done;     /* bytes of the commit; 0 of 0 where nothing is counted */
 	uint64_t total;
+	const char *remark; /* for the person, to be told now, as a full disk is; or NULL */
 };
 
 struct snapshot_hooks {
@@ -223,6 +225,7 @@ struct snapshot_options {
 	uint32_t granularity;    /* 0: SNAPSHOT_GRANULARITY */
 	unsigned freeze_ms;      /* bound on the guest's freeze; 0: 5000 */
 	uint64_t overlay_limit;  /* bytes of all overlays, see snapshot_check_room(); 0: none */
+	uint64_t rate;           /* bytes a second that snapshot_collapse() may copy; 0: no limit */
 };
 
 struct snapshot_disk {
@@ -290,8 +293,9 @@ bool snapshot_count_writes(struct snapshot *s, struct write_counts *ret);
 
 /*
  * Readers have stopped and closed their connections: ends the exports, merges the overlays back
- * and moves the guest onto its own files.  TM_E_NOSPACE: no room for it in the base's file system;
- * the guest runs on in the overlay, the call can be repeated, or recovery does it later.
+ * and moves the guest onto its own files.  TM_E_NOSPACE: no room for it in the base's file system,
+ * though it was waited for; the guest runs on in the overlay, the call can be repeated (and does
+ * not wait again), or recovery does it later.
  */
 int snapshot_collapse(struct snapshot *s, struct error *err) TM_WUR;
 
