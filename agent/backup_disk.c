@@ -72,13 +72,40 @@ static int run_reader(struct backup *b, const struct snapshot_disk *sd, enum sou
 	return reader_run(a->loop, src, sink, &opt, ret, err);
 }
 
+/* What a disk begins with. */
+struct base {
+	enum disk_rung rung;
+	const struct point *parent;
+	bool known;    /* an earlier point has the disk */
+	uint64_t lost; /* bytes of the bitmap's point, which is why the bitmap is not enough */
+};
+
+static int describe_reason(struct point_disk *pd, const struct snapshot_disk *sd,
+			   const struct base *base, bool forced, struct error *err)
+{
+	char lost[SIZE_TEXT_MAX];
+
+	if (base->rung == RUNG_BITMAP)
+		return text_format(&pd->reason, err, "bitmap since point %.12s",
+				   id_text(&pd->parent).s);
+	size_format(base->lost, lost);
+	if (base->lost)
+		return text_format(&pd->reason, err, "%s of point %.12s are damaged", lost,
+				   id_text(&pd->parent).s);
+	return text_copy(forced        ? "asked for with --full"
+			 : *sd->reason ? sd->reason
+				       : "the bitmap's point is gone",
+			 &pd->reason, err);
+}
+
 /* Words for the point: which source and why. */
 static int describe_disk(struct point_disk *pd, const struct snapshot_disk *sd,
-			 const struct point *parent, bool forced, struct error *err)
+			 const struct base *base, bool forced, struct error *err)
 {
 	int r = text_copy(sd->name, &pd->name, err);
 
 	pd->size = sd->size;
+	pd->rung = base->rung;
 	if (!r && sd->format)
 		r = text_copy(sd->format, &pd->format, err);
 	if (!r && sd->file)
@@ -87,41 +114,45 @@ static int describe_disk(struct point_disk *pd, const struct snapshot_disk *sd,
 		r = text_copy(sd->new_bitmap, &pd->bitmap, err);
 	if (r)
 		return r;
-	if (parent)
-		pd->parent = parent->id;
-	if (pd->rung == RUNG_BITMAP)
-		return text_format(&pd->reason, err, "bitmap since point %.12s",
-				   id_text(&pd->parent).s);
-	return text_copy(forced        ? "asked for with --full"
-			 : *sd->reason ? sd->reason
-				       : "the bitmap's point is gone",
-			 &pd->reason, err);
+	if (base->parent)
+		pd->parent = base->parent->id;
+	return describe_reason(pd, sd, base, forced, err);
+}
+
+/* By the bitmap; what the point has lost is in none, so then all is compared with the point. */
+static int begin_epoch(struct backup *b, const struct snapshot_disk *sd,
+		       const struct point_disk *disk, struct base *base, struct piece_sink **ret,
+		       struct error *err)
+{
+	int r = repo_disk_lost(b->agent->repo, disk, &base->lost, err);
+
+	base->known = base->lost > 0;
+	base->rung = base->lost ? RUNG_HASH_DIFF : RUNG_BITMAP;
+	return r ? r
+		 : repo_session_disk_begin(b->session, sd->name, sd->size, base->parent, disk, ret,
+					   err);
 }
 
 /*
  * Begins the disk on the highest rung that holds: changes by bitmap, else all of it compared with
- * the newest point that has the disk, else all of it.  *ret_known: an earlier point has the disk.
+ * the newest point that has the disk, else all of it.
  */
-static int begin_disk(struct backup *b, const struct snapshot_disk *sd, enum disk_rung *ret_rung,
-		      const struct point **ret_parent, bool *ret_known, struct piece_sink **ret,
-		      struct error *err)
+static int begin_disk(struct backup *b, const struct snapshot_disk *sd, struct base *base,
+		      struct piece_sink **ret, struct error *err)
 {
-	const struct point_disk *disk = find_parent(b, sd, ret_parent);
+	const struct point_disk *disk = find_parent(b, sd, &base->parent);
 
-	*ret_known = false;
-	*ret_rung = RUNG_BITMAP;
 	if (disk)
-		return repo_session_disk_begin(b->session, sd->name, sd->size, *ret_parent, disk,
-					       ret, err);
-	*ret_rung = RUNG_HASH_DIFF;
-	*ret_parent = NULL;
+		return begin_epoch(b, sd, disk, base, ret, err);
+	base->rung = RUNG_HASH_DIFF;
+	base->parent = NULL;
 	while (!b->agent->opt.full && earlier_next(b->agent, guest_name(b->guest), sd->name,
-						   &b->earlier, ret_parent, &disk)) {
+						   &b->earlier, &base->parent, &disk)) {
 		struct error one = {0};
-		int r = repo_session_disk_begin(b->session, sd->name, sd->size, *ret_parent, disk,
+		int r = repo_session_disk_begin(b->session, sd->name, sd->size, base->parent, disk,
 						ret, &one);
 
-		*ret_known = true;
+		base->known = true;
 		if (r == 0 || r != TM_E_STALE) {
 			if (r && err)
 				*err = one;
@@ -129,8 +160,8 @@ static int begin_disk(struct backup *b, const struct snapshot_disk *sd, enum dis
 		}
 		log_debug("not compared: %s", one.text); /* it is being deleted; an older one? */
 	}
-	*ret_rung = RUNG_FULL;
-	*ret_parent = NULL;
+	base->rung = RUNG_FULL;
+	base->parent = NULL;
 	if (!b->agent->opt.full) {
 		int r = repo_session_siblings(b->session, b->like, err);
 
@@ -138,6 +169,19 @@ static int begin_disk(struct backup *b, const struct snapshot_disk *sd, enum dis
 			return r;
 	}
 	return repo_session_disk_begin(b->session, sd->name, sd->size, NULL, NULL, ret, err);
+}
+
+static void tell_healed(struct backup *b, const struct point_disk *pd, uint64_t bytes)
+{
+	char text[SIZE_TEXT_MAX];
+
+	if (bytes == 0)
+		return;
+	size_format(bytes, text);
+	say_warning(b->agent,
+		    "disk %s: %s that point %.12s cannot give back any more are stored anew; "
+		    "'tidemark repair' may restore older points with them",
+		    pd->name, text, id_text(&pd->parent).s);
 }
 
 static int read_disk(struct backup *b, const struct snapshot_disk *sd, struct point_disk *pd,
@@ -158,6 +202,7 @@ static int read_disk(struct backup *b, const struct snapshot_disk *sd, struct po
 	pd->read_bytes = counts.read_bytes;
 	pd->new_bytes = stored.new_bytes;
 	pd->stored_bytes = stored.stored_bytes;
+	tell_healed(b, pd, stored.lost_bytes);
 	return r;
 }
 
@@ -165,17 +210,16 @@ int backup_disk(struct backup *b, size_t i, struct error *err)
 {
 	const struct snapshot_disk *sd = &snapshot_info(b->snapshot)->disks[i];
 	struct point_disk *pd = &b->point->disks[i];
-	const struct point *parent = NULL;
 	struct piece_sink *sink = NULL;
-	bool known;
+	struct base base = {.parent = NULL};
 	int r;
 
 	b->reading = sd->name;
 	pd->block_size = repo_block_size(b->agent->repo);
-	r = begin_disk(b, sd, &pd->rung, &parent, &known, &sink, err);
+	r = begin_disk(b, sd, &base, &sink, err);
 	if (!r)
-		r = describe_disk(pd, sd, parent, b->agent->opt.full, err);
-	if (!r && known)
+		r = describe_disk(pd, sd, &base, b->agent->opt.full, err);
+	if (!r && base.known)
 		say_warning(b->agent, "disk %s is read %s: %s", sd->name,
 			    pd->rung == RUNG_HASH_DIFF ? "and compared" : "whole", pd->reason);
 	if (!r)

@@ -309,6 +309,40 @@ static int wind_up(struct backup *b, int r, enum exit_status *status, struct err
 	return r;
 }
 
+/*
+ * The points that were built on are looked through, so that their damage is known to the next
+ * backup, which reads the disks whole then.
+ */
+static void record_damage(struct backup *b)
+{
+	struct repo_verify_options opt = {.record = true, .pool = b->agent->pool};
+	struct repo_verify_report rep = {0};
+	struct error err = {0};
+
+	for (size_t i = 0; i < b->ndisks; i++) {
+		auto_point_list struct point_list list = {0};
+		const struct tm_id *id = &b->point->disks[i].parent;
+
+		if (id_is_zero(id))
+			continue;
+		list.v = calloc(1, sizeof(struct point *));
+		if (!list.v || repo_point_get(b->agent->repo, NULL, id, &list.v[0], &err))
+			break;
+		list.n = 1;
+		opt.points = &list;
+		if (repo_verify(b->agent->repo, &opt, &rep, &err) || rep.unrecorded)
+			break;
+		if (rep.ndamaged)
+			say(b->agent, "the damage is recorded: the next backup reads disk %s whole",
+			    b->point->disks[i].name);
+		repo_verify_report_done(&rep);
+	}
+	if (err.code || rep.unrecorded)
+		log_debug("the damage is not recorded: %s",
+			  rep.unrecorded ? rep.unrecorded : err.text);
+	repo_verify_report_done(&rep);
+}
+
 static int backup_opened(struct backup *b, enum exit_status *status, struct error *err)
 {
 	struct agent *a = b->agent;
@@ -333,6 +367,8 @@ static int backup_opened(struct backup *b, enum exit_status *status, struct erro
 		stall_arm(&stall, a, &b->snapshot);
 		r = make_point(b, status, err);
 		r = wind_up(b, r, status, err);
+		if (r == TM_E_CORRUPT)
+			record_damage(b);
 		stall_disarm(&stall);
 	}
 	return r;

@@ -291,6 +291,7 @@ int cmd_verify(struct agent *a, enum exit_status *status, struct error *err)
 		.read_data = a->opt.read_data,
 		.scrub = a->opt.scrub || (a->opt.budget_ms && !a->opt.read_data),
 		.budget_ms = a->opt.budget_ms,
+		.record = true,
 		.pool = a->pool,
 		.tick = verify_tick,
 		.data = a,
@@ -308,6 +309,8 @@ int cmd_verify(struct agent *a, enum exit_status *status, struct error *err)
 	progress_end(a);
 	if (!r)
 		r = print_report(a, &rep, err);
+	if (rep.unrecorded)
+		say_warning(a, "the next backup does not know of the damage: %s", rep.unrecorded);
 	if (rep.ndamaged)
 		*status = EXIT_DAMAGE;
 	repo_verify_report_done(&rep);

@@ -9,6 +9,7 @@ struct estimates {
 	struct agent *agent;
 	const char *guest;
 	struct earlier_points earlier;
+	struct known_points known;
 	json_t *disks;
 };
 
@@ -25,7 +26,19 @@ static void print_estimate(const struct guest_disk *d, enum disk_rung rung, uint
 		     rung == RUNG_HASH_DIFF ? " and compare" : "", *reason ? ": " : "", reason);
 }
 
-static enum disk_rung expected_rung(struct estimates *e, const struct guest_disk *d)
+/* Bytes that the bitmap's point has lost. */
+static int lost_of_epoch(struct estimates *e, const struct disk_epoch *epoch, uint64_t *ret,
+			 struct error *err)
+{
+	uint64_t size;
+
+	*ret = 0;
+	if (!epoch->usable || !known_points_ask(&e->known, &epoch->point, epoch->disk, &size))
+		return 0;
+	return repo_disk_lost(e->agent->repo, &e->known.last->disks[epoch->disk], ret, err);
+}
+
+static enum disk_rung expected_rung(struct estimates *e, const struct guest_disk *d, bool damaged)
 {
 	const struct point *point = NULL;
 	const struct point_disk *disk;
@@ -33,7 +46,7 @@ static enum disk_rung expected_rung(struct estimates *e, const struct guest_disk
 	if (e->agent->opt.full)
 		return RUNG_FULL;
 	if (d->epoch.usable)
-		return RUNG_BITMAP;
+		return damaged ? RUNG_HASH_DIFF : RUNG_BITMAP;
 	return earlier_next(e->agent, e->guest, d->name, &e->earlier, &point, &disk)
 		       ? RUNG_HASH_DIFF
 		       : RUNG_FULL;
@@ -43,13 +56,18 @@ static enum disk_rung expected_rung(struct estimates *e, const struct guest_disk
 static int estimate(struct estimates *e, const struct guest_disk *d, struct error *err)
 {
 	struct agent *a = e->agent;
-	enum disk_rung rung = expected_rung(e, d);
-	uint64_t dirty = rung == RUNG_BITMAP ? d->epoch.dirty_bytes : d->size;
-	const char *reason = rung == RUNG_BITMAP ? ""
-			     : a->opt.full       ? "asked for with --full"
-						 : d->epoch.reason;
+	uint64_t lost = 0, dirty;
+	int r = a->opt.full ? 0 : lost_of_epoch(e, &d->epoch, &lost, err);
+	enum disk_rung rung = expected_rung(e, d, lost > 0);
+	const char *reason = a->opt.full          ? "asked for with --full"
+			     : lost               ? "the bitmap's point is damaged"
+			     : rung > RUNG_BITMAP ? d->epoch.reason
+						  : "";
 	json_t *o;
 
+	if (r)
+		return r;
+	dirty = rung == RUNG_BITMAP ? d->epoch.dirty_bytes : d->size;
 	if (!a->opt.json)
 		print_estimate(d, rung, dirty, reason);
 	o = json_pack("{s:s, s:I, s:s, s:s, s:o}", "disk", d->name, "size", (json_int_t)d->size,
@@ -64,9 +82,11 @@ int dry_run(struct agent *a, const struct guest *guest, const size_t *disks, siz
 	struct estimates e = {.agent = a, .guest = guest_name(guest), .disks = json_array()};
 	int r = 0;
 
+	e.known = (struct known_points){.agent = a, .guest = e.guest};
 	for (size_t i = 0; !r && i < ndisks; i++)
 		r = estimate(&e, guest_disk(guest, disks[i]), err);
 	earlier_points_done(&e.earlier);
+	known_points_done(&e.known);
 	if (r || !a->opt.json) {
 		json_decref(e.disks);
 		return r;

@@ -246,7 +246,7 @@ int repo_audit_begin(struct repo *repo, const struct point_disk *disk,
 	root = (struct map_root){.ref = disk->map->root,
 				 .blocks = disk_blocks(disk->size, repo->block_bits),
 				 .nsessions = disk->map->nsessions};
-	look_init(&a->look, repo, &root, disk->map->table);
+	look_init(&a->look, repo, &root, disk->map->table, NULL);
 	a->look.done = looked;
 	r = workers_init(&a->workers, pool_workers(opt->pool), &repo->keys.id, 0, 0, err);
 	if (r < 0)

@@ -3,7 +3,7 @@
  * Which clusters of a hashed piece have to be stored.  In the order of the pieces:
  *
  *	zero      a hole; nothing at all where the parent has one, too
- *	same      the parent has this content at this place: nothing
+ *	same      the parent has this content at this place, and it is not lost: nothing
  *	twin      the content index knows it: the map refers there
  *	new       stored, and announced to the index
  *
@@ -112,6 +112,7 @@ static int same_as_parent(struct repo_session *s, const struct cluster *c, bool 
 {
 	const struct map_run *run = &s->look.run;
 	const uint8_t *id = NULL;
+	uint64_t ref;
 	int r;
 
 	*ret = false;
@@ -120,7 +121,12 @@ static int same_as_parent(struct repo_session *s, const struct cluster *c, bool 
 	r = look_run(&s->look, c->block, err);
 	if (r != 0 || run->count == 0 || run->ref == REF_HOLE)
 		return r;
-	r = look_content(&s->look, run->ref + (c->block - run->block), &id, err);
+	ref = run->ref == REF_LOST ? REF_LOST : run->ref + (c->block - run->block);
+	if (look_lost(&s->look, ref)) {
+		s->lost_bytes += UINT64_C(1) << s->repo->block_bits;
+		return 0;
+	}
+	r = look_content(&s->look, ref, &id, err);
 	if (r == 0 && id)
 		*ret = memcmp(id, c->id, CONTENT_BYTES) == 0;
 	return r;

@@ -21,6 +21,7 @@
 #define MAGIC_POINT   "TMRKPOIN"
 #define MAGIC_CHECK   "TMRKCHCK"
 #define MAGIC_FLAG    "TMRKFLAG"
+#define MAGIC_LOST    "TMRKLOST"
 
 #define CIPHER_AES256_GCM  1
 #define ID_ALG_HMAC_SHA256 1
@@ -155,6 +156,21 @@ struct format_flag {
 	struct le32 crc;
 };
 static_assert(sizeof(struct format_flag) == 108, "docs/format.md");
+
+/* Object "d/<dom>/x/<sid>.<segment>-<random>": header, then a bit for each slot. */
+struct format_lost {
+	struct format_head head;
+	struct tm_id domain;
+	struct tm_id session;
+	uint8_t type; /* of the segment */
+	uint8_t reserved[3];
+	struct le32 index;
+	struct le64 created_ms;
+	struct le32 body_len;
+	struct le32 body_crc;
+	struct le32 crc;
+};
+static_assert(sizeof(struct format_lost) == 116, "docs/format.md");
 
 #define SEGMENT_DATA 1
 #define SEGMENT_MAP  2

@@ -90,6 +90,7 @@ enum session_flag {
 	FLAG_SEGMENTS = 's',
 	FLAG_CHECKS = 'c',
 	FLAG_HOLD = 'h',
+	FLAG_LOST = 'x',
 };
 
 /* generation 0: without a number */
@@ -103,6 +104,9 @@ void name_flag_number(const struct repo *repo, enum session_flag flag, const str
 void name_pin(const struct repo *repo, const struct tm_id *sid, uint32_t pin, char key[KEY_MAX]);
 void name_heartbeat(const struct repo *repo, const struct tm_id *sid, uint32_t seconds,
 		    char key[KEY_MAX]);
+/* What the names of all records about a segment begin with; 8 hex digits follow. */
+void name_lost(const struct repo *repo, const struct tm_id *sid, uint8_t type, uint32_t index,
+	       char key[KEY_MAX]);
 void name_segment(const struct repo *repo, const struct tm_id *sid, uint8_t type, uint32_t index,
 		  uint32_t generation, uint32_t run, char key[KEY_MAX]);
 void name_point(const struct repo *repo, const struct tm_id *src, uint32_t seq,

@@ -6,13 +6,14 @@
 #define CLUSTERS_A_LOAD 16
 
 void look_init(struct look *l, struct repo *repo, const struct map_root *root,
-	       const struct table_entry *table)
+	       const struct table_entry *table, struct lost *lost)
 {
 	l->repo = repo;
 	l->table = table;
+	l->lost = lost;
 	map_cursor_init(&l->cursor, root);
 	l->run = (struct map_run){0};
-	l->bad = l->rationed = false;
+	l->bad = l->rationed = l->tolerant = false;
 	l->asked = l->loads = 0;
 }
 
@@ -25,26 +26,66 @@ void look_done(struct look *l)
 
 /* ---- which reference ---- */
 
+static bool is_damage(int code)
+{
+	return code == TM_E_CORRUPT || code == TM_E_UNSUPPORTED;
+}
+
+/* The node that the cursor needs. */
+static const struct tm_id *need_session(const struct look *l)
+{
+	return &l->table[ref_session(l->cursor.need.ref)].session;
+}
+
+/* After a node could not be read: 0 when that is borne. */
+static int give_up_node(struct look *l, int code, struct error *err)
+{
+	if (!l->tolerant || !is_damage(code))
+		return code;
+	log_debug("a node of the map is lost: %s", err->text);
+	error_clear(err);
+	return lost_add(l->lost, need_session(l), SEGMENT_MAP, ref_ordinal(l->cursor.need.ref),
+			err);
+}
+
 static void node_there(struct cache_wait *wait, int code)
 {
 	struct look *l = container_of(wait, struct look, wait);
+	struct error err = wait->err;
 
 	l->waiting = false;
-	l->done(l, code, &wait->err);
+	if (code < 0)
+		code = give_up_node(l, code, &err);
+	l->done(l, code, &err);
 }
 
 static int supply(struct look *l, struct error *err)
 {
-	const struct map_need *need = &l->cursor.need;
-	const struct tm_id *sid = &l->table[ref_session(need->ref)].session;
+	const struct tm_id *sid = need_session(l);
+	uint64_t ordinal = ref_ordinal(l->cursor.need.ref);
+	struct error one = {0};
+	const uint8_t *bytes;
 	size_t len;
-	const uint8_t *bytes = cache_node(l->repo->cache, sid, ref_ordinal(need->ref), &len);
+	int r;
 
-	if (bytes)
-		return map_cursor_supply(&l->cursor, bytes, len, err);
+	if (l->tolerant && lost_has(l->lost, sid, SEGMENT_MAP, ordinal)) {
+		map_cursor_supply_lost(&l->cursor);
+		return 0;
+	}
+	bytes = cache_node(l->repo->cache, sid, ordinal, &len);
+	if (bytes) {
+		r = map_cursor_supply(&l->cursor, bytes, len, &one);
+		if (r < 0 && give_up_node(l, r, &one) == 0) {
+			map_cursor_supply_lost(&l->cursor);
+			return 0;
+		}
+		if (r < 0 && err && !err->code)
+			*err = one;
+		return r;
+	}
 	l->waiting = true;
 	l->wait.done = node_there;
-	cache_load_node(l->repo->cache, sid, ref_ordinal(need->ref), &l->wait);
+	cache_load_node(l->repo->cache, sid, ordinal, &l->wait);
 	return LOOK_WAIT;
 }
 
@@ -65,11 +106,6 @@ int look_run(struct look *l, uint64_t block, struct error *err)
 }
 
 /* ---- which content ---- */
-
-static bool is_damage(int code)
-{
-	return code == TM_E_CORRUPT || code == TM_E_UNSUPPORTED;
-}
 
 static void tables_there(struct cache_wait *wait, int code)
 {
@@ -112,6 +148,14 @@ static int find_tables(struct look *l, const struct tm_id *sid, uint32_t index)
 	return LOOK_WAIT;
 }
 
+bool look_lost(const struct look *l, uint64_t ref)
+{
+	if (ref == REF_LOST)
+		return true;
+	return l->lost && lost_has(l->lost, &l->table[ref_session(ref)].session, SEGMENT_DATA,
+				   ref_ordinal(ref));
+}
+
 int look_content(struct look *l, uint64_t ref, const uint8_t **ret, struct error *err)
 {
 	const struct table_entry *e = &l->table[ref_session(ref)];
@@ -121,7 +165,7 @@ int look_content(struct look *l, uint64_t ref, const uint8_t **ret, struct error
 
 	(void)err;
 	*ret = NULL;
-	if (index >= e->ndata)
+	if (index >= e->ndata || look_lost(l, ref))
 		return 0;
 	r = find_tables(l, &e->session, (uint32_t)index);
 	if (r != 0)

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "cache.h"
+#include "lost.h"
 #include "map.h"
 
 #define LOOK_WAIT 1
@@ -14,6 +15,10 @@
 struct look {
 	struct repo *repo;
 	const struct table_entry *table; /* borrowed: the disk's session table */
+	struct lost *lost;               /* borrowed: what is not looked at; or NULL */
+	/* Nodes that cannot be read are added to what is lost, and their runs are REF_LOST;
+	 * otherwise they are failures. */
+	bool tolerant;
 	void (*done)(struct look *l, int code, const struct error *err);
 	struct map_cursor cursor;
 	struct map_run run; /* around the block asked for last */
@@ -28,15 +33,17 @@ struct look {
 	uint64_t asked, loads;
 };
 
-/* The table is borrowed until look_done(). */
+/* Table and lost are borrowed until look_done(). */
 void look_init(struct look *l, struct repo *repo, const struct map_root *root,
-	       const struct table_entry *table);
+	       const struct table_entry *table, struct lost *lost);
 void look_done(struct look *l); /* nothing may be waiting */
 
 /* The run around block, in l->run (count 0: behind the end).  0, LOOK_WAIT or an error. */
 int look_run(struct look *l, uint64_t block, struct error *err) TM_WUR;
 /*
  * The content id of the cluster that ref refers to, valid until the next call; NULL when it is
- * not known: it was removed, its tables are damaged, or loading them is not worth it.
+ * not known: it was removed or is lost, its tables are damaged, or loading them is not worth it.
  */
 int look_content(struct look *l, uint64_t ref, const uint8_t **ret, struct error *err) TM_WUR;
+/* Whether ref, of a run, leads to a cluster that cannot be read any more. */
+bool look_lost(const struct look *l, uint64_t ref);

@@ -61,12 +61,14 @@ int map_writer_set(struct map_writer *w, uint64_t block, uint64_t count, uint64_
 int map_writer_end(struct map_writer *w, uint64_t *ret, struct error *err) TM_WUR;
 int map_writer_supply(struct map_writer *w, const uint8_t *bytes, size_t len,
 		      struct error *err) TM_WUR;
+/* The node is lost.  Every block of it has to be set, then. */
+void map_writer_supply_lost(struct map_writer *w);
 
 /* ---- reading ---- */
 
 struct map_run {
 	uint64_t block, count;
-	uint64_t ref; /* of the first block, ascending by 1; or REF_HOLE */
+	uint64_t ref; /* of the first block, ascending by 1; or REF_HOLE, REF_LOST */
 };
 
 struct map_cursor {
@@ -83,3 +85,5 @@ void map_cursor_seek(struct map_cursor *c, uint64_t block);
 int map_cursor_next(struct map_cursor *c, struct map_run *ret, struct error *err) TM_WUR;
 int map_cursor_supply(struct map_cursor *c, const uint8_t *bytes, size_t len,
 		      struct error *err) TM_WUR;
+/* The node is lost: runs of it have REF_LOST. */
+void map_cursor_supply_lost(struct map_cursor *c);

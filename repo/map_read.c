@@ -15,13 +15,19 @@ void map_cursor_seek(struct map_cursor *c, uint64_t block)
 	c->next = block;
 }
 
+/* No reference: what is below all entries of the node is alike. */
+static bool is_plain(uint64_t ref)
+{
+	return ref == REF_HOLE || ref == REF_LOST;
+}
+
 /* Entries from `first` that continue the one there. */
 static unsigned same_entries(const struct node *n, unsigned first)
 {
 	unsigned len = 1, end = node_entries(n->level);
 	uint64_t e = n->e[first];
 
-	while (first + len < end && n->e[first + len] == (e == REF_HOLE ? REF_HOLE : e + len))
+	while (first + len < end && n->e[first + len] == (is_plain(e) ? e : e + len))
 		len++;
 	return len;
 }
@@ -52,7 +58,7 @@ int map_cursor_next(struct map_cursor *c, struct map_run *ret, struct error *err
 			return MAP_NEED;
 		}
 		ref = at->node.e[first];
-		if (l > 0 && ref != REF_HOLE)
+		if (l > 0 && !is_plain(ref))
 			continue;
 		n = same_entries(&at->node, first);
 		make_run(c, n * unit - c->next % unit, ref, ret);
@@ -70,4 +76,14 @@ int map_cursor_supply(struct map_cursor *c, const uint8_t *bytes, size_t len, st
 
 	at->open = r == 0;
 	return r;
+}
+
+void map_cursor_supply_lost(struct map_cursor *c)
+{
+	struct map_level *at = &c->path[c->need.level];
+
+	node_clear(&at->node, c->need.level, c->need.pos);
+	for (unsigned i = 0; i < node_entries(c->need.level); i++)
+		at->node.e[i] = REF_LOST;
+	at->open = true;
 }

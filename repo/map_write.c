@@ -251,3 +251,11 @@ int map_writer_supply(struct map_writer *w, const uint8_t *bytes, size_t len, st
 	l->dirty = false;
 	return r;
 }
+
+void map_writer_supply_lost(struct map_writer *w)
+{
+	if (!w->root_known)
+		w->old_ref = REF_HOLE;
+	else
+		open_cleared(w, w->need.level, w->need.pos, true);
+}

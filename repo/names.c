@@ -57,6 +57,13 @@ void name_heartbeat(const struct repo *repo, const struct tm_id *sid, uint32_t s
 	name_print(key, "d/%s/k/%s.h%08" PRIx32, id_text(&repo->domain).s, id_text(sid).s, seconds);
 }
 
+void name_lost(const struct repo *repo, const struct tm_id *sid, uint8_t type, uint32_t index,
+	       char key[KEY_MAX])
+{
+	name_print(key, "d/%s/%c/%s.%c%06" PRIx32 "-", id_text(&repo->domain).s, (char)FLAG_LOST,
+		   id_text(sid).s, type == SEGMENT_DATA ? 'd' : 'm', index);
+}
+
 void name_segment(const struct repo *repo, const struct tm_id *sid, uint8_t type, uint32_t index,
 		  uint32_t generation, uint32_t run, char key[KEY_MAX])
 {

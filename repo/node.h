@@ -10,6 +10,8 @@
 #include "format.h"
 
 #define REF_HOLE UINT64_MAX
+/* In memory only: nobody knows what this refers to, for the node is lost. */
+#define REF_LOST (UINT64_MAX - 1)
 
 static inline uint64_t ref_of(uint32_t session, uint64_t ordinal)
 {

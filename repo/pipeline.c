@@ -114,10 +114,16 @@ bool session_supply(struct repo_session *s, int *code, struct error *err)
 {
 	const struct map_need *need = &s->map_writer.need;
 	const struct tm_id *sid = &session_disk(s)->map.table[ref_session(need->ref)].session;
+	const uint8_t *bytes;
 	size_t len;
-	const uint8_t *bytes = cache_node(s->repo->cache, sid, ref_ordinal(need->ref), &len);
 
 	*code = 0;
+	/* What the look has found lost before: every block of it is being named. */
+	if (s->whole && lost_has(&s->lost, sid, SEGMENT_MAP, ref_ordinal(need->ref))) {
+		map_writer_supply_lost(&s->map_writer);
+		return false;
+	}
+	bytes = cache_node(s->repo->cache, sid, ref_ordinal(need->ref), &len);
 	if (bytes) {
 		*code = map_writer_supply(&s->map_writer, bytes, len, err);
 		return false;

@@ -412,6 +412,7 @@ static int close_session(struct prune *p, const struct tm_id *sid, struct error 
 	r = remove_flags(p, FLAG_MARKER, sid, err);
 	r = r ? r : remove_flags(p, FLAG_FENCE, sid, err);
 	r = r ? r : remove_flags(p, FLAG_HOLD, sid, err);
+	r = r ? r : remove_flags(p, FLAG_LOST, sid, err);
 	return r ? r : remove_flags(p, FLAG_TOMBSTONE, sid, err);
 }
 

@@ -386,9 +386,17 @@ int repo_session_disk_begin(struct repo_session *s, const char *name, uint64_t s
 /*
  * After disk_begin: every block of the disk is going to be named, as data or as zeroes
  * (TM_E_RANGE at the end when one was not).  With a parent, this is the comparison by content
- * that replaces a lost bitmap: what is as in the parent costs nothing.
+ * that replaces a lost bitmap: what is as in the parent costs nothing.  It also heals: what the
+ * parent has lost is stored again.
  */
 void repo_session_disk_whole(struct repo_session *s);
+
+/*
+ * How many bytes of a disk are known to be lost (by repo_verify() or repo_repair()).  Where it is
+ * not 0, a session that continues the disk has to be told every block.  Runs the loop.
+ */
+int repo_disk_lost(struct repo *repo, const struct point_disk *disk, uint64_t *ret,
+		   struct error *err) TM_WUR;
 
 /*
  * Content of other points is not stored again, either: of the point `like` when it is not NULL, and
@@ -403,6 +411,7 @@ struct repo_disk_counts {
 	uint64_t same_bytes;   /* named, and as in the parent at that place */
 	uint64_t known_bytes;  /* stored elsewhere already */
 	uint64_t new_bytes;    /* clusters stored, before compression */
+	uint64_t lost_bytes;   /* named, and the parent's at that place cannot be read any more */
 	uint64_t stored_bytes; /* the same in the repository, tables and map included */
 };
 
@@ -510,6 +519,7 @@ struct repo_verify_report {
 	uint64_t points, objects, bytes;
 	struct repo_damage *damaged;
 	size_t ndamaged;
+	char *unrecorded; /* NULL, or why the damage could not be recorded; owned */
 };
 void repo_verify_report_done(struct repo_verify_report *r);
 
@@ -518,6 +528,8 @@ struct repo_verify_options {
 	bool scrub;                      /* also every byte of every object, without a data key */
 	bool read_data;                  /* also decrypt, decompress and hash every cluster */
 	uint64_t budget_ms;              /* stop scrub or read_data after so long; 0: never */
+	/* Say in the repository which slots are lost, so that nothing new refers to them. */
+	bool record;
 	struct pool *pool;
 	int (*tick)(void *data, uint64_t done_bytes, uint64_t total_bytes, struct error *err);
 	void *data;

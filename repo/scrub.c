@@ -23,6 +23,8 @@ static const struct small_kind small_kinds[] = {
 	 offsetof(struct format_key, body_crc)},
 	{MAGIC_SESSION, sizeof(struct format_session), offsetof(struct format_session, body_len),
 	 offsetof(struct format_session, body_crc)},
+	{MAGIC_LOST, sizeof(struct format_lost), offsetof(struct format_lost, body_len),
+	 offsetof(struct format_lost, body_crc)},
 	{MAGIC_POINT, sizeof(struct format_point), offsetof(struct format_point, body_len),
 	 offsetof(struct format_point, body_crc)},
 };
@@ -55,6 +57,8 @@ static const struct small_kind *kind_of(const char *key)
 		magic = MAGIC_SESSION;
 	else if (strncmp(key, "d/", 2) == 0 && has(key, "/p/"))
 		magic = MAGIC_POINT;
+	else if (strncmp(key, "d/", 2) == 0 && has(key, "/x/"))
+		magic = MAGIC_LOST;
 	else if (strncmp(key, "d/", 2) == 0 && has(key, "/c/"))
 		magic = MAGIC_CHECK;
 	for (size_t i = 0; magic && i < ARRAY_SIZE(small_kinds); i++)

@@ -125,6 +125,7 @@ int repo_session_begin(struct repo *repo, const struct repo_session_options *opt
 	s->repo = repo;
 	r = session_init(s, opt, err);
 	r = r ? r : next_seq(s, err);
+	r = r ? r : lost_load(repo, &s->lost, err);
 	r = r ? r : marker_put(s, err);
 	if (r < 0) {
 		error_prefix(err, "beginning a session");
@@ -199,11 +200,11 @@ static void start_disk(struct repo_session *s, uint64_t size, const struct point
 			parent ? parent->map->nsessions : 0, parent ? &root : NULL, output_node, s);
 	s->has_parent = parent != NULL;
 	if (parent)
-		look_init(&s->look, s->repo, &root, session_disk(s)->map.table);
+		look_init(&s->look, s->repo, &root, session_disk(s)->map.table, &s->lost);
 	s->parent_size = parent ? parent->size : 0;
 	s->last_block_seen = false;
 	s->next_decide = s->next_append = 0;
-	s->new_bytes = s->same_bytes = s->known_bytes = 0;
+	s->new_bytes = s->same_bytes = s->known_bytes = s->lost_bytes = 0;
 	s->stored_bytes = s->data.bytes + s->map.bytes;
 	decide_begin_disk(s);
 	s->disk_open = true;
@@ -249,6 +250,7 @@ void repo_session_disk_whole(struct repo_session *s)
 	assert(s->disk_open);
 	s->whole = true;
 	s->look.rationed = false;
+	s->look.tolerant = true;
 	session_disk(s)->map.sketch->n = 0;
 }
 
@@ -337,6 +339,7 @@ int repo_session_disk_end(struct repo_session *s, struct repo_disk_counts *ret, 
 		.same_bytes = s->same_bytes,
 		.known_bytes = s->known_bytes,
 		.new_bytes = s->new_bytes,
+		.lost_bytes = s->lost_bytes,
 		.stored_bytes = s->data.bytes + s->map.bytes - s->stored_bytes,
 	};
 	return 0;
@@ -437,6 +440,7 @@ void repo_session_free(struct repo_session *s)
 	decide_end_disk(s);
 	siblings_free(s);
 	content_done(&s->content);
+	lost_done(&s->lost);
 	free(s->sources);
 	pipeline_free(s);
 	output_free(s);

@@ -195,7 +195,8 @@ struct repo_session {
 	struct siblings siblings;
 	struct content_source *sources;
 	uint32_t nsources;
-	uint64_t new_bytes, stored_bytes, same_bytes, known_bytes;
+	uint64_t new_bytes, stored_bytes, same_bytes, known_bytes, lost_bytes;
+	struct lost lost;   /* what must not be referred to */
 	struct work *works; /* all that are on their way */
 	struct work *idle_works;
 	bool pumping, pump_again;

@@ -279,7 +279,7 @@ static int candidate_begin(struct repo_session *s, struct error *err)
 	root = (struct map_root){
 		.ref = c->map.root, .blocks = c->blocks, .nsessions = c->map.nsessions};
 	b->look.done = sibling_looked;
-	look_init(&b->look, s->repo, &root, c->map.table);
+	look_init(&b->look, s->repo, &root, c->map.table, &s->lost);
 	b->pinned = marker_pinned(s, &c->point);
 	if (b->pinned)
 		return 0;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "verify.h"
 
+#include "lost.h"
 #include "manifest.h"
 
 #include <string.h>
@@ -158,6 +159,7 @@ void repo_verify_report_done(struct repo_verify_report *r)
 	for (size_t i = 0; i < r->ndamaged; i++)
 		damage_done(&r->damaged[i]);
 	free(r->damaged);
+	free(r->unrecorded);
 	*r = (struct repo_verify_report){0};
 }
 
@@ -341,6 +343,51 @@ static int report_damage(struct verifier *v, struct error *err)
 	return r;
 }
 
+/* ---- records ---- */
+
+/* What of the segment is lost and not yet known to be. */
+static bool newly_lost(const struct vseg *s, const struct lost *known, uint64_t *ret)
+{
+	const uint64_t *old = lost_bits(known, &s->sid, s->type, s->index);
+	bool any = false;
+
+	for (uint32_t i = 0; i < s->nwords; i++) {
+		ret[i] = s->all_bad ? UINT64_MAX : s->bad ? s->bad[i] : 0;
+		any |= (ret[i] & ~(old ? old[i] : 0)) != 0;
+	}
+	return any;
+}
+
+static int put_records(struct verifier *v, struct error *err)
+{
+	uint64_t bits[MAP_SLOTS / 64];
+	struct lost known = {0};
+	int r = lost_load(v->repo, &known, err);
+
+	for (size_t i = 0; r == 0 && i < v->cap; i++) {
+		const struct vseg *s = v->seg[i];
+
+		if (s && s->needed && newly_lost(s, &known, bits))
+			r = lost_put(v->repo, &s->sid, s->type, s->index, bits, err);
+	}
+	lost_done(&known);
+	return r;
+}
+
+/* Who may not write verifies all the same. */
+static int record(struct verifier *v, struct error *err)
+{
+	struct error one = {0};
+	int r = v->damage ? put_records(v, &one) : 0;
+
+	if (r < 0) {
+		v->report->unrecorded = strdup(one.text);
+		if (!v->report->unrecorded)
+			return error_nomem(err);
+	}
+	return 0;
+}
+
 static int run_phases(struct verifier *v, struct error *err)
 {
 	int r = 0;
@@ -359,7 +406,8 @@ static int run_phases(struct verifier *v, struct error *err)
 		r = verify_read(v, err);
 	if (r == 0 && v->code == 0 && v->opt->tick)
 		v->code = v->opt->tick(v->opt->data, v->total, v->total, &v->err);
-	return r ? r : report_damage(v, err);
+	r = r ? r : report_damage(v, err);
+	return r == 0 && v->opt->record ? record(v, err) : r;
 }
 
 int repo_verify(struct repo *repo, const struct repo_verify_options *opt,

@@ -91,6 +91,9 @@ int verify_map(struct verifier *v, const struct point *p, const struct point_dis
 int verify_node_bytes(struct verifier *v, const struct point_disk *d, uint64_t ref,
 		      const uint8_t **ret, size_t *ret_len, struct error *err) TM_WUR;
 int verify_tables(struct verifier *v, struct vseg *s, struct error *err) TM_WUR;
+/* An object that is cut has lost the frames that end behind it; one that is too long, none. */
+int verify_size(struct verifier *v, struct vseg *s, const struct seg_tables *t, uint64_t size,
+		struct error *err) TM_WUR;
 int verify_read(struct verifier *v, struct error *err) TM_WUR;
 /* A reference to tables, loading them when needed. */
 int verify_load_tables(struct verifier *v, const struct vseg *s, struct tables **ret,

@@ -52,10 +52,29 @@ int verify_load_tables(struct verifier *v, const struct vseg *s, struct tables *
 	return *ret ? 0 : error_set(err, TM_E_NOMEM, "the table cache is too small");
 }
 
+int verify_size(struct verifier *v, struct vseg *s, const struct seg_tables *t, uint64_t size,
+		struct error *err)
+{
+	char reason[160];
+	int r;
+
+	if (size == t->object_len)
+		return 0;
+	(void)snprintf(reason, sizeof(reason),
+		       "the object is %" PRIu64 " bytes, its tables say %" PRIu64, size,
+		       t->object_len);
+	r = vseg_damaged(v, s, 0, 0, reason, err);
+	for (uint32_t i = 0; r == 0 && i < t->nframes; i++)
+		if (t->frames[i].offset + t->frames[i].stored_len > size)
+			r = vseg_damaged(v, s, t->frames[i].first_slot, t->frames[i].nslots, reason,
+					 err);
+	return r;
+}
+
 /* Slots that points use are there, and the object is as long as its tables say. */
 static int check_segment(struct verifier *v, struct vseg *s, struct tables *t, struct error *err)
 {
-	char *key = strdup(t->key), reason[160];
+	char *key = strdup(t->key);
 	struct error one = {0};
 	uint64_t size;
 	int r;
@@ -77,12 +96,7 @@ static int check_segment(struct verifier *v, struct vseg *s, struct tables *t, s
 		return r;
 	}
 	s->size = size;
-	if (size != t->t->object_len) {
-		(void)snprintf(reason, sizeof(reason),
-			       "the object is %" PRIu64 " bytes, its tables say %" PRIu64, size,
-			       t->t->object_len);
-		return vseg_damaged(v, s, UINT32_MAX, 0, reason, err);
-	}
+	r = verify_size(v, s, t->t, size, err);
 	for (uint32_t slot = 0; r == 0 && slot < s->nwords * 64; slot++) {
 		if (bit_get(s->used, slot) && !seg_find(t->t, slot))
 			r = vseg_damaged(v, s, slot, 1, "a slot that is in use is not there", err);
@@ -166,7 +180,7 @@ static void job_run(struct pool_task *task, unsigned worker)
 		struct error one = {0};
 		int r;
 
-		if (f->stored_len == 0)
+		if (f->stored_len == 0 || bit_get(j->bad, i))
 			continue;
 		if (t->addr.type == SEGMENT_DATA && t->has_key)
 			r = check_data_frame(j, w, f, &one);
@@ -218,13 +232,24 @@ static void job_done(struct pool_task *task)
 	job_end(j, j->code);
 }
 
+/* Frames that end behind the object are lost, the others are looked at. */
+static void note_cut(struct job *j, size_t got)
+{
+	if (got == j->len)
+		return;
+	(void)error_set(&j->err, TM_E_CORRUPT, "the object ends at %" PRIu64, j->offset + got);
+	for (uint32_t i = j->first; i < j->first + j->n; i++) {
+		const struct seg_frame *f = &j->t->t->frames[i];
+
+		if (f->offset + f->stored_len > j->offset + got)
+			bit_set(j->bad, i);
+	}
+}
+
 static void job_got(struct store_req *req, int code)
 {
 	struct job *j = container_of(req, struct job, req);
 
-	if (code == 0 && req->got != j->len)
-		code = error_set(&req->err, TM_E_CORRUPT, "the object ends at %" PRIu64,
-				 j->offset + req->got);
 	if (code == TM_E_NOTFOUND && (j->s->again || j->s->retries < MAX_RETRIES)) {
 		j->s->again = true; /* it may have been compacted */
 		cache_forget_tables(j->d->v->repo->cache, j->t);
@@ -240,6 +265,7 @@ static void job_got(struct store_req *req, int code)
 		job_end(j, code);
 		return;
 	}
+	note_cut(j, req->got);
 	j->task = (struct pool_task){.run = job_run, .done = job_done};
 	pool_submit(j->d->v->opt->pool, &j->task);
 }

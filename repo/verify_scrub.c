@@ -127,22 +127,19 @@ static int scrub_tables(struct scrub_segment *g, const struct seg_address *a, st
 	      : read_range(v, g->o->key, g->buf + sizeof(struct format_segment),
 			   len - sizeof(struct format_segment), sizeof(struct format_segment), err);
 	r = r ? r : seg_tables_scan(a, g->buf, len, &g->t, err);
-	if (r == 0 && g->t->object_len != g->o->size)
-		return error_set(err, TM_E_CORRUPT,
-				 "the object is %" PRIu64 " bytes, its tables say %" PRIu64,
-				 g->o->size, g->t->object_len);
-	return r;
+	return r ? r : verify_size(v, g->s, g->t, g->o->size, err);
 }
 
-/* Frames from `first` that lie in one chunk; *ret is the first of the next. */
-static int scrub_frames(struct scrub_segment *g, uint32_t first, uint32_t *ret, struct error *err)
+/* Frames from `first` that lie in one chunk, up to `last`; *ret is the first of the next. */
+static int scrub_frames(struct scrub_segment *g, uint32_t first, uint32_t last, uint32_t *ret,
+			struct error *err)
 {
 	const struct seg_frame *f = g->t->frames;
 	size_t len = 0;
 	uint32_t end = first;
 	int r;
 
-	while (end < g->t->nframes && (end == first || len + f[end].stored_len <= CHUNK))
+	while (end < last && (end == first || len + f[end].stored_len <= CHUNK))
 		len += f[end++].stored_len;
 	*ret = end;
 	r = reserve(g, len, err);
@@ -160,10 +157,14 @@ static int scrub_frames(struct scrub_segment *g, uint32_t first, uint32_t *ret, 
 
 static int scrub_payload(struct scrub_segment *g, struct error *err)
 {
+	uint32_t last = g->t->nframes; /* of those that are there */
 	int r = 0;
 
-	for (uint32_t i = 0; r == 0 && i < g->t->nframes;)
-		r = scrub_frames(g, i, &i, err);
+	while (last > 0 &&
+	       g->t->frames[last - 1].offset + g->t->frames[last - 1].stored_len > g->o->size)
+		last--;
+	for (uint32_t i = 0; r == 0 && i < last;)
+		r = scrub_frames(g, i, last, &i, err);
 	return r;
 }
 

@@ -65,11 +65,8 @@ static bool covered(const struct repo_verify_report *report, const struct point 
 	return false;
 }
 
-/*
- * Every point either reads back right or is named in the report.  A segment that was cut is blamed
- * on all points that use it, also where what they need of it is still there.
- */
-static void check_points(struct rig *rig, const struct image *images, size_t n, bool cut,
+/* Every point either reads back right or is named in the report. */
+static void check_points(struct rig *rig, const struct image *images, size_t n,
 			 const struct repo_verify_report *report)
 {
 	auto_point_list struct point_list l = {0};
@@ -84,7 +81,7 @@ static void check_points(struct rig *rig, const struct image *images, size_t n, 
 		if (r < 0) {
 			assert_int_equal(r, TM_E_CORRUPT);
 			assert_true(covered(report, l.v[i]));
-		} else if (damaged == 0 && !cut) {
+		} else if (damaged == 0) {
 			assert_false(covered(report, l.v[i]));
 		}
 	}
@@ -118,8 +115,7 @@ static void damage_one(struct rig *rig, const struct image *images, size_t n, co
 		assert_int_equal(verify(rig, &report, true, &err), 0);
 		if (how < 7 || !strstr(key, "/p/"))
 			assert_true(report.ndamaged > 0);
-		check_points(rig, images, how == 7 && strstr(key, "/p/") ? n - 1 : n, how == 6,
-			     &report);
+		check_points(rig, images, how == 7 && strstr(key, "/p/") ? n - 1 : n, &report);
 		repo_verify_report_done(&report);
 	}
 	assert_int_equal(how < 7 ? 0 : store_put_wait(st, key, "x", 1, NULL), 0);

@@ -1,0 +1,225 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Damage and what follows it: verify records what is lost, the next backup stores it again, repair
+ * builds again what can be.  After each, every point reads back right or is named, and the newest
+ * one reads back right.
+ */
+#include "test_repo.h"
+
+#include "repo/cache.h"
+#include "repo/lost.h"
+#include "repo/points.h"
+
+#define BS     4096
+#define POINTS 4
+
+static uint64_t seed;
+
+/* Histories a test goes through: REPAIR_RUNS, for longer ones by hand. */
+static unsigned runs(void)
+{
+	const char *text = getenv("REPAIR_RUNS");
+
+	return text ? (unsigned)strtoul(text, NULL, 10) : 10;
+}
+
+/* ---- objects ---- */
+
+struct keys {
+	char key[96][KEY_MAX];
+	size_t n;
+};
+
+static int add_key(void *data, const char *key, uint64_t size, struct error *err)
+{
+	struct keys *k = data;
+
+	(void)size;
+	(void)err;
+	assert_true(k->n < ARRAY_SIZE(k->key));
+	memcpy(k->key[k->n++], key, strlen(key) + 1);
+	return 0;
+}
+
+static void list_keys(struct rig *rig, const char *prefix, struct keys *ret)
+{
+	ret->n = 0;
+	assert_int_equal(
+		rig->store->below->ops->list(rig->store->below, prefix, add_key, ret, NULL), 0);
+}
+
+/* A flipped bit, a cut, a few bytes more, or gone. */
+static void damage(struct rig *rig, const char *key)
+{
+	struct store *st = rig->store->below;
+	auto_buf struct buf b = {0};
+	unsigned how = (unsigned)test_below(&rig->random, 8);
+	size_t at;
+
+	assert_int_equal(store_read(st, key, 64 << 20, &b, NULL), 0);
+	at = test_below(&rig->random, b.len);
+	assert_int_equal(st->ops->remove(st, key, NULL), 0);
+	if (how < 6)
+		b.data[at] ^= (uint8_t)(1U << test_below(&rig->random, 8));
+	if (how < 7)
+		assert_int_equal(store_put_wait(st, key, b.data, how < 6 ? b.len : at, NULL), 0);
+	cache_drop(rig->repo->cache);
+}
+
+/* ---- a history ---- */
+
+struct history {
+	struct rig rig;
+	struct image now, past[64];
+	size_t n; /* points */
+};
+
+static void keep_past(struct history *h)
+{
+	assert_true(h->n < ARRAY_SIZE(h->past));
+	image_init(&h->past[h->n], h->now.size, BS);
+	memcpy(h->past[h->n].data, h->now.data, h->now.size);
+	h->n++;
+}
+
+/* The next point; what has been lost of the newest one is read from the disk, as the agent does. */
+static void back_up(struct history *h)
+{
+	auto_point_list struct point_list l = {0};
+	struct error err = {0};
+	uint64_t lost = 0;
+	struct tm_id id;
+
+	assert_int_equal(repo_points(h->rig.repo, rig_guest, &l, NULL, &err), 0);
+	if (l.n)
+		assert_int_equal(repo_disk_lost(h->rig.repo, &l.v[l.n - 1]->disks[0], &lost, &err),
+				 0);
+	h->rig.whole = lost > 0;
+	if (rig_backup(&h->rig, &h->now, l.n ? l.v[l.n - 1] : NULL, &id, &err) < 0)
+		fail_msg("%s", err.text);
+	keep_past(h);
+}
+
+static void history_up(struct history *h, uint64_t size)
+{
+	*h = (struct history){.n = 0};
+	rig_up(&h->rig, BS, seed);
+	image_init(&h->now, size, BS);
+	for (unsigned i = 0; i < POINTS; i++) {
+		image_change(&h->now, &h->rig.random, i ? 8 : 50);
+		back_up(h);
+	}
+}
+
+static void history_down(struct history *h)
+{
+	for (size_t i = 0; i < h->n; i++)
+		image_done(&h->past[i]);
+	image_done(&h->now);
+	rig_down(&h->rig);
+}
+
+static void verify(struct history *h, bool record, struct repo_verify_report *ret)
+{
+	const struct repo_verify_options opt = {
+		.pool = h->rig.pool, .read_data = true, .record = record};
+	struct error err = {0};
+
+	if (repo_verify(h->rig.repo, &opt, ret, &err) < 0)
+		fail_msg("%s", err.text);
+}
+
+static bool named(const struct repo_verify_report *report, const struct tm_id *point)
+{
+	for (size_t i = 0; i < report->ndamaged; i++)
+		for (size_t k = 0; k < report->damaged[i].nranges; k++)
+			if (id_equal(&report->damaged[i].ranges[k].point, point))
+				return true;
+	return false;
+}
+
+/* Every point reads back right, or fails as damage and is named; how many failed. */
+static unsigned check_points(struct history *h, const struct repo_verify_report *report)
+{
+	auto_point_list struct point_list l = {0};
+	unsigned failed = 0;
+
+	assert_int_equal(repo_points(h->rig.repo, rig_guest, &l, NULL, NULL), 0);
+	assert_int_equal(l.n, h->n);
+	for (size_t i = 0; i < l.n; i++) {
+		struct error err = {0};
+		int r = rig_read(&h->rig, l.v[i], &h->past[l.v[i]->seq - 1], &err);
+
+		if (r == 0) {
+			assert_false(named(report, &l.v[i]->id));
+			continue;
+		}
+		assert_int_equal(r, TM_E_CORRUPT);
+		assert_true(named(report, &l.v[i]->id));
+		failed++;
+	}
+	return failed;
+}
+
+static void newest_is_right(struct history *h)
+{
+	auto_point_list struct point_list l = {0};
+	struct repo_verify_report report = {0};
+	struct error err = {0};
+
+	verify(h, false, &report);
+	assert_int_equal(repo_points(h->rig.repo, rig_guest, &l, NULL, NULL), 0);
+	assert_false(named(&report, &l.v[l.n - 1]->id));
+	if (rig_read(&h->rig, l.v[l.n - 1], &h->past[h->n - 1], &err) < 0)
+		fail_msg("%s", err.text);
+	check_points(h, &report);
+	repo_verify_report_done(&report);
+}
+
+static void the_next_backup_stores_what_was_lost(void **state)
+{
+	struct keys *keys = calloc(1, sizeof(*keys));
+	unsigned hit = 0;
+
+	(void)state;
+	for (unsigned i = 0; i < runs(); i++) {
+		struct repo_verify_report report = {0};
+		struct history h;
+
+		seed = seed * 6364136223846793005u + 1442695040888963407u;
+		history_up(&h, 3 * 1024 * 1024 + 100);
+		list_keys(&h.rig, "d/", keys);
+		for (;;) {
+			const char *key = keys->key[test_below(&h.rig.random, keys->n)];
+
+			if (!strstr(key, "/s/"))
+				continue;
+			damage(&h.rig, key);
+			break;
+		}
+		verify(&h, true, &report);
+		hit += check_points(&h, &report);
+		repo_verify_report_done(&report);
+		image_change(&h.now, &h.rig.random, 3);
+		back_up(&h);
+		newest_is_right(&h);
+		/* and the one after it is an ordinary increment */
+		image_change(&h.now, &h.rig.random, 3);
+		back_up(&h);
+		assert_false(h.rig.whole);
+		newest_is_right(&h);
+		history_down(&h);
+	}
+	assert_true(hit > 0);
+	free(keys);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(the_next_backup_stores_what_was_lost),
+	};
+
+	seed = test_seed();
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
