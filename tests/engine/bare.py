@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A QEMU with guest.c in it, and the thread that makes it write."""
+
+import os
+import random
+import socket
+import struct
+import threading
+import time
+from pathlib import Path
+
+from harness.base import HarnessError, connect_unix, run
+from harness.vm import Vm
+
+from .model import SECTOR
+
+_HERE = Path(__file__).resolve().parent
+_CFLAGS = ("-m32 -march=i586 -std=gnu17 -Os -Wall -Wextra -Werror -ffreestanding -nostdlib -static "
+           "-fno-pic -no-pie -fno-stack-protector -fcf-protection=none -mgeneral-regs-only "
+           "-Wl,-Ttext=0x100000,--build-id=none,-N,-z,noexecstack,--no-warn-rwx-segments").split()
+WINDOW = 12             # open requests
+SECTORS_MAX = 256       # of one write
+
+
+def build(scratch):
+    """The guest's kernel."""
+    kernel = scratch / "guest.elf"
+    run(["gcc", *_CFLAGS, "-o", kernel, _HERE / "guest.c"])
+    return kernel
+
+
+class BareVm(Vm):
+    """`port` is the socket to guest.c; `slots` are its numbers of the disks."""
+
+    def __init__(self, scratch, disks, kernel, name="vm"):
+        self.port_path = scratch.dir(name) / "port.sock"
+        self.port = None
+        super().__init__(scratch, disks, guest=False, name=name, extra=[
+            "-S", "-kernel", str(kernel), "-serial", "chardev:port",
+            "-chardev", f"socket,id=port,path={self.port_path},server=on,wait=off"])
+
+    def start(self, wait=True, timeout=60.0):
+        self.port_path.unlink(missing_ok=True)
+        super().start(wait, timeout)
+        self.port = connect_unix(self.port_path, 10)
+        self.qmp.execute("cont")
+        self.port.settimeout(timeout)
+        status, op, disks = self.read_answer()
+        if status or op != "h" or disks != len(self.disks):
+            raise HarnessError(f"the guest says {status} {op} {disks}")
+        return self
+
+    def read_answer(self):
+        """(status, op, generation); None once QEMU is gone."""
+        data = b""
+        while len(data) < 8:
+            try:
+                more = self.port.recv(8 - len(data))
+            except ConnectionError:
+                more = b""
+            if not more:
+                return None
+            data += more
+        status, op, _, generation = struct.unpack("<BcHI", data)
+        return status, op.decode(), generation
+
+    def ask(self, op, slot, count, number, lba, generation):
+        self.port.sendall(struct.pack("<cBHIII", op.encode(), slot, count, number, lba, generation))
+
+    def _drop_clients(self):
+        super()._drop_clients()
+        if getattr(self, "port", None):
+            self.port.close()
+            self.port = None
+
+
+def flush(vm, model, contents, timeout=60):
+    """All disks of a guest in which nothing else goes on: what was answered is durable then."""
+    vm.port.settimeout(timeout)
+    for slot, content in enumerate(contents):
+        with model.lock:
+            issued = model.tick()
+        vm.ask("f", slot, 0, 0, 0, 1)
+        if (answer := vm.read_answer()) != (0, "f", 1):
+            raise HarnessError(f"a flush failed: {answer}")
+        model.flushed(content, issued)
+
+
+class Writer:
+    """Writes at random to all disks of a guest until `stop`; one window of open
+    requests over all of them. Survives the guest's death: `dead` says so."""
+
+    def __init__(self, vm, model, contents, seed, pause=0.002):
+        self.vm, self.model, self.contents = vm, model, contents
+        self.rng = random.Random(seed)
+        self.pause = pause
+        self.dead = False
+        self.failure = None
+        self.writes = 0
+        self._open = {}         # generation: what to do with the answer
+        self._flushes = 1 << 31
+        self._stopping = threading.Event()
+        self._room = threading.Semaphore(WINDOW)
+        self._threads = [threading.Thread(target=t, daemon=True) for t in (self._write, self._hear)]
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self, timeout=60):
+        """Waits for what is open; after a death nothing is."""
+        self._stopping.set()
+        self._threads[0].join(timeout)
+        end = time.monotonic() + timeout
+        while self._open and not self.dead and time.monotonic() < end:
+            time.sleep(0.002)
+        if self._open and not self.dead:
+            raise HarnessError(f"{len(self._open)} requests of the guest hang")
+        if not self.dead:
+            # An answer of its own ends the one who listens.
+            self._stop_hearing()
+        self._threads[1].join(timeout)
+        if self.failure:
+            raise HarnessError(self.failure)
+
+    def _stop_hearing(self):
+        try:
+            self.vm.ask("q", 0, 0, 0, 0, 0)
+        except (OSError, AttributeError):
+            self.dead = True
+
+    # --- the two threads ------------------------------------------------------------
+
+    def _hear(self):
+        try:
+            while (answer := self.vm.read_answer()) is not None:
+                status, op, generation = answer
+                if op == "q":
+                    return
+                if status:
+                    self.failure = f"the guest's {op} {generation} failed: {status}"
+                done, *args = self._open.pop(generation)
+                done(*args)
+                self._room.release()
+        except (OSError, AttributeError):
+            pass
+        self.dead = True
+
+    def _write(self):
+        try:
+            while not self._stopping.is_set() and not self.dead:
+                if not self._room.acquire(timeout=0.05):
+                    continue
+                if not self._one():
+                    self._room.release()
+                if self.pause:
+                    time.sleep(self.rng.expovariate(1 / self.pause))
+        except (OSError, AttributeError):
+            self.dead = True
+
+    def _one(self):
+        slot = self.rng.randrange(len(self.contents))
+        content = self.contents[slot]
+        if self.rng.random() < 0.03:
+            return self._flush(slot, content)
+        sectors = content.size // SECTOR
+        count = min(sectors, self.rng.choice((1, 1, 2, 8, 8, 8, 16, 31, 128, SECTORS_MAX)))
+        lba = self.rng.randrange(sectors - count + 1)
+        if self.rng.random() < 0.5:      # a place that is written again and again
+            lba = min(lba % 512, sectors - count)
+        if self.rng.random() < 0.5:
+            lba -= lba % 8
+        if self.rng.random() < 0.05:     # the very end
+            lba = sectors - count
+        op = "w" if self.rng.random() < 0.9 else self.rng.choice("zZ")
+        write = self.model.issue(content, lba, count, op != "w")
+        if not write:
+            return False
+        self.writes += 1
+        self._open[write.generation] = (self.model.answer, content, lba, count, write)
+        self.vm.ask(op, slot, count, content.number, lba, write.generation)
+        return True
+
+    def _flush(self, slot, content):
+        with self.model.lock:
+            issued = self.model.tick()
+        self._flushes += 1
+        self._open[self._flushes] = (self.model.flushed, content, issued)
+        self.vm.ask("f", slot, 0, 0, 0, self._flushes)
+        return True

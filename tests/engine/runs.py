@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Worlds one after the other, each from its seed and number."""
+
+import random
+import time
+import traceback
+
+from harness import Scratch
+
+from . import operations
+from .world import World
+
+CYCLES = 20     # of one world
+WRONG_MAX = 20  # worlds; then something is broken for all of them
+
+
+def run_world(seed, number, cycles, deadline, counts):
+    """True: nothing was wrong."""
+    at = "the start"
+    with Scratch("engine") as scratch:
+        world = None
+        try:
+            world = World(scratch, random.Random(f"{seed}/{number}"))
+            for at in range(cycles):
+                if time.monotonic() > deadline:
+                    break
+                print(f"# world {number} cycle {at}", flush=True)
+                operations.cycle(world, random.Random(f"{seed}/{number}/{at}"))
+                counts["cycles"] += 1
+            at = "the end"
+            operations.final(world)
+        except Exception as error:  # pylint: disable=broad-except
+            traceback.print_exc()
+            print(f"WRONG: --seed {seed} --world {number}, cycle {at}: {error}", flush=True)
+            counts["worlds that went wrong"] += 1
+            return False
+        finally:
+            if world:
+                counts.update(world.counts)
+    return True
+
+
+def run_worlds(seed, cycles, seconds, counts, first=0, last=None):
+    """Until `cycles` are done, or `seconds` have passed. `counts` is a Counter."""
+    deadline, number = time.monotonic() + seconds, first
+    while counts["cycles"] < cycles and time.monotonic() < deadline and number != last:
+        counts["worlds"] += 1
+        run_world(seed, number, min(CYCLES, cycles - counts["cycles"]), deadline, counts)
+        number += 1
+        if counts["worlds that went wrong"] > WRONG_MAX:
+            break

@@ -1,0 +1,99 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""The random engine (tests/engine) in short. By hand: tests/engine/engine --cycles 500"""
+
+import os
+from collections import Counter
+
+from harness import make_rng
+from harness.base import HarnessError
+from harness.cases import case, main
+from engine.model import SECTOR, Model, tag
+from engine.runs import run_worlds
+
+CYCLES, SECONDS = 40, 75
+
+
+@case
+def random_operations_and_deaths(_scratch):
+    seed = make_rng("engine").randrange(1 << 32)
+    counts = Counter()
+    run_worlds(os.environ.get("SEED", seed), CYCLES, SECONDS, counts)
+    print(f"# seed {os.environ.get('SEED', seed)}: " + ", ".join(f"{n} {w}" for w, n in sorted(counts.items())))
+    if counts["worlds that went wrong"]:
+        raise HarnessError("see above")
+    if counts["cycles"] < CYCLES / 4:
+        raise HarnessError(f"only {counts['cycles']} cycles in {SECONDS} s")
+
+
+# --- the model itself -------------------------------------------------------------
+
+
+class Disks:
+    """Two disks of eight sectors, and what is on them."""
+
+    def __init__(self):
+        self.model = Model()
+        self.contents = [self.model.new_disk(8 * SECTOR) for _ in range(2)]
+        self.data = [bytearray(8 * SECTOR) for _ in range(2)]
+
+    def write(self, disk, lba, answered=True):
+        content = self.contents[disk]
+        write = self.model.issue(content, lba, 1, False)
+        if answered:
+            self.model.answer(content, lba, 1, write)
+        self.data[disk][lba * SECTOR:(lba + 1) * SECTOR] = tag(content.number, lba, write.generation)
+        return self.copies()
+
+    def copies(self):
+        return [bytes(d) for d in self.data]
+
+    def instant(self, copies, earliest=0):
+        return self.model.instant(list(zip(self.contents, copies)), earliest, self.model.clock)
+
+
+def refused(what, function, *args):
+    try:
+        function(*args)
+    except HarnessError:
+        return
+    raise HarnessError(f"the model does not see {what}")
+
+
+@case
+def the_model_tells_wrong_copies_from_right_ones(_scratch):
+    disks = Disks()
+    first = disks.write(0, 1)
+    second = disks.write(1, 2)
+    third = disks.write(0, 1)
+    for copies in (first, second, third):
+        disks.instant(copies)
+    refused("two instants", disks.instant, [third[0], first[1]])
+    refused("an old copy", disks.instant, first, disks.model.clock)
+    torn = bytearray(third[0])
+    torn[SECTOR + 40] ^= 1
+    refused("a torn sector", disks.instant, [bytes(torn), third[1]])
+    moved = third[0][SECTOR:] + bytes(SECTOR)
+    refused("sectors in other places", disks.instant, [moved, third[1]])
+    # An open write may be there or not.
+    fourth = disks.write(0, 5, answered=False)
+    disks.instant(third)
+    disks.instant(fourth)
+    refused("a write of later", disks.instant, [fourth[0], second[1][:2 * SECTOR] + bytes(6 * SECTOR)])
+
+
+@case
+def the_model_knows_what_was_flushed(_scratch):
+    disks = Disks()
+    model, content = disks.model, disks.contents[0]
+    before = disks.write(0, 1)[0]
+    model.flushed(content, model.tick())
+    after = disks.write(0, 1)[0]
+    refused("a flushed write that is lost", model.settle, content, bytes(8 * SECTOR), False)
+    refused("a write that was lost in an orderly end", model.settle, content, before, True)
+    model.settle(content, before, False)
+    refused("one that comes back", model.settle, content, after, False)
+
+
+if __name__ == "__main__":
+    main()
