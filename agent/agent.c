@@ -79,11 +79,46 @@ int agent_open_repo(struct agent *a, struct error *err)
 	if (r)
 		return r;
 	r = repo_open_with(st, &cred, &a->repo, err);
+	if (!r && a->opt.domain)
+		r = repo_domain_use(a->repo, a->opt.domain, err);
 	if (r)
 		error_prefix(err, "repository %s", a->opt.repo);
 	else if (repo_key_remark(a->repo) && a->warnings)
 		say_warning(a, "%s", repo_key_remark(a->repo));
 	return r;
+}
+
+static int in_domain(struct agent *a, const struct repo_domain *d, agent_domain_fn *fn, void *data,
+		     size_t left, struct error *err)
+{
+	int r = d->problem ? error_set(err, TM_E_CORRUPT, "%s", d->problem)
+			   : repo_domain_use_id(a->repo, &d->id, err);
+
+	r = r ? r : fn(a, data, left, err);
+	if (r && *d->name)
+		error_prefix(err, "domain %s", d->name);
+	return r;
+}
+
+int agent_each_domain(struct agent *a, agent_domain_fn *fn, void *data, struct error *err)
+{
+	auto_domain_list struct repo_domain_list l = {0};
+	int r, first = 0;
+
+	if (a->opt.domain)
+		return fn(a, data, 1, err);
+	r = repo_domains(a->repo, &l, err);
+	for (size_t i = 0; r != TM_E_CANCELED && i < l.n; i++) {
+		struct error one = {0};
+
+		r = in_domain(a, &l.v[i], fn, data, l.n - i, &one);
+		if (r && first)
+			say_error(a, &one);
+		else if (r && err)
+			*err = one;
+		first = first ? first : r;
+	}
+	return first ? first : r;
 }
 
 int agent_state_dir(struct agent *a, struct error *err)

@@ -51,7 +51,16 @@ void agent_stop(struct agent *a);
 
 /* The store of -r REPO.  create: a missing directory is made. */
 int agent_open_store(struct agent *a, bool create, struct store **ret, struct error *err) TM_WUR;
+/* With the domain of --domain in use. */
 int agent_open_repo(struct agent *a, struct error *err) TM_WUR;
+
+/* left: domains from this one on. */
+typedef int agent_domain_fn(struct agent *a, void *data, size_t left, struct error *err);
+/*
+ * Calls fn in the domain of --domain, else in each that the key opens.  A failure in one does not
+ * keep it from the others, and is the result all the same.
+ */
+int agent_each_domain(struct agent *a, agent_domain_fn *fn, void *data, struct error *err) TM_WUR;
 
 /* Fills a->state_dir: TIDEMARK_STATE_DIR, XDG_STATE_HOME/tidemark, or the default; makes it. */
 int agent_state_dir(struct agent *a, struct error *err) TM_WUR;
@@ -92,4 +101,5 @@ json_t *point_json(const struct point *p, bool all);
 
 typedef int command_fn(struct agent *a, enum exit_status *ret_status, struct error *err);
 command_fn cmd_init, cmd_backup, cmd_list, cmd_show, cmd_restore, cmd_verify, cmd_forget,
-	cmd_protect, cmd_unprotect, cmd_prune, cmd_status, cmd_recover, cmd_stats, cmd_key;
+	cmd_protect, cmd_unprotect, cmd_prune, cmd_status, cmd_recover, cmd_stats, cmd_key,
+	cmd_domain;

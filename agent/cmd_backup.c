@@ -200,7 +200,7 @@ static int freeze(struct backup *b, struct error *err)
 {
 	struct agent *a = b->agent;
 	const struct snapshot_options opt = {
-		.repo = *repo_id(a->repo),
+		.repo = *repo_domain(a->repo),
 		.point = b->point->id,
 		.repo_url = a->repo_url,
 		.disks = b->disks,
@@ -352,9 +352,9 @@ static int backup_opened(struct backup *b, enum exit_status *status, struct erro
 	b->known = (struct known_points){.agent = a, .guest = guest_name(b->guest)};
 	r = check_name(b, err);
 	if (!r && a->opt.dry_run)
-		r = guest_epochs(b->guest, repo_id(a->repo), known_points_ask, &b->known, err);
+		r = guest_epochs(b->guest, repo_domain(a->repo), known_points_ask, &b->known, err);
 	else if (!r)
-		r = guest_settle(b->guest, repo_id(a->repo), known_points_ask, &b->known, err);
+		r = guest_settle(b->guest, repo_domain(a->repo), known_points_ask, &b->known, err);
 	if (!r)
 		r = choose_disks(b, err);
 	if (!r && a->opt.like)

@@ -55,13 +55,26 @@ static void print_prune(const struct agent *a, const struct repo_prune_report *r
 		     (unsigned long long)rep->removed_objects, removed, moved, kept);
 }
 
+static int prune_domain(struct agent *a, void *data, size_t left, struct error *err)
+{
+	struct repo_prune_report rep = {0}, *sum = data;
+	int r = do_prune(a, &rep, err);
+
+	(void)left;
+	sum->removed_objects += rep.removed_objects;
+	sum->removed_bytes += rep.removed_bytes;
+	sum->compacted_bytes += rep.compacted_bytes;
+	sum->kept_bytes += rep.kept_bytes;
+	return r;
+}
+
 int cmd_prune(struct agent *a, enum exit_status *status, struct error *err)
 {
 	struct repo_prune_report rep = {0};
 	int r = agent_open_repo(a, err);
 
 	(void)status;
-	r = r ? r : do_prune(a, &rep, err);
+	r = r ? r : agent_each_domain(a, prune_domain, &rep, err);
 	if (r)
 		return r;
 	if (a->opt.json)

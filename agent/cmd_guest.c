@@ -264,7 +264,7 @@ int cmd_status(struct agent *a, enum exit_status *status, struct error *err)
 	r = guest_open(&t.guest, &opt, &g, err);
 	if (!r && a->repo) {
 		known.guest = guest_name(g);
-		r = guest_epochs(g, repo_id(a->repo), known_points_ask, &known, err);
+		r = guest_epochs(g, repo_domain(a->repo), known_points_ask, &known, err);
 		known_points_done(&known);
 	}
 	if (r)

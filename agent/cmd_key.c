@@ -6,19 +6,33 @@
 #include <stdio.h>
 #include <string.h>
 
-static json_t *key_json(const struct repo_key *k)
+/* What a key opens: a domain's name, or its id when only others' keys tell the name; NULL: all. */
+static const char *domain_of(const struct repo_key *k, const struct repo_domain_list *domains,
+			     struct tm_id_text *id)
 {
+	if (id_is_zero(&k->domain))
+		return NULL;
+	for (size_t i = 0; i < domains->n; i++)
+		if (id_equal(&domains->v[i].id, &k->domain) && !domains->v[i].problem)
+			return domains->v[i].name;
+	*id = id_text(&k->domain);
+	return id->s;
+}
+
+static json_t *key_json(const struct repo_key *k, const struct repo_domain_list *domains)
+{
+	struct tm_id_text id;
 	char created[TIME_TEXT_MAX];
 	json_t *o;
 
 	if (k->problem)
-		return json_pack("{s:s, s:n, s:n, s:n, s:n, s:b, s:i, s:s}", "key",
-				 id_text(&k->id).s, "role", "label", "kdf", "created", "own", 0,
-				 "copies", 0, "problem", k->problem);
+		return json_pack("{s:s, s:n, s:n, s:n, s:n, s:n, s:b, s:i, s:s}", "key",
+				 id_text(&k->id).s, "role", "label", "kdf", "created", "domain",
+				 "own", 0, "copies", 0, "problem", k->problem);
 	time_format_utc(k->created_ms, created);
-	o = json_pack("{s:s, s:s, s:s, s:s, s:b, s:i}", "key", id_text(&k->id).s, "role",
-		      repo_role_name(k->role), "kdf", k->kdf, "created", created, "own",
-		      (int)k->own, "copies", (int)k->copies);
+	o = json_pack("{s:s, s:s, s:s, s:s, s:s?, s:b, s:i}", "key", id_text(&k->id).s, "role",
+		      repo_role_name(k->role), "kdf", k->kdf, "created", created, "domain",
+		      domain_of(k, domains, &id), "own", (int)k->own, "copies", (int)k->copies);
 	/* what somebody else wrote there may be no UTF-8 */
 	if (o && json_object_set_new(o, "label", json_string(k->label)) &&
 	    json_object_set_new(o, "label", json_null())) {
@@ -28,38 +42,43 @@ static json_t *key_json(const struct repo_key *k)
 	return o;
 }
 
-static void print_key(const struct repo_key *k)
+static void print_key(const struct repo_key *k, const struct repo_domain_list *domains)
 {
+	const char *domain;
 	char when[TIME_TEXT_MAX];
+	struct tm_id_text id;
 
 	if (k->problem) {
 		(void)printf("%.12s  cannot be used: %s\n", id_text(&k->id).s, k->problem);
 		return;
 	}
 	time_format_local(k->created_ms, when);
-	(void)printf("%.12s%c %-8s %-9s %s  %s%s\n", id_text(&k->id).s, k->own ? '*' : ' ',
-		     repo_role_name(k->role), k->kdf, when, k->label,
+	domain = domain_of(k, domains, &id);
+	(void)printf("%.12s%c %-8s %-9s %s  %-12s  %s%s\n", id_text(&k->id).s, k->own ? '*' : ' ',
+		     repo_role_name(k->role), k->kdf, when, domain ? domain : "(all)", k->label,
 		     k->copies < 2 ? "  (one copy is damaged or missing: key repair)" : "");
 }
 
 static int key_list(struct agent *a, struct error *err)
 {
+	auto_domain_list struct repo_domain_list domains = {0};
 	auto_key_list struct repo_key_list l = {0};
 	int r = repo_keys(a->repo, &l, err);
 	json_t *out;
 
+	r = r ? r : repo_domains(a->repo, &domains, err);
 	if (r)
 		return r;
 	if (!a->opt.json) {
-		(void)printf("%-12s  %-8s %-9s %-19s  %s\n", "KEY", "ROLE", "KIND", "CREATED",
-			     "LABEL");
+		(void)printf("%-12s  %-8s %-9s %-19s  %-12s  %s\n", "KEY", "ROLE", "KIND",
+			     "CREATED", "DOMAIN", "LABEL");
 		for (size_t i = 0; i < l.n; i++)
-			print_key(&l.v[i]);
+			print_key(&l.v[i], &domains);
 		return 0;
 	}
 	out = json_array();
 	for (size_t i = 0; i < l.n && !r; i++)
-		if (json_array_append_new(out, key_json(&l.v[i])))
+		if (json_array_append_new(out, key_json(&l.v[i], &domains)))
 			r = error_nomem(err);
 	if (!r)
 		return print_json(out, err);
@@ -107,7 +126,11 @@ static int key_add(struct agent *a, struct error *err)
 	r = r ? r : secret_new(a, &secret, err);
 	if (r)
 		return r;
-	r = repo_key_add(a->repo, a->opt.role, a->opt.label, &secret, &id, err);
+	r = repo_key_add(a->repo,
+			 &(struct repo_key_options){.role = a->opt.role,
+						    .label = a->opt.label,
+						    .one_domain = a->opt.domain != NULL},
+			 &secret, &id, err);
 	if (r)
 		secret_forget(a);
 	return r ? r : say_key(a, &id, "added key", err);
@@ -140,7 +163,7 @@ static int key_rotate(struct agent *a, struct error *err)
 {
 	struct repo_secret secret = secret_used(a);
 	struct tm_id id;
-	int r = repo_key_rotate(a->repo, &secret, &id, err);
+	int r = repo_key_rotate(a->repo, a->opt.domain != NULL, &secret, &id, err);
 
 	if (r)
 		return r;
@@ -164,7 +187,7 @@ static int key_repair(struct agent *a, struct error *err)
 static int key_export(struct agent *a, struct error *err)
 {
 	char *text = NULL;
-	int r = repo_key_paper(a->repo, &text, err);
+	int r = repo_key_paper(a->repo, a->opt.domain != NULL, &text, err);
 
 	if (r)
 		return r;
@@ -180,11 +203,13 @@ static int key_export(struct agent *a, struct error *err)
 static const struct {
 	const char *name;
 	size_t args;
+	bool domain; /* --domain says how far it goes */
 	int (*run)(struct agent *a, struct error *err);
 } actions[] = {
-	{"list", 0, key_list},     {"add", 0, key_add},       {"remove", 1, key_remove},
-	{"passwd", 0, key_passwd}, {"rotate", 0, key_rotate}, {"repair", 0, key_repair},
-	{"export", 0, key_export},
+	{"list", 0, false, key_list},     {"add", 0, true, key_add},
+	{"remove", 1, false, key_remove}, {"passwd", 0, false, key_passwd},
+	{"rotate", 0, true, key_rotate},  {"repair", 0, false, key_repair},
+	{"export", 0, true, key_export},
 };
 
 int cmd_key(struct agent *a, enum exit_status *status, struct error *err)
@@ -199,6 +224,8 @@ int cmd_key(struct agent *a, enum exit_status *status, struct error *err)
 		if (a->opt.args.n - 1 != actions[i].args)
 			return error_set(err, TM_E_USAGE, "key %s takes %s", name,
 					 actions[i].args ? "the ID of a key" : "no argument");
+		if (a->opt.domain && !actions[i].domain)
+			return error_set(err, TM_E_USAGE, "key %s has no option --domain", name);
 		r = agent_open_repo(a, err);
 		return r ? r : actions[i].run(a, err);
 	}

@@ -285,34 +285,57 @@ static int find_points(struct agent *a, struct point_list *ret, struct error *er
 	return 0;
 }
 
+struct verify_run {
+	struct repo_verify_options opt;
+	struct repo_verify_report rep;
+	uint64_t until; /* monotonic; 0: no budget */
+};
+
+/* Each domain gets its part of the time that is left. */
+static int verify_domain(struct agent *a, void *data, size_t left, struct error *err)
+{
+	struct verify_run *v = data;
+	struct repo_verify_report rep = {0};
+	uint64_t now = clock_monotonic_ms(&clock_system);
+	int r;
+
+	if (v->until)
+		v->opt.budget_ms = v->until > now + left ? (v->until - now) / left : 1;
+	r = repo_verify(a->repo, &v->opt, &rep, err);
+	return r ? r : repo_verify_report_add(&v->rep, &rep, err);
+}
+
 int cmd_verify(struct agent *a, enum exit_status *status, struct error *err)
 {
-	struct repo_verify_options opt = {
-		.read_data = a->opt.read_data,
-		.scrub = a->opt.scrub || (a->opt.budget_ms && !a->opt.read_data),
-		.budget_ms = a->opt.budget_ms,
-		.record = true,
-		.pool = a->pool,
-		.tick = verify_tick,
-		.data = a,
+	struct verify_run v = {
+		.opt = {.read_data = a->opt.read_data,
+			.scrub = a->opt.scrub || (a->opt.budget_ms && !a->opt.read_data),
+			.record = true,
+			.pool = a->pool,
+			.tick = verify_tick,
+			.data = a},
 	};
 	auto_point_list struct point_list chosen = {0};
-	struct repo_verify_report rep = {0};
-	int r = agent_open_repo(a, err);
+	int r = agent_open_repo(a, err), rp;
 
+	if (a->opt.budget_ms)
+		v.until = clock_monotonic_ms(&clock_system) + a->opt.budget_ms;
 	if (!r && a->opt.args.n) {
 		r = find_points(a, &chosen, err);
-		opt.points = &chosen;
+		v.opt.points = &chosen;
+		r = r ? r : verify_domain(a, &v, 1, err);
+	} else if (!r) {
+		r = agent_each_domain(a, verify_domain, &v, err);
 	}
-	if (!r)
-		r = repo_verify(a->repo, &opt, &rep, err);
 	progress_end(a);
-	if (!r)
-		r = print_report(a, &rep, err);
-	if (rep.unrecorded)
-		say_warning(a, "the next backup does not know of the damage: %s", rep.unrecorded);
-	if (rep.ndamaged)
+	if (!r || v.rep.points) {
+		rp = print_report(a, &v.rep, r ? NULL : err);
+		r = r ? r : rp;
+	}
+	if (v.rep.unrecorded)
+		say_warning(a, "the next backup does not know of the damage: %s", v.rep.unrecorded);
+	if (v.rep.ndamaged)
 		*status = EXIT_DAMAGE;
-	repo_verify_report_done(&rep);
+	repo_verify_report_done(&v.rep);
 	return r;
 }

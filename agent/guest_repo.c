@@ -80,8 +80,22 @@ int snapshot_tick(void *data, const struct snapshot_progress *p, struct error *e
 	return agent_check_interrupt(err);
 }
 
-/* Is the point in the repository that the journal names?  It may be another one than -r's. */
-static int ask_committed(void *data, const char *repo_url, const struct tm_id *repo,
+static int use_domain(struct repo *r, const char *repo_url, const struct tm_id *domain,
+		      struct error *err)
+{
+	struct error one = {0};
+	int code = repo_domain_use_id(r, domain, &one);
+
+	if (code == TM_E_NOTFOUND)
+		return error_set(err, TM_E_STALE, "%s holds another repository now", repo_url);
+	if (code && err && !err->code)
+		*err = one;
+	return code;
+}
+
+/* Is the point in the domain that the journal names?  It may be another one than that in use, of
+ * another repository. */
+static int ask_committed(void *data, const char *repo_url, const struct tm_id *domain,
 			 const struct tm_id *point, bool *ret, struct error *err)
 {
 	struct agent *a = data;
@@ -91,12 +105,12 @@ static int ask_committed(void *data, const char *repo_url, const struct tm_id *r
 	int code = 0;
 
 	other.opt.repo = repo_url;
-	if (!r || !id_equal(repo_id(r), repo)) {
+	other.opt.domain = NULL;
+	if (!r || !id_equal(repo_domain(r), domain)) {
 		code = agent_open_repo(&other, err);
 		r = other.repo;
-		if (!code && !id_equal(repo_id(r), repo))
-			code = error_set(err, TM_E_STALE, "%s holds another repository now",
-					 repo_url);
+		if (!code)
+			code = use_domain(r, repo_url, domain, err);
 	}
 	if (!code) {
 		code = repo_point_get(r, NULL, point, &p, err);

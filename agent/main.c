@@ -64,6 +64,7 @@ static int run(struct agent *a, enum exit_status *status, struct error *err)
 		[CMD_UNPROTECT] = cmd_unprotect, [CMD_PRUNE] = cmd_prune,
 		[CMD_STATUS] = cmd_status,       [CMD_RECOVER] = cmd_recover,
 		[CMD_STATS] = cmd_stats,         [CMD_KEY] = cmd_key,
+		[CMD_DOMAIN] = cmd_domain,
 	};
 	int r = catch_signals(err);
 

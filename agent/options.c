@@ -95,6 +95,13 @@ static int check_forget(const struct options *o, struct error *err)
 	return 0;
 }
 
+static const char *from_env(const char *name)
+{
+	const char *value = getenv(name);
+
+	return value && *value ? value : NULL;
+}
+
 static int check(const struct options *o, struct error *err)
 {
 	const struct command_spec *c = &option_commands[o->command];
@@ -210,10 +217,10 @@ int options_parse(int argc, char **argv, struct options *ret, struct error *err)
 	r = parse_words(argc, argv, ret, err);
 	if (r || ret->help || ret->version)
 		return r;
-	if (!ret->repo) {
-		ret->repo = getenv("TIDEMARK_REPO");
-		if (ret->repo && !*ret->repo)
-			ret->repo = NULL;
-	}
+	if (!ret->repo)
+		ret->repo = from_env("TIDEMARK_REPO");
+	/* what key does to one domain or to all has to be said */
+	if (!ret->domain && OPTION_OF_DOMAIN & 1u << ret->command && ret->command != CMD_KEY)
+		ret->domain = from_env("TIDEMARK_DOMAIN");
 	return check(ret, err);
 }

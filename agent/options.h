@@ -23,6 +23,7 @@ enum command {
 	CMD_RECOVER,
 	CMD_STATS,
 	CMD_KEY,
+	CMD_DOMAIN,
 	CMD_COUNT,
 };
 
@@ -44,7 +45,8 @@ struct options {
 	enum command command;
 	bool help;
 	bool version;
-	const char *repo; /* -r or TIDEMARK_REPO, else NULL */
+	const char *repo;   /* -r or TIDEMARK_REPO, else NULL */
+	const char *domain; /* --domain or TIDEMARK_DOMAIN, else NULL */
 	bool json;
 	bool verbose;
 	bool quiet;

@@ -89,7 +89,7 @@ const struct option_spec option_specs[] = {
 	 "all within 2y5m7d3h (years, months, days, hours) of the newest"},
 	{0, "keep-tag", "TAG", ON(CMD_FORGET), LIST(keep_tags),
 	 "all with this tag (may be repeated)"},
-	{0, "prune", NULL, ON(CMD_FORGET), FLAG(prune), "prune afterwards"},
+	{0, "prune", NULL, ON(CMD_FORGET), FLAG(prune), "prune afterwards, in the same domain"},
 	{0, "max-unused", "PERCENT", ON(CMD_FORGET) | ON(CMD_PRUNE), NUMBER(max_unused, 0, 100),
 	 "rewrite segments with a larger unused share (default 50)"},
 	{0, "stale-hours", "HOURS", ON(CMD_FORGET) | ON(CMD_PRUNE), NUMBER(stale_hours, 0, 100000),
@@ -119,6 +119,8 @@ const struct option_spec option_specs[] = {
 	 "add, passwd: file with the new password"},
 	{0, "new-key-file", "F", ON(CMD_KEY), TEXT(new_key_file),
 	 "add, passwd: make this key file (0600)"},
+	{0, "domain", "NAME", OPTION_OF_DOMAIN, TEXT(domain),
+	 "the domain (default: $TIDEMARK_DOMAIN, but not for key)"},
 	{'r', "repo", "REPO", ON_ALL, TEXT(repo),
 	 "repository: a directory or file:DIR (default: $TIDEMARK_REPO)"},
 	{0, "password-file", "F", ON_ALL, TEXT(password_file),
@@ -227,5 +229,21 @@ const struct command_spec option_commands[CMD_COUNT] = {
 		 "Roles: full; backup (makes backups, cannot read data); janitor (lists, checks,\n"
 		 "prunes).  The password of the repository comes from --password-file, "
 		 "--key-file,\n"
-		 "$TIDEMARK_PASSWORD, the program $TIDEMARK_PASSWORD_COMMAND, or the terminal.\n"},
+		 "$TIDEMARK_PASSWORD, the program $TIDEMARK_PASSWORD_COMMAND, or the terminal.\n"
+		 "\n"
+		 "add --domain NAME makes a key that opens that domain and no other, export the "
+		 "same on\n"
+		 "paper; rotate --domain NAME makes a new data key for that domain only.\n"},
+	[CMD_DOMAIN] =
+		{"domain", "ACTION [NAME]", 1, 2, true, "separate the tenants of a repository",
+		 "ACTION is one of\n"
+		 "  list       show the domains that the key opens\n"
+		 "  add NAME   add an empty domain\n"
+		 "\n"
+		 "Domains share neither keys nor content nor points.  Commands act on that of "
+		 "--domain,\n"
+		 "else on the only one that the key opens, or the one called default; prune and "
+		 "verify\n"
+		 "act on all that the key opens.  A tenant's key comes from 'key add --domain "
+		 "NAME'.\n"},
 };

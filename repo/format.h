@@ -65,6 +65,13 @@ struct format_repo {
 };
 static_assert(sizeof(struct format_repo) == 132, "docs/format.md");
 
+/* What holders of one domain's keys prove by the domain's MAC. */
+#define REPO_PARAMS_AT    72
+#define REPO_PARAMS_BYTES 24
+static_assert(offsetof(struct format_repo, data_slots_log2) == REPO_PARAMS_AT &&
+		      offsetof(struct format_repo, mac) == REPO_PARAMS_AT + REPO_PARAMS_BYTES,
+	      "docs/format.md");
+
 /* Object "keys/<kid>": header, then the body (struct format_key_record, …), then a tag if wrapped.
  */
 #define KDF_NONE     0
@@ -89,7 +96,8 @@ struct format_key {
 	struct le64 created_ms;
 	uint8_t label[64];      /* UTF-8, filled up with zeroes */
 	struct le32 generation; /* of the newest data key; 0 when none is held */
-	uint8_t reserved[36];
+	struct tm_id scope;     /* the only domain it opens; zero: all */
+	uint8_t reserved[20];
 	struct le32 body_crc;
 	struct le32 crc;
 };
@@ -100,7 +108,7 @@ static_assert(sizeof(struct format_key) == 240, "docs/format.md");
 #define KEY_HAS_DATA 4
 
 struct format_key_record {
-	struct tm_id scope; /* zero: all domains */
+	struct tm_id scope; /* as in the header */
 	struct le32 has;
 	struct le32 generation; /* of data */
 	uint8_t meta[KEY_BYTES];
@@ -119,17 +127,20 @@ struct format_paper {
 };
 static_assert(sizeof(struct format_paper) == 24, "docs/format.md");
 
-/* Objects "d/<dom>/dom" and "d/<dom>/dom.<gggg>". */
+#define DOMAIN_NAME_BYTES 64
+
+/* Objects "domains/<dom>.<gggg>". */
 struct format_domain {
 	struct format_head head;
 	struct tm_id domain;
 	uint8_t data_public[KEY_BYTES]; /* X25519 */
 	struct le32 generation;         /* of the data key */
 	uint8_t reserved[20];
-	uint8_t mac[KEY_BYTES];
+	uint8_t name[DOMAIN_NAME_BYTES + TAG_BYTES]; /* sealed; filled up with zeroes */
+	uint8_t mac[KEY_BYTES]; /* of all before it and the parameters in "repo" */
 	struct le32 crc;
 };
-static_assert(sizeof(struct format_domain) == 164, "docs/format.md");
+static_assert(sizeof(struct format_domain) == 244, "docs/format.md");
 
 /* Objects "d/<dom>/k/<sid>" and "d/<dom>/k/<sid>.p<nnnn>": header, then the sealed body. */
 struct format_session {
@@ -314,6 +325,7 @@ static_assert(sizeof(struct format_own_segment) == 16, "docs/format.md");
 #define MAX_KEY_OBJECT    (64u << 10)
 #define MAX_DATA_KEYS     32 /* generations: the first one and 31 rotations */
 #define MAX_KEY_SLOTS     64 /* each may cost a key derivation */
+#define MAX_DOMAINS       1024
 
 /* What scrypt may be asked for: 1 GiB of memory, 64 times the work of a new slot. */
 #define SCRYPT_MAX_LOG2_N 20

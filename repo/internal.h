@@ -12,8 +12,12 @@ struct repo {
 	struct store *st; /* owned */
 	struct loop *loop;
 	struct tm_id id;
-	struct tm_id domain;
+	struct tm_id default_domain;
+	uint8_t params[REPO_PARAMS_BYTES]; /* as in the object "repo" */
 	unsigned block_bits;
+	/* the domain in use */
+	struct tm_id domain;
+	char domain_name[DOMAIN_NAME_BYTES + 1];
 	struct domain_keys keys;
 	struct master_keys master;
 	bool encrypted;
@@ -24,11 +28,6 @@ struct repo {
 	struct cache *cache;
 };
 
-/* ---- init.c ---- */
-
-/* Puts the domain object of the keys' newest generation. */
-int put_domain(const struct repo *repo, struct error *err) TM_WUR;
-
 /* ---- keys: key_open.c, keyring.c ---- */
 
 /* Opens the slot that cred fits: fills in master, role, kid. */
@@ -36,6 +35,9 @@ int keyring_open(struct repo *repo, const struct repo_credentials *cred, struct 
 /* The first slot; secret NULL: stored unwrapped. */
 int keyring_init(struct repo *repo, const char *label, const struct repo_secret *secret,
 		 struct error *err) TM_WUR;
+
+/* TM_E_DENIED: there may be points that this key cannot read. */
+int key_check_reads_all(const struct repo *repo, struct error *err) TM_WUR;
 
 /* ---- paper.c ---- */
 
@@ -93,8 +95,11 @@ enum session_flag {
 	FLAG_LOST = 'x',
 };
 
-/* generation 0: without a number */
-void name_domain(const struct repo *repo, uint32_t generation, char key[KEY_MAX]);
+void name_domain(const struct tm_id *domain, uint32_t generation, char key[KEY_MAX]);
+/* "domains/<dom>.<gggg>" */
+bool name_parse_domain(const char *key, struct tm_id *ret, uint32_t *ret_generation);
+/* "d/<dom>/": all that belongs to the domain in use */
+void name_domain_folder(const struct repo *repo, char key[KEY_MAX]);
 void name_flag(const struct repo *repo, enum session_flag flag, const struct tm_id *sid,
 	       char key[KEY_MAX]);
 void name_flag_prefix(const struct repo *repo, enum session_flag flag, char key[KEY_MAX]);

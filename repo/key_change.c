@@ -27,6 +27,7 @@ static int fill_key(const struct repo *repo, const struct key_slot *s, struct re
 	if (!s->usable)
 		return text_copy(s->err.text, &k->problem, err);
 	k->role = s->slot.role;
+	k->domain = s->slot.scope;
 	k->kdf = slot_kdf_name(s->slot.kdf);
 	k->created_ms = s->slot.created_ms;
 	k->copies = (unsigned)s->whole[0] + (unsigned)s->whole[1];
@@ -66,29 +67,58 @@ int repo_keys(struct repo *repo, struct repo_key_list *ret, struct error *err)
 
 /* ---- changes ---- */
 
-int repo_key_add(struct repo *repo, enum repo_role role, const char *label,
+/* The keys that a key to be made holds. */
+static void take_keys(const struct repo *repo, bool one_domain, struct master_keys *ret)
+{
+	if (one_domain)
+		domain_own(&repo->keys, &repo->domain, ret);
+	else
+		*ret = repo->master;
+}
+
+int repo_key_add(struct repo *repo, const struct repo_key_options *opt,
 		 const struct repo_secret *secret, struct tm_id *ret, struct error *err)
 {
 	auto_keyring struct keyring *g = NULL;
+	auto_master struct master_keys keys;
 	int r = keyring_check_change(repo, err);
 
+	take_keys(repo, opt->one_domain, &keys);
 	r = r ? r : keyring_load(repo, true, &g, err);
 	if (r < 0)
 		return r;
 	if (g->n >= MAX_KEY_SLOTS)
 		return error_set(err, TM_E_RANGE, "there are %zu keys already, at most %d can be",
 				 g->n, MAX_KEY_SLOTS);
-	return keyring_put(repo, role, label, secret, &repo->master, ret, err);
+	return keyring_put(repo, opt->role, opt->label, secret, &keys, ret, err);
 }
 
-/* Full keys of the newest generation but this one. */
+/* Full keys that open as much as ours, of the newest generation, but this one. */
 static bool other_full(const struct keyring *g, const struct key_slot *but)
 {
 	for (size_t i = 0; i < g->n; i++)
 		if (&g->v[i] != but && g->v[i].usable && g->v[i].slot.role == REPO_ROLE_FULL &&
-		    g->v[i].slot.generation >= g->repo->keys.public_generation)
+		    id_equal(&g->v[i].slot.scope, &g->repo->master.scope) &&
+		    g->v[i].slot.generation >= g->repo->master.generation)
 			return true;
 	return false;
+}
+
+/* Keys of all domains open each domain, so the last key of one may go; but its holder knows only
+ * that domain's, and removes no others. */
+static int check_remove(const struct keyring *g, const struct key_slot *s, struct error *err)
+{
+	const struct tm_id *scope = &g->repo->master.scope;
+	bool same = s->usable && id_equal(&s->slot.scope, scope);
+
+	if (!id_is_zero(scope) && !same)
+		return error_set(err, TM_E_DENIED, "%s is not a key of this domain",
+				 id_text(&s->kid).s);
+	if ((!s->usable || (same && s->slot.role == REPO_ROLE_FULL)) && !other_full(g, s))
+		return error_set(err, TM_E_DENIED,
+				 "%s is the last full key: without it nothing could be restored",
+				 id_text(&s->kid).s);
+	return 0;
 }
 
 int repo_key_remove(struct repo *repo, const struct tm_id *id, struct error *err)
@@ -103,11 +133,8 @@ int repo_key_remove(struct repo *repo, const struct tm_id *id, struct error *err
 	s = keyring_find(g, id);
 	if (!s)
 		return error_set(err, TM_E_NOTFOUND, "there is no key %s", id_text(id).s);
-	if ((!s->usable || s->slot.role == REPO_ROLE_FULL) && !other_full(g, s))
-		return error_set(err, TM_E_DENIED,
-				 "%s is the last full key: without it nothing could be restored",
-				 id_text(id).s);
-	return keyring_remove(repo, id, err);
+	r = check_remove(g, s, err);
+	return r ? r : keyring_remove(repo, id, err);
 }
 
 int repo_key_change(struct repo *repo, const struct repo_secret *secret, struct tm_id *ret,
@@ -166,9 +193,11 @@ int repo_keys_repair(struct repo *repo, size_t *ret, struct error *err)
 	return r;
 }
 
-int repo_key_paper(struct repo *repo, char **ret, struct error *err)
+int repo_key_paper(struct repo *repo, bool one_domain, char **ret, struct error *err)
 {
+	auto_master struct master_keys keys;
 	int r = keyring_check_change(repo, err);
 
-	return r ? r : paper_encode(&repo->id, &repo->master, ret, err);
+	take_keys(repo, one_domain, &keys);
+	return r ? r : paper_encode(&repo->id, &keys, ret, err);
 }

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Opening a repository with a secret, and what the key that opened it may do. */
+#include "domain.h"
 #include "keyring.h"
 
 #include <string.h>
@@ -45,7 +46,17 @@ static int nothing_opens(const struct keyring *g, const char *what, struct error
 	return r;
 }
 
-/* Keys of the newest generation first: after a rotation that was interrupted both open. */
+/*
+ * Keys of all domains go before those of one, and the newest generation goes first: after a
+ * rotation that was interrupted both open.
+ */
+static bool goes_before(const struct slot *a, const struct slot *b)
+{
+	if (id_is_zero(&a->scope) != id_is_zero(&b->scope))
+		return id_is_zero(&a->scope);
+	return a->generation > b->generation;
+}
+
 static int open_with(struct keyring *g, const struct repo_secret *secret, struct error *err)
 {
 	bool tried[MAX_KEY_SLOTS] = {false};
@@ -60,7 +71,7 @@ static int open_with(struct keyring *g, const struct repo_secret *secret, struct
 
 		for (size_t i = 0; i < g->n; i++)
 			if (g->v[i].usable && !tried[i] &&
-			    (!best || g->v[i].slot.generation > best->slot.generation))
+			    (!best || goes_before(&g->v[i].slot, &best->slot)))
 				best = &g->v[i];
 		if (!best)
 			return nothing_opens(g, what, err);
@@ -155,8 +166,12 @@ int repo_check_right(const struct repo *repo, enum repo_right right, struct erro
 		[REPO_MAY_READ] = {"read data", false, false},
 		[REPO_MAY_PRUNE] = {"delete points", false, true},
 		[REPO_MAY_CHANGE_KEYS] = {"change keys", false, false},
+		[REPO_MAY_ADD_DOMAINS] = {"add domains", false, false},
 	};
 
+	if (right == REPO_MAY_ADD_DOMAINS && !id_is_zero(&repo->master.scope))
+		return error_set(err, TM_E_DENIED,
+				 "this key cannot add domains: it opens one domain only");
 	if (repo->role == REPO_ROLE_FULL ||
 	    (repo->role == REPO_ROLE_BACKUP ? rights[right].backup : rights[right].janitor))
 		return 0;
@@ -164,14 +179,22 @@ int repo_check_right(const struct repo *repo, enum repo_right right, struct erro
 			 role_name(repo->role));
 }
 
-bool keyring_outdated(const struct repo *repo)
+static bool is_outdated(const struct repo *repo)
 {
 	return repo->role == REPO_ROLE_FULL && repo->keys.generation < repo->keys.public_generation;
 }
 
+static int outdated(struct error *err)
+{
+	return error_set(err, TM_E_DENIED,
+			 "this key is from before the last 'key rotate': it cannot read the points "
+			 "made since; use the present password or key file, or a paper key that "
+			 "was printed after the rotation");
+}
+
 const char *repo_key_remark(const struct repo *repo)
 {
-	if (keyring_outdated(repo))
+	if (is_outdated(repo))
 		return "this key is from before the last 'key rotate': it cannot read the points "
 		       "made since";
 	if (repo->slot_damaged)
@@ -180,13 +203,37 @@ const char *repo_key_remark(const struct repo *repo)
 	return NULL;
 }
 
-int keyring_check_change(const struct repo *repo, struct error *err)
+int key_check_reads_all(const struct repo *repo, struct error *err)
 {
+	return is_outdated(repo) ? outdated(err) : repo_check_right(repo, REPO_MAY_READ, err);
+}
+
+/* Whether any domain has a newer data key than this key holds. */
+static int check_present(struct repo *repo, struct error *err)
+{
+	struct domain_ids *l = calloc(1, sizeof(*l));
+	int r = l ? domains_list(repo, l, err) : error_nomem(err);
+
+	for (size_t i = 0; r == 0 && i < l->n; i++) {
+		auto_domain struct domain d;
+
+		if (l->v[i].generation <= repo->master.generation)
+			continue;
+		r = domain_load(repo, &l->v[i], &d, err); /* not by its name alone */
+		r = r ? r : outdated(err);
+	}
+	free(l);
+	return r;
+}
+
+int keyring_check_change(struct repo *repo, struct error *err)
+{
+	int r;
+
 	if (!repo->encrypted)
 		return error_set(err, TM_E_UNSUPPORTED,
 				 "the repository is not encrypted, so there are no keys to change; "
 				 "'init --encrypt' makes one that is");
-	if (keyring_outdated(repo))
-		return error_set(err, TM_E_DENIED, "%s", repo_key_remark(repo));
-	return repo_check_right(repo, REPO_MAY_CHANGE_KEYS, err);
+	r = repo_check_right(repo, REPO_MAY_CHANGE_KEYS, err);
+	return r ? r : check_present(repo, err);
 }

@@ -1,55 +1,61 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Rotation of the data key (docs/format.md, "Rotation of the data key"). */
+#include "domain.h"
 #include "keyring.h"
 
-/* ---- rotation ---- */
+static bool is_full(const struct key_slot *s)
+{
+	return s->usable && s->slot.role == REPO_ROLE_FULL;
+}
+
+/* A full key of all domains that is older than ours is what an interrupted rotation left. */
+static bool is_left(const struct keyring *g, const struct key_slot *s)
+{
+	return is_full(s) && id_is_zero(&s->slot.scope) &&
+	       s->slot.generation < g->repo->master.generation;
+}
 
 /*
  * The other full keys would not get the new data key, whose holder only their owners' secrets could
- * tell.  Those that are older than ours are what an interrupted rotation left.
+ * tell.
  */
-static int check_alone(const struct keyring *g, struct error *err)
+static int check_alone(const struct keyring *g, bool one_domain, struct error *err)
 {
+	const struct repo *repo = g->repo;
+
 	for (size_t i = 0; i < g->n; i++) {
 		const struct key_slot *s = &g->v[i];
+		const struct tm_id *scope = &s->slot.scope;
 
-		if (s->usable && s->slot.role == REPO_ROLE_FULL &&
-		    !id_equal(&s->kid, &g->repo->kid) &&
-		    s->slot.generation >= g->repo->master.generation)
-			return error_set(err, TM_E_BUSY,
-					 "%s is a full key, too, and could not read new points: "
-					 "remove it first, and add it again afterwards",
-					 id_text(&s->kid).s);
+		if (!is_full(s) || id_equal(&s->kid, &repo->kid) ||
+		    (one_domain && !id_is_zero(scope) && !id_equal(scope, &repo->domain)))
+			continue;
+		return error_set(err, TM_E_BUSY,
+				 "%s is a full key, too, and could not read new points: remove it "
+				 "first, and add it again afterwards",
+				 id_text(&s->kid).s);
 	}
 	return 0;
 }
 
-static int remove_older(const struct keyring *g, const struct repo *repo, struct error *err)
+static int remove_left(const struct keyring *g, struct error *err)
 {
 	int r = 0;
 
-	for (size_t i = 0; r == 0 && i < g->n; i++) {
-		const struct key_slot *s = &g->v[i];
-
-		if (s->usable && s->slot.role == REPO_ROLE_FULL &&
-		    s->slot.generation < repo->master.generation)
-			r = keyring_remove(repo, &s->kid, err);
-	}
+	for (size_t i = 0; r == 0 && i < g->n; i++)
+		if (is_left(g, &g->v[i]))
+			r = keyring_remove(g->repo, &g->v[i].kid, err);
 	return r;
 }
 
 /* A slot of our secret with one more data key. */
-static int put_rotated(struct repo *repo, const struct keyring *g, const struct repo_secret *secret,
+static int put_rotated(struct repo *repo, struct keyring *g, const struct repo_secret *secret,
 		       struct error *err)
 {
 	auto_master struct master_keys next = repo->master;
-	const struct key_slot *s = NULL;
-	int r = check_alone(g, err);
+	const struct key_slot *s = keyring_find(g, &repo->kid);
+	int r = master_rotate(&next, err);
 
-	for (size_t i = 0; i < g->n; i++)
-		if (id_equal(&g->v[i].kid, &repo->kid))
-			s = &g->v[i];
-	r = r ? r : master_rotate(&next, err);
 	r = r ? r
 	      : keyring_put(repo, REPO_ROLE_FULL, s && s->usable ? s->slot.label : NULL, secret,
 			    &next, &repo->kid, err);
@@ -58,22 +64,64 @@ static int put_rotated(struct repo *repo, const struct keyring *g, const struct 
 	return r;
 }
 
-int repo_key_rotate(struct repo *repo, const struct repo_secret *secret, struct tm_id *ret,
-		    struct error *err)
+/* From here on the domain's new sessions are sealed to the new key. */
+static int publish(const struct repo *repo, const struct domain_id *id, struct error *err)
 {
-	auto_keyring struct keyring *g = NULL;
+	auto_domain struct domain d;
+	int r;
+
+	if (id->generation >= repo->master.generation)
+		return 0;
+	r = domain_load(repo, id, &d, err);
+	return r ? r : domain_put(repo, &id->id, d.name, err);
+}
+
+static int publish_all(struct repo *repo, bool one_domain, struct error *err)
+{
+	struct domain_ids *l = calloc(1, sizeof(*l));
+	int r = l ? domains_list(repo, l, err) : error_nomem(err);
+
+	for (size_t i = 0; r == 0 && i < l->n; i++)
+		if (!one_domain || id_equal(&l->v[i].id, &repo->domain))
+			r = publish(repo, &l->v[i], err);
+	free(l);
+	return r;
+}
+
+static int check_rotate(struct repo *repo, struct error *err)
+{
 	int r = keyring_check_change(repo, err);
 
 	if (r == 0 && id_is_zero(&repo->kid))
-		return error_set(err, TM_E_DENIED,
-				 "a paper key cannot be rotated; use a password or a key file");
+		r = error_set(err, TM_E_DENIED,
+			      "a paper key cannot be rotated; use a password or a key file");
+	if (r == 0 && !id_is_zero(&repo->master.scope))
+		r = error_set(err, TM_E_DENIED,
+			      "this key opens one domain: who has a key of all domains can rotate "
+			      "its data key");
+	return r;
+}
+
+int repo_key_rotate(struct repo *repo, bool one_domain, const struct repo_secret *secret,
+		    struct tm_id *ret, struct error *err)
+{
+	auto_keyring struct keyring *g = NULL;
+	bool interrupted = false;
+	int r = check_rotate(repo, err);
+
 	r = r ? r : keyring_load(repo, true, &g, err);
-	/* one that was interrupted has its slot already */
-	if (r == 0 && repo->master.generation == repo->keys.public_generation)
-		r = put_rotated(repo, g, secret, err);
-	r = r ? r : domain_derive(&repo->master, &repo->domain, &repo->keys, err);
-	r = r ? r : put_domain(repo, err);
-	r = r ? r : remove_older(g, repo, err);
+	if (r < 0)
+		return r;
+	for (size_t i = 0; i < g->n; i++)
+		interrupted = interrupted || is_left(g, &g->v[i]);
+	if (!interrupted) {
+		r = check_alone(g, one_domain, err);
+		r = r ? r : put_rotated(repo, g, secret, err);
+	}
+	r = r ? r : publish_all(repo, one_domain, err);
+	r = r ? r : domain_use(repo, &repo->domain, err);
+	/* g was read before the new slot was put: ours of then is older than ours of now */
+	r = r ? r : remove_left(g, err);
 	if (r == 0)
 		*ret = repo->kid;
 	return r;

@@ -43,7 +43,5 @@ int keyring_put_copy(const struct repo *repo, const struct tm_id *kid, unsigned 
 		     const struct buf *b, struct error *err) TM_WUR;
 int keyring_remove(const struct repo *repo, const struct tm_id *kid, struct error *err) TM_WUR;
 
-/* The key is older than the newest data key. */
-bool keyring_outdated(const struct repo *repo);
 /* TM_E_DENIED, TM_E_UNSUPPORTED: not with this key, not in this repository. */
-int keyring_check_change(const struct repo *repo, struct error *err) TM_WUR;
+int keyring_check_change(struct repo *repo, struct error *err) TM_WUR;

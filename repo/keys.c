@@ -65,12 +65,29 @@ static int derive_data(const struct master_keys *master, const struct tm_id *dom
 	return r ? r : data_public(&ret->data, ret->data_public, err);
 }
 
+/* From keys that are this domain's already. */
+static int take_own(const struct master_keys *own, struct domain_keys *ret, struct error *err)
+{
+	ret->meta = own->meta;
+	ret->id = own->id;
+	if (!(own->has & KEY_HAS_DATA))
+		return 0;
+	ret->data = own->data;
+	memcpy(ret->old, own->old, sizeof(ret->old));
+	ret->public_generation = own->generation;
+	return data_public(&ret->data, ret->data_public, err);
+}
+
 int domain_derive(const struct master_keys *master, const struct tm_id *domain,
 		  struct domain_keys *ret, struct error *err)
 {
 	int r = 0;
 
 	*ret = (struct domain_keys){.has = master->has, .generation = master->generation};
+	if (!id_is_zero(&master->scope)) {
+		assert(id_equal(&master->scope, domain));
+		return take_own(master, ret, err);
+	}
 	if (master->has & KEY_HAS_META)
 		r = derive_id(&master->meta, "tidemark domain meta", domain, &ret->meta, err);
 	if (r == 0 && master->has & KEY_HAS_ID)
@@ -78,6 +95,20 @@ int domain_derive(const struct master_keys *master, const struct tm_id *domain,
 	if (r == 0 && master->has & KEY_HAS_DATA)
 		r = derive_data(master, domain, ret, err);
 	return r;
+}
+
+void domain_own(const struct domain_keys *keys, const struct tm_id *domain, struct master_keys *ret)
+{
+	uint32_t g = keys->generation < keys->public_generation ? keys->generation
+								: keys->public_generation;
+
+	*ret = (struct master_keys){.scope = *domain,
+				    .meta = keys->meta,
+				    .id = keys->id,
+				    .data = g < keys->generation ? keys->old[g] : keys->data,
+				    .has = keys->has,
+				    .generation = g};
+	memcpy(ret->old, keys->old, g * sizeof(keys->old[0]));
 }
 
 /* What a wrap is bound to: repository and session. */
@@ -123,6 +154,11 @@ int session_keys_open(const struct domain_keys *domain, const struct tm_id *repo
 	for (uint32_t g = domain->generation; r == TM_E_CORRUPT && g > 0; g--)
 		r = wrap_open(&domain->old[g - 1], info, sizeof(info), wrap, &ret->data,
 			      g == 1 ? err : NULL);
+	/* made after a rotation: for an older key it is as for one without data keys */
+	if (r == TM_E_CORRUPT && domain->generation < domain->public_generation) {
+		error_clear(err);
+		return 0;
+	}
 	if (r == TM_E_NOMEM)
 		r = error_nomem(err);
 	ret->has_data = r == 0;

@@ -17,6 +17,7 @@
  * being the newest and old[g] that of generation g.
  */
 struct master_keys {
+	struct tm_id scope; /* zero: of all domains; else this domain's own keys, derived */
 	struct secret meta, id, data;
 	uint32_t has; /* KEY_HAS_… */
 	uint32_t generation;
@@ -47,11 +48,19 @@ int master_new(struct master_keys *ret, struct error *err) TM_WUR;
 /* Puts a fresh data key in front of the present ones. */
 int master_rotate(struct master_keys *keys, struct error *err) TM_WUR;
 
-/* All but data_public, which is computed when the data key is there. */
+/*
+ * All but data_public, which is computed when the data key is there.  Keys of one domain give that
+ * domain's only.
+ */
 int domain_derive(const struct master_keys *master, const struct tm_id *domain,
 		  struct domain_keys *ret, struct error *err) TM_WUR;
 
-/* Fresh keys for a session that begins, and keys of one that is read, from its wrap. */
+/* The domain's own keys, with data keys up to the one that is in use. */
+void domain_own(const struct domain_keys *keys, const struct tm_id *domain,
+		struct master_keys *ret);
+
+/* Fresh keys for a session that begins, and keys of one that is read, from its wrap: without those
+ * for data when the domain's keys have none, or none that new. */
 int session_keys_new(const struct domain_keys *domain, const struct tm_id *repo,
 		     const struct tm_id *sid, struct session_keys *ret, struct error *err) TM_WUR;
 int session_keys_open(const struct domain_keys *domain, const struct tm_id *repo,

@@ -20,12 +20,14 @@ static void name_print(char key[KEY_MAX], const char *fmt, ...)
 	assert(n > 0 && n < KEY_MAX);
 }
 
-void name_domain(const struct repo *repo, uint32_t generation, char key[KEY_MAX])
+void name_domain(const struct tm_id *domain, uint32_t generation, char key[KEY_MAX])
 {
-	if (generation == 0)
-		name_print(key, "d/%s/dom", id_text(&repo->domain).s);
-	else
-		name_print(key, "d/%s/dom.%04" PRIx32, id_text(&repo->domain).s, generation);
+	name_print(key, "domains/%s.%04" PRIx32, id_text(domain).s, generation);
+}
+
+void name_domain_folder(const struct repo *repo, char key[KEY_MAX])
+{
+	name_print(key, "d/%s/", id_text(&repo->domain).s);
 }
 
 void name_flag(const struct repo *repo, enum session_flag flag, const struct tm_id *sid,
@@ -175,6 +177,14 @@ bool name_parse_segment(const struct repo *repo, const char *key, struct segment
 		return false;
 	ret->index = high << 12 | low;
 	return *p == 0;
+}
+
+bool name_parse_domain(const char *key, struct tm_id *ret, uint32_t *ret_generation)
+{
+	const char *p = key;
+
+	return skip(&p, "domains/") && skip_id(&p, ret) && skip(&p, ".") &&
+	       skip_hex(&p, 4, ret_generation) && *p == 0;
 }
 
 bool name_parse_suffix(const char *text, unsigned digits, uint32_t *ret)

@@ -297,7 +297,8 @@ static int judge(struct find *f, struct error *err)
 		return 0;
 	(void)error_set(err, TM_E_NOTFOUND, "no point '%s'", f->spec);
 	if (f->names.n == 0)
-		error_append(err, "; the repository holds no points yet");
+		error_append(err, "; domain '%s' holds no points yet",
+			     repo_domain_name(f->reader.repo));
 	if (f->damaged)
 		error_append(err, "; %zu points cannot be read, see 'tidemark verify'", f->damaged);
 	return TM_E_NOTFOUND;

@@ -133,6 +133,7 @@ enum repo_right {
 	REPO_MAY_READ,
 	REPO_MAY_PRUNE,
 	REPO_MAY_CHANGE_KEYS,
+	REPO_MAY_ADD_DOMAINS,
 };
 /* TM_E_DENIED with a text that says what the key is and what it cannot do. */
 int repo_check_right(const struct repo *repo, enum repo_right right, struct error *err) TM_WUR;
@@ -146,9 +147,10 @@ struct repo_key {
 	const char *kdf; /* "scrypt", "key-file", "none" */
 	char label[65];
 	uint64_t created_ms;
-	bool own;        /* the repository was opened with it */
-	unsigned copies; /* that are whole, of 2 */
-	char *problem;   /* NULL, or why it cannot be used; then only the id is known */
+	struct tm_id domain; /* the only one it opens; zero: all */
+	bool own;            /* the repository was opened with it */
+	unsigned copies;     /* that are whole, of 2 */
+	char *problem;       /* NULL, or why it cannot be used; then only the id is known */
 };
 
 struct repo_key_list {
@@ -167,21 +169,58 @@ int repo_keys(struct repo *repo, struct repo_key_list *ret, struct error *err) T
  * Changes of keys.  An interrupted one leaves all keys usable that were so before; it is simply run
  * again.  They are made by one person at a time.
  */
-int repo_key_add(struct repo *repo, enum repo_role role, const char *label,
+struct repo_key_options {
+	enum repo_role role;
+	const char *label; /* or NULL */
+	bool one_domain;   /* it opens the domain in use and no other */
+};
+int repo_key_add(struct repo *repo, const struct repo_key_options *opt,
 		 const struct repo_secret *secret, struct tm_id *ret, struct error *err) TM_WUR;
 /* TM_E_DENIED for the last full key. */
 int repo_key_remove(struct repo *repo, const struct tm_id *id, struct error *err) TM_WUR;
 /* Another secret for the key the repository was opened with; it gets a new id. */
 int repo_key_change(struct repo *repo, const struct repo_secret *secret, struct tm_id *ret,
 		    struct error *err) TM_WUR;
-/* New sessions get a new data key.  secret: the one that the repository was opened with. */
-int repo_key_rotate(struct repo *repo, const struct repo_secret *secret, struct tm_id *ret,
-		    struct error *err) TM_WUR;
+/* New sessions, of all domains or of the one in use, get a new data key.  secret: the one that the
+ * repository was opened with. */
+int repo_key_rotate(struct repo *repo, bool one_domain, const struct repo_secret *secret,
+		    struct tm_id *ret, struct error *err) TM_WUR;
 /* Writes damaged and missing copies again; *ret counts them. */
 int repo_keys_repair(struct repo *repo, size_t *ret, struct error *err) TM_WUR;
 /* All secrets as lines for paper, which open the repository even when it has lost its slots.  The
  * caller wipes and frees *ret. */
-int repo_key_paper(struct repo *repo, char **ret, struct error *err) TM_WUR;
+int repo_key_paper(struct repo *repo, bool one_domain, char **ret, struct error *err) TM_WUR;
+
+/* ---- domains: what shares keys, deduplication and deletion ---- */
+
+/*
+ * All calls on points and sessions act on the domain in use: after opening the default one, or the
+ * only one that the key opens.  A change of it must find no session and nothing being read.
+ */
+const struct tm_id *repo_domain(const struct repo *repo);
+const char *repo_domain_name(const struct repo *repo);
+/* TM_E_NOTFOUND: no domain of that name that this key opens. */
+int repo_domain_use(struct repo *repo, const char *name, struct error *err) TM_WUR;
+int repo_domain_use_id(struct repo *repo, const struct tm_id *id, struct error *err) TM_WUR;
+/* An empty domain.  The name is at most 64 bytes, readable with its keys only.  TM_E_EXISTS. */
+int repo_domain_add(struct repo *repo, const char *name, struct tm_id *ret,
+		    struct error *err) TM_WUR;
+
+struct repo_domain {
+	struct tm_id id;
+	char name[65];
+	char *problem; /* NULL, or why it cannot be used; then only the id is known */
+};
+
+struct repo_domain_list {
+	struct repo_domain *v; /* owned */
+	size_t n;
+};
+void repo_domain_list_done(struct repo_domain_list *list);
+#define auto_domain_list __attribute__((cleanup(repo_domain_list_done)))
+
+/* Those that the key opens, by name. */
+int repo_domains(struct repo *repo, struct repo_domain_list *ret, struct error *err) TM_WUR;
 
 const struct tm_id *repo_id(const struct repo *repo);
 uint32_t repo_block_size(const struct repo *repo);
@@ -522,6 +561,9 @@ struct repo_verify_report {
 	char *unrecorded; /* NULL, or why the damage could not be recorded; owned */
 };
 void repo_verify_report_done(struct repo_verify_report *r);
+/* Adds what `from` found, once for each object; from is empty afterwards. */
+int repo_verify_report_add(struct repo_verify_report *to, struct repo_verify_report *from,
+			   struct error *err) TM_WUR;
 
 struct repo_verify_options {
 	const struct point_list *points; /* NULL: all */
@@ -555,7 +597,7 @@ struct repo_stats {
 	struct point_list points;
 	struct repo_point_stats *point; /* in the same order */
 	uint64_t cluster_bytes;         /* different clusters that points refer to */
-	uint64_t objects, object_bytes; /* all that lies in the store */
+	uint64_t objects, object_bytes; /* all that lies in the domain */
 	uint64_t damaged;               /* points, nodes and tables that could not be read */
 };
 void repo_stats_done(struct repo_stats *s);

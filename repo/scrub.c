@@ -49,7 +49,7 @@ static const struct small_kind *kind_of(const char *key)
 		magic = MAGIC_REPO;
 	else if (strncmp(key, "keys/", 5) == 0)
 		magic = MAGIC_KEY;
-	else if (strncmp(key, "d/", 2) == 0 && has(key, "/dom"))
+	else if (strncmp(key, "domains/", 8) == 0)
 		magic = MAGIC_DOMAIN;
 	else if (strncmp(key, "d/", 2) == 0 && is_flag(key))
 		magic = MAGIC_FLAG;

@@ -54,7 +54,7 @@ uint32_t role_keys(enum repo_role role)
 size_t records_encode(const struct master_keys *keys, enum repo_role role, uint8_t *ret)
 {
 	uint32_t has = role_keys(role) & keys->has;
-	struct format_key_record rec = {.has = le32_of(has)};
+	struct format_key_record rec = {.scope = keys->scope, .has = le32_of(has)};
 	size_t n = 0;
 
 	memcpy(rec.meta, keys->meta.b, KEY_BYTES);
@@ -67,7 +67,8 @@ size_t records_encode(const struct master_keys *keys, enum repo_role role, uint8
 	memcpy(ret, &rec, sizeof(rec));
 	n = sizeof(rec);
 	for (uint32_t g = keys->generation; has & KEY_HAS_DATA && g > 0; g--) {
-		rec = (struct format_key_record){.has = le32_of(KEY_HAS_DATA),
+		rec = (struct format_key_record){.scope = keys->scope,
+						 .has = le32_of(KEY_HAS_DATA),
 						 .generation = le32_of(g - 1)};
 		memcpy(rec.data, keys->old[g - 1].b, KEY_BYTES);
 		memcpy(ret + n, &rec, sizeof(rec));
@@ -83,7 +84,7 @@ static int take_first(const struct format_key_record *rec, size_t n, enum repo_r
 {
 	uint32_t has = le32_get(rec->has), generation = le32_get(rec->generation);
 
-	if (!id_is_zero(&rec->scope) || has & ~ALL_KEYS)
+	if (has & ~ALL_KEYS)
 		return error_set(err, TM_E_UNSUPPORTED, "it holds keys of an unknown kind");
 	if (has != role_keys(role))
 		return error_set(err, TM_E_CORRUPT, "it does not hold the keys of its role");
@@ -91,6 +92,7 @@ static int take_first(const struct format_key_record *rec, size_t n, enum repo_r
 	    (generation > 0 && !(has & KEY_HAS_DATA)))
 		return error_set(err, TM_E_CORRUPT, "it holds %zu sets of keys of generation %u", n,
 				 generation);
+	ret->scope = rec->scope;
 	ret->has = has;
 	ret->generation = generation;
 	memcpy(ret->meta.b, rec->meta, KEY_BYTES);
@@ -111,7 +113,7 @@ static int decode_records(const uint8_t *bytes, size_t len, enum repo_role role,
 	r = take_first(rec, n, role, k, err);
 	for (size_t i = 1; r == 0 && i < n; i++) {
 		memcpy(rec, bytes + i * sizeof(*rec), sizeof(*rec));
-		if (!id_is_zero(&rec->scope) || le32_get(rec->has) != KEY_HAS_DATA ||
+		if (!id_equal(&rec->scope, &k->scope) || le32_get(rec->has) != KEY_HAS_DATA ||
 		    le32_get(rec->generation) != n - 1 - i)
 			return error_set(err, TM_E_CORRUPT, "its older data keys are out of order");
 		memcpy(k->old[n - 1 - i].b, rec->data, KEY_BYTES);
@@ -184,6 +186,7 @@ int slot_parse(const struct tm_id *repo, const char *name, const void *bytes, si
 		.kdf = h.kdf,
 		.role = (enum repo_role)h.role,
 		.generation = le32_get(h.generation),
+		.scope = h.scope,
 		.created_ms = le64_get(h.created_ms),
 		.log2_n = h.log2_n,
 		.r = le32_get(h.r),
@@ -274,6 +277,10 @@ int slot_open(const struct slot *slot, const struct repo_secret *secret, const c
 	r = open_body(slot, secret, bytes, len, plain, &n, err);
 	r = r ? r : records_decode(plain, n, slot->role, ret, err);
 	OPENSSL_cleanse(plain, sizeof(plain));
+	if (r == 0 && !id_equal(&ret->scope, &slot->scope)) {
+		master_wipe(ret);
+		r = error_set(err, TM_E_CORRUPT, "it holds keys of another domain than it says");
+	}
 	if (r < 0)
 		error_prefix(err, "%s", name);
 	return r;
@@ -290,6 +297,7 @@ static void encode_head(const struct tm_id *repo, const struct slot *s, size_t b
 		.body_len = le32_of((uint32_t)body_len),
 		.created_ms = le64_of(s->created_ms),
 		.generation = le32_of(s->generation),
+		.scope = s->scope,
 	};
 	format_head_init(&h->head, MAGIC_KEY, sizeof(*h), repo);
 	if (s->kdf == KDF_SCRYPT) {
@@ -316,6 +324,7 @@ int slot_encode(const struct tm_id *repo, struct slot *slot, const struct repo_s
 		    : secret->kind == REPO_SECRET_PASSWORD ? KDF_SCRYPT
 							   : KDF_KEY_FILE;
 	slot->generation = role_keys(slot->role) & KEY_HAS_DATA ? keys->generation : 0;
+	slot->scope = keys->scope;
 	n = records_encode(keys, slot->role, o.body);
 	body_len = secret ? n + TAG_BYTES : n;
 	if (secret)

@@ -13,6 +13,7 @@ struct slot {
 	uint8_t kdf; /* KDF_… */
 	enum repo_role role;
 	uint32_t generation;
+	struct tm_id scope; /* the only domain it opens; zero: all */
 	uint64_t created_ms;
 	char label[65];
 	unsigned log2_n; /* scrypt */
@@ -37,7 +38,7 @@ int slot_parse(const struct tm_id *repo, const char *name, const void *bytes, si
 int slot_open(const struct slot *slot, const struct repo_secret *secret, const char *name,
 	      const void *bytes, size_t len, struct master_keys *ret, struct error *err) TM_WUR;
 
-/* Makes a slot: those of the keys that its role has.  Fills in salt and generation. */
+/* Makes a slot: those of the keys that its role has.  Fills in salt, generation and scope. */
 int slot_encode(const struct tm_id *repo, struct slot *slot, const struct repo_secret *secret,
 		const struct master_keys *keys, struct buf *ret, struct error *err) TM_WUR;
 

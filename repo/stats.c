@@ -446,6 +446,7 @@ int repo_stats(struct repo *repo, struct repo_stats *ret, struct error *err)
 {
 	struct repo_stats s = {0};
 	struct counter c = {.repo = repo, .stats = &s};
+	char folder[KEY_MAX];
 	size_t damaged = 0;
 	int r = repo_points(repo, NULL, &s.points, &damaged, err);
 
@@ -457,7 +458,8 @@ int repo_stats(struct repo *repo, struct repo_stats *ret, struct error *err)
 		r = mark_point(&c, s.points.v[i], &s.point[i], err);
 	for (size_t i = 0; r == 0 && i < s.points.n; i++)
 		r = count_point(&c, s.points.v[i], &s.point[i], err);
-	r = r ? r : repo->st->ops->list(repo->st, "", add_object, &s, err);
+	name_domain_folder(repo, folder);
+	r = r ? r : repo->st->ops->list(repo->st, folder, add_object, &s, err);
 	for (size_t i = 0; i < c.cap; i++)
 		marks_free(c.v[i]);
 	free(c.v);

@@ -208,7 +208,8 @@ int dir_walk(int root, const char *root_path, const char *prefix, store_list_fn 
 /* The folders that an init which did not come to its end may have made. */
 static bool init_made(const char *name)
 {
-	return strcmp(name, "tmp") == 0 || strcmp(name, "d") == 0 || strcmp(name, "keys") == 0;
+	return strcmp(name, "tmp") == 0 || strcmp(name, "domains") == 0 ||
+	       strcmp(name, "keys") == 0;
 }
 
 static int check_new(const char *path, struct error *err)

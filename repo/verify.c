@@ -241,6 +241,35 @@ static int load_points(struct verifier *v, struct error *err)
 	return r;
 }
 
+int repo_verify_report_add(struct repo_verify_report *to, struct repo_verify_report *from,
+			   struct error *err)
+{
+	struct repo_damage *v =
+		reallocarray(to->damaged, to->ndamaged + from->ndamaged + 1, sizeof(*v));
+
+	if (!v) {
+		repo_verify_report_done(from);
+		return error_nomem(err);
+	}
+	to->damaged = v;
+	to->points += from->points;
+	to->objects += from->objects;
+	to->bytes += from->bytes;
+	for (size_t i = 0; i < from->ndamaged; i++) {
+		if (damage_has(to, from->damaged[i].object))
+			damage_done(&from->damaged[i]);
+		else
+			v[to->ndamaged++] = from->damaged[i];
+	}
+	from->ndamaged = 0;
+	if (!to->unrecorded) {
+		to->unrecorded = from->unrecorded;
+		from->unrecorded = NULL;
+	}
+	repo_verify_report_done(from);
+	return 0;
+}
+
 typedef int disk_fn(struct verifier *, const struct point *, const struct point_disk *,
 		    struct error *);
 
@@ -415,7 +444,7 @@ int repo_verify(struct repo *repo, const struct repo_verify_options *opt,
 {
 	struct repo_verify_report report = {0};
 	struct verifier v = {.repo = repo, .opt = opt, .report = &report};
-	int r = opt->read_data ? repo_check_right(repo, REPO_MAY_READ, err) : 0;
+	int r = opt->read_data ? key_check_reads_all(repo, err) : 0;
 
 	r = r ? r : run_phases(&v, err);
 	if (v.code < 0) {

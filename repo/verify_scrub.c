@@ -230,6 +230,19 @@ static int scrub_object(struct verifier *v, const struct object *o, struct error
 							: scrub_other(v, o, err);
 }
 
+/* What belongs to the domain, and to all, in the order of names. */
+static int list_objects(const struct repo *repo, struct objects *l, struct error *err)
+{
+	char folder[KEY_MAX];
+	const char *const prefixes[] = {folder, "domains/", "keys/", "repo"};
+	int r = 0;
+
+	name_domain_folder(repo, folder);
+	for (size_t i = 0; r == 0 && i < ARRAY_SIZE(prefixes); i++)
+		r = repo->st->ops->list(repo->st, prefixes[i], add_object, l, err);
+	return r;
+}
+
 int verify_scrub(struct verifier *v, struct error *err)
 {
 	struct objects l = {.no_records = v->opt->budget_ms != 0};
@@ -237,7 +250,7 @@ int verify_scrub(struct verifier *v, struct error *err)
 	size_t start = 0;
 	int r = ring_open(&ring, v, 's', err);
 
-	r = r ? r : v->repo->st->ops->list(v->repo->st, "", add_object, &l, err);
+	r = r ? r : list_objects(v->repo, &l, err);
 	while (r == 0 && start < l.n && strcmp(l.v[start].key, ring.last) <= 0)
 		start++;
 	v->total = 0;

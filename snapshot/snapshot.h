@@ -84,11 +84,11 @@ struct guest_options {
 
 #define SNAPSHOT_GRANULARITY 65536u /* bytes of a bit */
 
-/* tidemark-1-<repository>-<point>-<parent>-<disk>-<chain>: 32, 32, 32, 4 and 8 hex digits */
+/* tidemark-1-<domain>-<point>-<parent>-<disk>-<chain>: 32, 32, 32, 4 and 8 hex digits */
 #define BITMAP_NAME_MAX (11 + 3 * TM_ID_HEX + 2 + 1 + 4 + 1 + 8 + 1)
 
 struct bitmap_id {
-	struct tm_id repo;
+	struct tm_id repo;  /* the domain of the repository that its points are in */
 	struct tm_id point; /* the bitmap records what changed since this point … */
 	struct tm_id
 		parent; /* whose bitmap was disabled in the very same transaction; zero: none */
@@ -103,7 +103,7 @@ void bitmap_name_format(const struct bitmap_id *id, char text[BITMAP_NAME_MAX]);
 /* A bitmap as QEMU shows it; ours and others'. */
 struct disk_bitmap {
 	char *name;
-	bool ours;           /* the name is one of ours, of whatever repository */
+	bool ours;           /* the name is one of ours, of whatever domain */
 	struct bitmap_id id; /* valid when ours */
 	bool recording;
 	bool inconsistent;

@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Repositories that were written once and are never written again: every later version reads them.
- * tests/golden/v1/<kind>/ holds the objects, MANIFEST beside it what every disk restores to.
+ * tests/golden/v1/<kind>/ holds the objects, <kind>.MANIFEST what every disk restores to.  The
+ *plain one has one domain; the encrypted one has two, keys of all kinds (<kind>.<key> beside it)
+ *and a rotation between its points.
  *
  * On them, damage is complete: every byte is flipped, every object cut at many lengths, made longer
  * and removed.  Each time opening fails, or scrub or the structure check names the object; a point
@@ -9,7 +11,7 @@
  * fails as damage.  GOLDEN_STRIDE=1 takes every byte (default: every 17th, from a place that the
  * seed chooses).
  *
- *	test_golden --make DIR MANIFEST	writes a new one; only for a new format version
+ *	test_golden --make DIR	writes new ones into DIR; only for a new format version
  */
 #include "../unit/test_repo.h"
 
@@ -22,6 +24,8 @@
 
 #define BS         4096
 #define MAX_POINTS 8
+#define PASSWORD   "of gold"
+#define TENANT     "the tenant"
 #define MAX_OBJECT (1u << 20)
 #define SHA_HEX    65
 
@@ -91,9 +95,27 @@ struct frozen {
 	} object[64];
 	size_t points;
 	struct {
-		char point[TM_ID_HEX + 1], sha[SHA_HEX];
+		char point[TM_ID_HEX + 1], sha[SHA_HEX], domain[16];
 	} want[MAX_POINTS];
+	const char *kind;
+	struct buf key;     /* of the encrypted one */
+	const char *domain; /* NULL: the one that opening gives */
 };
+
+static void read_secret(const char *kind, const char *name, struct buf *ret)
+{
+	char path[512];
+
+	(void)snprintf(path, sizeof(path), "%s/%s.%s", TEST_GOLDEN, kind, name);
+	assert_int_equal(io_read_file(path, 1u << 16, ret, NULL), 0);
+}
+
+static int give(void *data, struct repo_secret *ret, struct error *err)
+{
+	(void)err;
+	*ret = *(const struct repo_secret *)data;
+	return 0;
+}
 
 static struct frozen *loading; /* nftw() has no argument for it */
 static size_t loading_root;
@@ -121,17 +143,19 @@ static void load_manifest(struct frozen *f, const char *path)
 	FILE *file = fopen(path, "re");
 
 	assert_non_null(file);
-	while (fscanf(file, "%64s %32s %*s\n", f->want[f->points].sha, f->want[f->points].point) ==
-	       2)
+	while (fscanf(file, "%64s %32s vda %15[^\n]\n", f->want[f->points].sha,
+		      f->want[f->points].point, f->want[f->points].domain) == 3)
 		f->points++;
 	(void)fclose(file);
 	assert_true(f->points > 1);
 }
 
-/* A repository object with empty caches. */
-static int reopen(struct frozen *f, struct error *err)
+/* A repository object with empty caches.  secret NULL: it is plain. */
+static int open_with(struct frozen *f, struct repo_secret *secret, struct error *err)
 {
+	const struct repo_credentials cred = {.get = give, .data = secret, .given = secret};
 	struct failing *top;
+	int r;
 
 	if (f->rig.repo) {
 		f->rig.store->below = NULL;
@@ -142,7 +166,15 @@ static int reopen(struct frozen *f, struct error *err)
 	assert_non_null(top);
 	*top = (struct failing){.st = {.ops = &failing_ops, .loop = f->rig.loop}, .below = f->st};
 	f->rig.store = top;
-	return repo_open(&top->st, &f->rig.repo, err);
+	r = repo_open_with(&top->st, &cred, &f->rig.repo, err);
+	return r == 0 && f->domain ? repo_domain_use(f->rig.repo, f->domain, err) : r;
+}
+
+static int reopen(struct frozen *f, struct error *err)
+{
+	struct repo_secret key = {REPO_SECRET_KEY_FILE, f->key.data, f->key.len};
+
+	return open_with(f, f->key.len ? &key : NULL, err);
 }
 
 static void up(struct frozen *f, const char *kind)
@@ -150,7 +182,7 @@ static void up(struct frozen *f, const char *kind)
 	struct error err = {0};
 	char path[512];
 
-	*f = (struct frozen){.rig = {.random = seed | 1}};
+	*f = (struct frozen){.rig = {.random = seed | 1}, .kind = kind};
 	assert_int_equal(loop_new(64, &f->rig.loop, NULL), 0);
 	assert_int_equal(pool_new(f->rig.loop, 1, &f->rig.pool, NULL), 0);
 	assert_int_equal(store_memory_new(f->rig.loop, &f->st, NULL), 0);
@@ -160,6 +192,8 @@ static void up(struct frozen *f, const char *kind)
 	assert_int_equal(nftw(path, load_file, 8, FTW_PHYS), 0);
 	(void)snprintf(path, sizeof(path), "%s/%s.MANIFEST", TEST_GOLDEN, kind);
 	load_manifest(f, path);
+	if (strcmp(kind, "v1/encrypted") == 0)
+		read_secret(kind, "key", &f->key);
 	if (reopen(f, &err) < 0)
 		fail_msg("%s", err.text);
 }
@@ -169,6 +203,17 @@ static void down(struct frozen *f)
 	rig_down(&f->rig);
 	for (size_t i = 0; i < f->n; i++)
 		buf_done(&f->object[i].bytes);
+	buf_done(&f->key);
+}
+
+/* Of the domain in use. */
+static size_t points_wanted(const struct frozen *f)
+{
+	size_t n = 0;
+
+	for (size_t i = 0; i < f->points; i++)
+		n += strcmp(f->want[i].domain, repo_domain_name(f->rig.repo)) == 0;
+	return n;
 }
 
 static const char *wanted(const struct frozen *f, const struct tm_id *point)
@@ -179,23 +224,64 @@ static const char *wanted(const struct frozen *f, const struct tm_id *point)
 	return NULL;
 }
 
-static void every_version_reads_it(void **state)
+/* All points of the domain in use. */
+static void check_all(struct frozen *f)
 {
 	auto_point_list struct point_list l = {0};
 	struct error err = {0};
+
+	assert_int_equal(repo_points(f->rig.repo, NULL, &l, NULL, &err), 0);
+	assert_int_equal(l.n, points_wanted(f));
+	assert_true(l.n > 1);
+	for (size_t i = 0; i < l.n; i++) {
+		char sha[SHA_HEX];
+
+		if (restore(&f->rig, l.v[i], &l.v[i]->disks[0], sha, &err) < 0)
+			fail_msg("%s", err.text);
+		assert_non_null(wanted(f, &l.v[i]->id));
+		assert_string_equal(sha, wanted(f, &l.v[i]->id));
+	}
+}
+
+static void every_version_reads_it(void **state)
+{
 	struct frozen f;
 
 	(void)state;
 	up(&f, "v1/plain");
-	assert_int_equal(repo_points(f.rig.repo, NULL, &l, NULL, &err), 0);
-	assert_int_equal(l.n, f.points);
-	for (size_t i = 0; i < l.n; i++) {
-		char sha[SHA_HEX];
+	check_all(&f);
+	down(&f);
+}
 
-		if (restore(&f.rig, l.v[i], &l.v[i]->disks[0], sha, &err) < 0)
-			fail_msg("%s", err.text);
-		assert_non_null(wanted(&f, &l.v[i]->id));
-		assert_string_equal(sha, wanted(&f, &l.v[i]->id));
+static void every_version_opens_it_with_every_key(void **state)
+{
+	static const char *const files[] = {"key", "paper", "tenant", "tenant-paper"};
+	struct repo_secret password = {REPO_SECRET_PASSWORD, PASSWORD, sizeof(PASSWORD) - 1};
+	struct error err = {0};
+	struct frozen f;
+
+	(void)state;
+	up(&f, "v1/encrypted");
+	assert_int_equal(open_with(&f, &password, &err), 0);
+	check_all(&f);
+	for (size_t i = 0; i < ARRAY_SIZE(files); i++) {
+		bool tenant = strncmp(files[i], "tenant", 6) == 0;
+		auto_buf struct buf b = {0};
+		struct repo_secret s = {.kind = REPO_SECRET_KEY_FILE};
+
+		read_secret(f.kind, files[i], &b);
+		s.bytes = b.data;
+		s.len = b.len;
+		f.domain = NULL;
+		if (open_with(&f, &s, &err) < 0)
+			fail_msg("%s: %s", files[i], err.text);
+		assert_string_equal(repo_domain_name(f.rig.repo), tenant ? TENANT : "default");
+		check_all(&f);
+		f.domain = tenant ? "default" : TENANT;
+		assert_int_equal(open_with(&f, &s, &err), tenant ? TM_E_NOTFOUND : 0);
+		error_clear(&err);
+		if (!tenant)
+			check_all(&f);
 	}
 	down(&f);
 }
@@ -231,7 +317,7 @@ static void check_points(struct frozen *f, const struct repo_verify_report *repo
 	size_t damaged = 0;
 
 	assert_int_equal(repo_points(f->rig.repo, NULL, &l, &damaged, NULL), 0);
-	assert_int_equal(l.n + damaged + lost, f->points);
+	assert_int_equal(l.n + damaged + lost, points_wanted(f));
 	for (size_t i = 0; i < l.n; i++) {
 		struct error err = {0};
 		char sha[SHA_HEX];
@@ -248,7 +334,7 @@ static void check_points(struct frozen *f, const struct repo_verify_report *repo
 static void try_damage(struct frozen *f, size_t i, const uint8_t *bytes, size_t len)
 {
 	const struct repo_verify_options opt = {.pool = f->rig.pool, .scrub = true};
-	const char *key = f->object[i].key;
+	const char *key = f->object[i].key, *kind;
 	struct repo_verify_report report = {0};
 	struct error err = {0};
 	bool gone = len == SIZE_MAX;
@@ -259,10 +345,11 @@ static void try_damage(struct frozen *f, size_t i, const uint8_t *bytes, size_t 
 		assert_int_equal(store_put_wait(f->st, key, bytes, len, NULL), 0);
 	r = reopen(f, &err);
 	if (r < 0) { /* the store went with it: all is loaded again */
-		assert_true(strcmp(key, "repo") == 0 || strstr(key, "/dom"));
+		assert_true(strcmp(key, "repo") == 0 || strncmp(key, "domains/", 8) == 0);
 		assert_true(err.text[0] && ((gone && r == TM_E_NOTFOUND) || says_damage(r, &err)));
+		kind = f->kind;
 		down(f);
-		up(f, "v1/plain");
+		up(f, kind);
 		return;
 	}
 	assert_int_equal(repo_verify(f->rig.repo, &opt, &report, &err), 0);
@@ -302,72 +389,186 @@ static unsigned damage_object(struct frozen *f, size_t i, size_t stride)
 	return n + (unsigned)ARRAY_SIZE(lengths) + 2;
 }
 
-static void all_damage_is_found_and_costs_only_what_it_hits(void **state)
+/* Whose points an object's damage can hit. */
+static const char *domain_of(struct frozen *f, const char *key)
+{
+	char folder[2 + TM_ID_HEX + 2];
+
+	f->domain = NULL;
+	assert_int_equal(reopen(f, NULL), 0);
+	(void)snprintf(folder, sizeof(folder), "d/%s/", id_text(repo_domain(f->rig.repo)).s);
+	return strncmp(key, "d/", 2) == 0 && strncmp(key, folder, strlen(folder)) != 0 ? TENANT
+										       : NULL;
+}
+
+static void damage_all(const char *kind, size_t stride)
 {
 	const char *text = getenv("GOLDEN_STRIDE");
-	size_t stride = text ? strtoul(text, NULL, 10) : 17;
 	unsigned n = 0;
 	struct frozen f;
 
-	(void)state;
-	up(&f, "v1/plain");
-	for (size_t i = 0; i < f.n; i++)
+	if (text)
+		stride = strtoul(text, NULL, 10);
+	up(&f, kind);
+	for (size_t i = 0; i < f.n; i++) {
+		f.domain = domain_of(&f, f.object[i].key);
 		n += damage_object(&f, i, stride ? stride : 1);
-	printf("%zu objects, %u damages, all found\n", f.n, n);
+	}
+	printf("%s: %zu objects, %u damages, all found\n", kind, f.n, n);
 	down(&f);
+}
+
+static void all_damage_is_found_and_costs_only_what_it_hits(void **state)
+{
+	(void)state;
+	damage_all("v1/plain", 17);
+}
+
+static void and_so_it_is_in_an_encrypted_one(void **state)
+{
+	(void)state;
+	damage_all("v1/encrypted", 47);
 }
 
 /* ---- making ---- */
 
-static int make(const char *dir, const char *manifest)
+/* Points number first to end - 1 of the image. */
+static void add_points(struct rig *rig, struct image *im, int first, int end, FILE *out)
 {
-	const struct repo_init_options opt = {.block_size = BS};
-	FILE *out = fopen(manifest, "we");
-	struct rig rig = {.random = 4711, .now = 1700000000000};
-	struct store *st;
-	struct image im;
-
-	assert_non_null(out);
-	assert_int_equal(loop_new(64, &rig.loop, NULL), 0);
-	assert_int_equal(pool_new(rig.loop, 1, &rig.pool, NULL), 0);
-	assert_int_equal(store_dir_open(rig.loop, dir, true, &st, NULL), 0);
-	assert_int_equal(repo_init(st, &opt, &rig.repo, NULL), 0);
-	image_init(&im, 700 * 1024 + 100, BS);
-	for (int i = 0; i < 3; i++) {
+	for (int i = first; i < end; i++) {
 		auto_point_list struct point_list l = {0};
 		struct tm_id id;
 		char sha[SHA_HEX];
 
-		assert_int_equal(repo_points(rig.repo, NULL, &l, NULL, NULL), 0);
-		for (uint64_t b = 0; b < im.blocks; b += i ? 40 - 10 * (uint64_t)i : 1) {
-			size_t len = b + 1 < im.blocks ? BS : (size_t)(im.size % BS);
+		assert_int_equal(repo_points(rig->repo, NULL, &l, NULL, NULL), 0);
+		for (uint64_t b = 0; b < im->blocks; b += i ? im->blocks / 8 + 1 : 1) {
+			size_t len = b + 1 < im->blocks ? BS : (size_t)(im->size % BS);
 
-			if (test_below(&rig.random, 5) == 0)
+			if (b && test_below(&rig->random, 5) == 0)
 				continue;
 			for (size_t k = 0; k < len; k++)
-				im.data[b * BS + k] = (uint8_t)(k % 97 == 0 && b % 9 == 0
-									? test_random(&rig.random)
-									: b + (unsigned)i);
-			im.dirty[b] = true;
+				im->data[b * BS + k] = (uint8_t)(k % 97 == 0 && b % 9 == 0
+									 ? test_random(&rig->random)
+									 : b + (unsigned)i);
+			im->dirty[b] = true;
 		}
-		assert_int_equal(rig_backup(&rig, &im, l.n ? l.v[l.n - 1] : NULL, &id, NULL), 0);
-		sha256_text(im.data, im.size, sha);
-		(void)fprintf(out, "%s %s vda\n", sha, id_text(&id).s);
+		assert_int_equal(rig_backup(rig, im, l.n ? l.v[l.n - 1] : NULL, &id, NULL), 0);
+		sha256_text(im->data, im->size, sha);
+		(void)fprintf(out, "%s %s vda %s\n", sha, id_text(&id).s,
+			      repo_domain_name(rig->repo));
 	}
+}
+
+static void init(struct rig *rig, const char *dir, const struct repo_init_options *opt)
+{
+	struct store *st;
+
+	*rig = (struct rig){.random = 4711, .now = 1700000000000};
+	assert_int_equal(loop_new(64, &rig->loop, NULL), 0);
+	assert_int_equal(pool_new(rig->loop, 1, &rig->pool, NULL), 0);
+	assert_int_equal(store_dir_open(rig->loop, dir, true, &st, NULL), 0);
+	assert_int_equal(repo_init(st, opt, &rig->repo, NULL), 0);
+}
+
+static FILE *beside(const char *dir, const char *name)
+{
+	auto_free char *path = NULL;
+	FILE *f;
+
+	assert_int_equal(text_format(&path, NULL, "%s/%s", dir, name), 0);
+	f = fopen(path, "we");
+	assert_non_null(f);
+	return f;
+}
+
+static void write_text(const char *dir, const char *name, const char *text)
+{
+	FILE *f = beside(dir, name);
+
+	assert_true(fputs(text, f) >= 0);
+	assert_int_equal(fclose(f), 0);
+}
+
+static void make_plain(const char *dir)
+{
+	const struct repo_init_options opt = {.block_size = BS};
+	auto_free char *path = NULL;
+	FILE *out = beside(dir, "plain.MANIFEST");
+	struct image im;
+	struct rig rig;
+
+	assert_int_equal(text_format(&path, NULL, "%s/plain", dir), 0);
+	init(&rig, path, &opt);
+	image_init(&im, 700 * 1024 + 100, BS);
+	add_points(&rig, &im, 0, 3, out);
 	image_done(&im);
 	rig_down(&rig);
-	return fclose(out);
+	assert_int_equal(fclose(out), 0);
+}
+
+static void add_paper(struct rig *rig, bool one_domain, const char *dir, const char *name)
+{
+	char *text = NULL;
+
+	assert_int_equal(repo_key_paper(rig->repo, one_domain, &text, NULL), 0);
+	write_text(dir, name, text);
+	free(text);
+}
+
+static void make_encrypted(const char *dir)
+{
+	char text[REPO_KEY_FILE_TEXT], tenant_text[REPO_KEY_FILE_TEXT];
+	struct repo_secret key = {REPO_SECRET_KEY_FILE, text, REPO_KEY_FILE_TEXT - 1},
+			   tenant = {REPO_SECRET_KEY_FILE, tenant_text, REPO_KEY_FILE_TEXT - 1},
+			   password = {REPO_SECRET_PASSWORD, PASSWORD, sizeof(PASSWORD) - 1};
+	const struct repo_init_options opt = {
+		.block_size = BS, .secret = &key, .label = "gold", .scrypt_log2_n = 10};
+	const struct repo_key_options full = {.role = REPO_ROLE_FULL, .label = "a password"},
+				      own = {.role = REPO_ROLE_FULL, .one_domain = true};
+	auto_free char *path = NULL;
+	FILE *out = beside(dir, "encrypted.MANIFEST");
+	struct image im;
+	struct rig rig;
+	struct tm_id id;
+
+	assert_int_equal(text_format(&path, NULL, "%s/encrypted", dir), 0);
+	assert_int_equal(repo_key_file_new(text, NULL), 0);
+	assert_int_equal(repo_key_file_new(tenant_text, NULL), 0);
+	init(&rig, path, &opt);
+	image_init(&im, 90 * 1024 + 100, BS);
+	add_points(&rig, &im, 0, 1, out);
+	assert_int_equal(repo_domain_add(rig.repo, TENANT, &id, NULL), 0);
+	assert_int_equal(repo_key_rotate(rig.repo, false, &key, &id, NULL), 0);
+	assert_int_equal(repo_key_add(rig.repo, &full, &password, &id, NULL), 0);
+	add_paper(&rig, false, dir, "encrypted.paper");
+	add_points(&rig, &im, 1, 2, out);
+	image_done(&im);
+	assert_int_equal(repo_domain_use(rig.repo, TENANT, NULL), 0);
+	assert_int_equal(repo_key_add(rig.repo, &own, &tenant, &id, NULL), 0);
+	add_paper(&rig, true, dir, "encrypted.tenant-paper");
+	image_init(&im, 60 * 1024 + 100, BS);
+	add_points(&rig, &im, 0, 2, out);
+	image_done(&im);
+	write_text(dir, "encrypted.key", text);
+	write_text(dir, "encrypted.tenant", tenant_text);
+	rig_down(&rig);
+	assert_int_equal(fclose(out), 0);
 }
 
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(every_version_reads_it),
+		cmocka_unit_test(every_version_opens_it_with_every_key),
 		cmocka_unit_test(all_damage_is_found_and_costs_only_what_it_hits),
+		cmocka_unit_test(and_so_it_is_in_an_encrypted_one),
 	};
 
-	if (argc == 4 && strcmp(argv[1], "--make") == 0)
-		return make(argv[2], argv[3]);
+	if (argc == 3 && strcmp(argv[1], "--make") == 0) {
+		make_plain(argv[2]);
+		make_encrypted(argv[2]);
+		return 0;
+	}
 	seed = test_seed();
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

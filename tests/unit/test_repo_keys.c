@@ -1,174 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Passwords, key files, roles, rotation; damaged slots; changes that are interrupted. */
-#include "test_repo.h"
+#include "test_secret.h"
 
-#include "repo/internal.h"
-
-#define BS     4096
-#define LOG2_N 4 /* of scrypt: quick */
+#define BS SECRET_BS
 
 static uint64_t seed;
-
-struct secret_box {
-	struct repo_secret s;
-	unsigned asked;
-};
-
-static int give(void *data, struct repo_secret *ret, struct error *err)
-{
-	struct secret_box *box = data;
-
-	(void)err;
-	box->asked++;
-	*ret = box->s;
-	return 0;
-}
-
-static struct repo_secret password(const char *text)
-{
-	return (struct repo_secret){REPO_SECRET_PASSWORD, text, strlen(text)};
-}
-
-static struct repo_secret key_file(const char *text)
-{
-	return (struct repo_secret){REPO_SECRET_KEY_FILE, text, strlen(text)};
-}
-
-/* A rig whose repository is encrypted under "first". */
-static void rig_up_encrypted(struct rig *rig)
-{
-	struct repo_secret first = password("first");
-	const struct repo_init_options opt = {
-		.block_size = BS, .secret = &first, .label = "mine", .scrypt_log2_n = LOG2_N};
-	struct error err = {0};
-
-	*rig = (struct rig){.random = seed | 1, .now = 1700000000000};
-	assert_int_equal(loop_new(64, &rig->loop, NULL), 0);
-	assert_int_equal(pool_new(rig->loop, 2, &rig->pool, NULL), 0);
-	rig->store = rig_store(rig);
-	if (repo_init(&rig->store->st, &opt, &rig->repo, &err) < 0)
-		fail_msg("%s", err.text);
-}
-
-/* Opens the repository anew; after a failure there is none left. */
-static int reopen(struct rig *rig, const struct repo_secret *secret, struct error *err)
-{
-	struct secret_box box = {.s = secret ? *secret : (struct repo_secret){0}};
-	const struct repo_credentials cred = {.get = give, .data = &box, .given = secret != NULL};
-	struct store *below = rig->store->below;
-	struct failing *fresh = calloc(1, sizeof(*fresh));
-	int r;
-
-	error_clear(err);
-	rig->store->below = NULL;
-	repo_free(rig->repo);
-	rig->repo = NULL;
-	*fresh = (struct failing){.st = {.ops = &failing_ops, .loop = rig->loop}, .below = below};
-	rig->store = fresh;
-	r = repo_open_with(&fresh->st, secret ? &cred : NULL, &rig->repo, err);
-	if (r == 0)
-		rig->repo->log2_n = LOG2_N;
-	return r;
-}
-
-/* All objects, so that they can be changed and opened as another repository. */
-struct copy {
-	char key[300][KEY_MAX];
-	struct buf bytes[300];
-	size_t n;
-};
-
-struct copy_run {
-	struct copy *c;
-	struct store *st;
-};
-
-static int copy_name(void *data, const char *key, uint64_t size, struct error *err)
-{
-	struct copy_run *run = data;
-
-	(void)size;
-	(void)err;
-	assert_true(run->c->n < ARRAY_SIZE(run->c->key));
-	(void)snprintf(run->c->key[run->c->n++], KEY_MAX, "%s", key);
-	return 0;
-}
-
-static struct copy *copy_store(struct store *st)
-{
-	struct copy *c = calloc(1, sizeof(*c));
-	struct copy_run run = {c, st};
-
-	assert_non_null(c);
-	assert_int_equal(st->ops->list(st, "", copy_name, &run, NULL), 0);
-	for (size_t i = 0; i < c->n; i++)
-		assert_int_equal(store_read(st, c->key[i], 64 << 20, &c->bytes[i], NULL), 0);
-	return c;
-}
-
-static void copy_free(struct copy *c)
-{
-	for (size_t i = 0; i < c->n; i++)
-		buf_done(&c->bytes[i]);
-	free(c);
-}
-
-static struct failing *copy_to_store(struct rig *rig, const struct copy *c)
-{
-	struct failing *f = rig_store(rig);
-
-	for (size_t i = 0; i < c->n; i++)
-		assert_int_equal(store_put_wait(f->below, c->key[i], c->bytes[i].data,
-						c->bytes[i].len, NULL),
-				 0);
-	return f;
-}
-
-/* Can a repository of these objects be opened so?  *ret_repo may be NULL. */
-static int open_copy(struct rig *rig, const struct copy *c, const struct repo_secret *secret,
-		     struct repo **ret_repo, struct error *err)
-{
-	struct secret_box box = {.s = secret ? *secret : (struct repo_secret){0}};
-	const struct repo_credentials cred = {.get = give, .data = &box, .given = secret != NULL};
-	struct failing *f = copy_to_store(rig, c);
-	struct repo *repo = NULL;
-	int r;
-
-	error_clear(err);
-	r = repo_open_with(&f->st, secret ? &cred : NULL, &repo, err);
-	if (ret_repo && r == 0)
-		*ret_repo = repo;
-	else
-		repo_free(repo);
-	return r;
-}
-
-static int open_now(struct rig *rig, const struct repo_secret *secret, struct error *err)
-{
-	struct copy *c = copy_store(rig->store->below);
-	int r = open_copy(rig, c, secret, NULL, err);
-
-	copy_free(c);
-	return r;
-}
-
-static void assert_opens(struct rig *rig, const char *text)
-{
-	struct repo_secret s = password(text);
-	struct error err = {0};
-
-	if (open_now(rig, &s, &err) < 0)
-		fail_msg("%s: %s", text, err.text);
-}
-
-static void assert_denied(struct rig *rig, const struct repo_secret *secret, const char *word)
-{
-	struct error err = {0};
-
-	assert_int_equal(open_now(rig, secret, &err), TM_E_DENIED);
-	if (!strstr(err.text, word))
-		fail_msg("'%s' is not in: %s", word, err.text);
-}
 
 /* ---- tests ---- */
 
@@ -180,7 +16,7 @@ static void only_the_password_opens(void **state)
 	struct rig rig;
 
 	(void)state;
-	rig_up_encrypted(&rig);
+	rig_up_encrypted(&rig, seed);
 	assert_true(repo_encrypted(rig.repo));
 	assert_opens(&rig, "first");
 	assert_denied(&rig, &wrong, "wrong password");
@@ -208,7 +44,7 @@ static void a_plain_repository_takes_no_password(void **state)
 	assert_false(repo_encrypted(rig.repo));
 	assert_int_equal(open_now(&rig, NULL, &err), 0);
 	assert_denied(&rig, &any, "not encrypted");
-	assert_int_equal(repo_key_add(rig.repo, REPO_ROLE_FULL, NULL, &any, &id, &err),
+	assert_int_equal(key_add(rig.repo, REPO_ROLE_FULL, NULL, &any, &id, &err),
 			 TM_E_UNSUPPORTED);
 	rig_down(&rig);
 }
@@ -223,7 +59,7 @@ static void keys_are_listed_added_and_removed(void **state)
 	struct rig rig;
 
 	(void)state;
-	rig_up_encrypted(&rig);
+	rig_up_encrypted(&rig, seed);
 	assert_int_equal(repo_key_file_new(text, &err), 0);
 	file = key_file(text);
 	assert_int_equal(repo_keys(rig.repo, &l, &err), 0);
@@ -235,10 +71,10 @@ static void keys_are_listed_added_and_removed(void **state)
 	repo_key_list_done(&l);
 	assert_int_equal(repo_key_remove(rig.repo, &first, &err), TM_E_DENIED);
 	error_clear(&err);
-	assert_int_equal(repo_key_add(rig.repo, REPO_ROLE_BACKUP, "agent", &file, &a, &err), 0);
+	assert_int_equal(key_add(rig.repo, REPO_ROLE_BACKUP, "agent", &file, &a, &err), 0);
 	assert_int_equal(repo_key_remove(rig.repo, &first, &err), TM_E_DENIED);
 	error_clear(&err);
-	assert_int_equal(repo_key_add(rig.repo, REPO_ROLE_FULL, NULL, &second, &b, &err), 0);
+	assert_int_equal(key_add(rig.repo, REPO_ROLE_FULL, NULL, &second, &b, &err), 0);
 	assert_opens(&rig, "second");
 	assert_int_equal(open_now(&rig, &file, &err), 0);
 	assert_int_equal(repo_key_remove(rig.repo, &first, &err), 0);
@@ -262,7 +98,7 @@ static void a_password_is_changed(void **state)
 	struct rig rig;
 
 	(void)state;
-	rig_up_encrypted(&rig);
+	rig_up_encrypted(&rig, seed);
 	assert_int_equal(repo_key_change(rig.repo, &second, &id, &err), 0);
 	assert_opens(&rig, "second");
 	assert_denied(&rig, &old, "wrong password");
@@ -282,12 +118,12 @@ static void roles_do_what_they_may(void **state)
 	struct rig rig;
 
 	(void)state;
-	rig_up_encrypted(&rig);
+	rig_up_encrypted(&rig, seed);
 	data.pool = rig.pool;
 	image_init(&im, 2 * 1024 * 1024 + 5, BS);
 	image_change(&im, &rig.random, 20);
-	assert_int_equal(repo_key_add(rig.repo, REPO_ROLE_BACKUP, NULL, &agent, &id, &err), 0);
-	assert_int_equal(repo_key_add(rig.repo, REPO_ROLE_JANITOR, NULL, &janitor, &id, &err), 0);
+	assert_int_equal(key_add(rig.repo, REPO_ROLE_BACKUP, NULL, &agent, &id, &err), 0);
+	assert_int_equal(key_add(rig.repo, REPO_ROLE_JANITOR, NULL, &janitor, &id, &err), 0);
 	assert_int_equal(rig_backup(&rig, &im, NULL, &id, &err), 0);
 	{
 		auto_point_list struct point_list l = {0};
@@ -303,7 +139,7 @@ static void roles_do_what_they_may(void **state)
 		error_clear(&err);
 		assert_int_equal(repo_verify(rig.repo, &data, &report, &err), TM_E_DENIED);
 		error_clear(&err);
-		assert_int_equal(repo_key_add(rig.repo, REPO_ROLE_FULL, NULL, &other, &id, &err),
+		assert_int_equal(key_add(rig.repo, REPO_ROLE_FULL, NULL, &other, &id, &err),
 				 TM_E_DENIED);
 	}
 	{
@@ -344,14 +180,14 @@ static void after_a_rotation_old_keys_read_old_points_only(void **state)
 	struct rig rig;
 
 	(void)state;
-	rig_up_encrypted(&rig);
+	rig_up_encrypted(&rig, seed);
 	image_init(&old, 1024 * 1024, BS);
 	image_change(&old, &rig.random, 20);
-	assert_int_equal(repo_key_add(rig.repo, REPO_ROLE_BACKUP, NULL, &agent, &id, &err), 0);
-	assert_int_equal(repo_key_paper(rig.repo, &text, &err), 0);
+	assert_int_equal(key_add(rig.repo, REPO_ROLE_BACKUP, NULL, &agent, &id, &err), 0);
+	assert_int_equal(repo_key_paper(rig.repo, false, &text, &err), 0);
 	assert_int_equal(rig_backup(&rig, &old, NULL, &id, &err), 0);
 	for (int i = 0; i < 2; i++)
-		if (repo_key_rotate(rig.repo, &first, &kid, &err) < 0)
+		if (repo_key_rotate(rig.repo, false, &first, &kid, &err) < 0)
 			fail_msg("%s", err.text);
 	assert_int_equal(reopen(&rig, &agent, &err), 0);
 	image_init(&im, 1024 * 1024, BS);
@@ -381,13 +217,13 @@ static void a_rotation_wants_to_be_the_only_full_key(void **state)
 	struct rig rig;
 
 	(void)state;
-	rig_up_encrypted(&rig);
-	assert_int_equal(repo_key_add(rig.repo, REPO_ROLE_FULL, NULL, &second, &id, &err), 0);
-	assert_int_equal(repo_key_rotate(rig.repo, &first, &kid, &err), TM_E_BUSY);
+	rig_up_encrypted(&rig, seed);
+	assert_int_equal(key_add(rig.repo, REPO_ROLE_FULL, NULL, &second, &id, &err), 0);
+	assert_int_equal(repo_key_rotate(rig.repo, false, &first, &kid, &err), TM_E_BUSY);
 	error_clear(&err);
 	assert_int_equal(repo_key_remove(rig.repo, &id, &err), 0);
-	assert_int_equal(repo_key_rotate(rig.repo, &first, &kid, &err), 0);
-	assert_int_equal(repo_key_add(rig.repo, REPO_ROLE_FULL, NULL, &second, &id, &err), 0);
+	assert_int_equal(repo_key_rotate(rig.repo, false, &first, &kid, &err), 0);
+	assert_int_equal(key_add(rig.repo, REPO_ROLE_FULL, NULL, &second, &id, &err), 0);
 	assert_opens(&rig, "second");
 	rig_down(&rig);
 }
@@ -401,8 +237,8 @@ static void paper_opens_without_any_slot(void **state)
 	struct rig rig, foreign;
 
 	(void)state;
-	rig_up_encrypted(&rig);
-	assert_int_equal(repo_key_paper(rig.repo, &text, &err), 0);
+	rig_up_encrypted(&rig, seed);
+	assert_int_equal(repo_key_paper(rig.repo, false, &text, &err), 0);
 	{
 		struct copy *c = copy_store(rig.store->below);
 
@@ -416,9 +252,9 @@ static void paper_opens_without_any_slot(void **state)
 	assert_true(open_now(&rig, &second, &err) < 0);
 	paper = key_file(text);
 	assert_int_equal(reopen(&rig, &paper, &err), 0);
-	assert_int_equal(repo_key_add(rig.repo, REPO_ROLE_FULL, NULL, &second, &id, &err), 0);
+	assert_int_equal(key_add(rig.repo, REPO_ROLE_FULL, NULL, &second, &id, &err), 0);
 	assert_opens(&rig, "second");
-	rig_up_encrypted(&foreign);
+	rig_up_encrypted(&foreign, seed);
 	assert_denied(&foreign, &paper, "paper key is that of repository");
 	rig_down(&foreign);
 	/* each character counts, and the line is named */
@@ -455,7 +291,7 @@ static void every_change_of_one_copy_is_survived(void **state)
 	struct copy *c;
 
 	(void)state;
-	rig_up_encrypted(&rig);
+	rig_up_encrypted(&rig, seed);
 	c = copy_store(rig.store->below);
 	for (size_t i = 0; i < c->n; i++)
 		if (strncmp(c->key[i], "keys/", 5) == 0)
@@ -495,7 +331,7 @@ static void a_damaged_copy_is_reported_and_written_again(void **state)
 	struct copy *c;
 
 	(void)state;
-	rig_up_encrypted(&rig);
+	rig_up_encrypted(&rig, seed);
 	c = copy_store(rig.store->below);
 	for (size_t i = 0; i < c->n; i++)
 		if (strncmp(c->key[i], "keys/", 5) == 0 && c->key[i][strlen(c->key[i]) - 1] == 'a')
@@ -599,7 +435,7 @@ static void slots_of_another_kind_are_refused_at_once(void **state)
 	struct rig rig;
 
 	(void)state;
-	rig_up_encrypted(&rig);
+	rig_up_encrypted(&rig, seed);
 	for (size_t i = 0; i < ARRAY_SIZE(forged); i++) {
 		struct error err = {0};
 
@@ -622,13 +458,13 @@ static int do_change(struct repo *repo, enum change change, const struct tm_id *
 
 	switch (change) {
 	case ADD:
-		return repo_key_add(repo, REPO_ROLE_FULL, NULL, &third, &id, err);
+		return key_add(repo, REPO_ROLE_FULL, NULL, &third, &id, err);
 	case REMOVE:
 		return repo_key_remove(repo, victim, err);
 	case CHANGE:
 		return repo_key_change(repo, &third, &id, err);
 	case ROTATE:
-		return repo_key_rotate(repo, &first, &id, err);
+		return repo_key_rotate(repo, false, &first, &id, err);
 	case REPAIR:
 	case CHANGES:
 		break;
@@ -663,13 +499,11 @@ static void interrupt(enum change change, bool for_good)
 		struct rig rig;
 		int r;
 
-		rig_up_encrypted(&rig);
+		rig_up_encrypted(&rig, seed);
 		if (change != ROTATE)
-			assert_int_equal(repo_key_add(rig.repo, REPO_ROLE_FULL, NULL, &second,
-						      &victim, &err),
-					 0);
-		assert_int_equal(repo_key_add(rig.repo, REPO_ROLE_BACKUP, NULL, &agent, &id, &err),
-				 0);
+			assert_int_equal(
+				key_add(rig.repo, REPO_ROLE_FULL, NULL, &second, &victim, &err), 0);
+		assert_int_equal(key_add(rig.repo, REPO_ROLE_BACKUP, NULL, &agent, &id, &err), 0);
 		error_clear(&err);
 		rig.store->calls = 0;
 		rig.store->fail_at = n;
@@ -715,7 +549,7 @@ static void no_stored_byte_tells_of_the_guest(void **state)
 	struct copy *c;
 
 	(void)state;
-	rig_up_encrypted(&rig);
+	rig_up_encrypted(&rig, seed);
 	image_init(&im, 64 * BS, BS);
 	for (size_t at = 0; at + sizeof(pattern) < im.size; at += 1000)
 		memcpy(im.data + at, pattern, sizeof(pattern));

@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The domains of a repository (docs/format.md, "Repository, key slot, domain"). */
+#pragma once
+
+#include "internal.h"
+
+#define DEFAULT_DOMAIN_NAME "default"
+
+/* By id, with the generation of the newest data key. */
+struct domain_id {
+	struct tm_id id;
+	uint32_t generation;
+};
+
+struct domain_ids {
+	struct domain_id v[MAX_DOMAINS];
+	size_t n;
+};
+
+struct domain {
+	struct tm_id id;
+	char name[DOMAIN_NAME_BYTES + 1];
+	struct domain_keys keys;
+};
+void domain_done(struct domain *d);
+#define auto_domain __attribute__((cleanup(domain_done)))
+
+/* Those that the key opens, by their names in the store alone. */
+int domains_list(struct repo *repo, struct domain_ids *ret, struct error *err) TM_WUR;
+/* Reads and proves one. */
+int domain_load(const struct repo *repo, const struct domain_id *id, struct domain *ret,
+		struct error *err) TM_WUR;
+/* Looks for the newest generation, reads it and makes the domain the one in use.  TM_E_NOTFOUND:
+ * there is no such domain. */
+int domain_use(struct repo *repo, const struct tm_id *id, struct error *err) TM_WUR;
+/* Puts the object of the master keys' newest generation.  The name is at most
+ * DOMAIN_NAME_BYTES long. */
+int domain_put(const struct repo *repo, const struct tm_id *id, const char *name,
+	       struct error *err) TM_WUR;
+/* The id of the domain of that name; for who has the master keys. */
+int domain_id_of(const struct repo *repo, const char *name, struct tm_id *ret,
+		 struct error *err) TM_WUR;
+/* Parses an object: all of it but MAC and name, which need a key. */
+int domain_parse(const struct tm_id *repo, const struct domain_id *id, const char *key,
+		 const void *bytes, size_t len, struct format_domain *ret,
+		 struct error *err) TM_WUR;
