@@ -19,9 +19,18 @@ struct backup {
 	bool committed;
 	uint64_t started_ms; /* monotonic */
 	size_t ntold;        /* warnings of the snapshot that were printed */
-	const char *reading; /* the disk being read, for progress */
+	const char *reading; /* the disk being read, for progress … */
+	const char *phase;   /* … and what for */
 	struct governor governor;
 };
+
+/*
+ * Reads a disk of the snapshot.  sample: NULL, or the parts whose clean clusters are read instead
+ * of the dirty ones.
+ */
+int backup_read(struct backup *b, const struct snapshot_disk *sd, enum source_map map,
+		const struct extents *sample, struct piece_sink *sink, struct reader_counts *ret,
+		struct error *err) TM_WUR;
 
 /* Reads disk i of the snapshot into the session, and describes it in the point. */
 int backup_disk(struct backup *b, size_t i, struct error *err) TM_WUR;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* One disk of a backup: which source its changes are read from, and the reading. */
-#include "backup.h"
+#include "audit.h"
 
 #include <string.h>
 
@@ -38,17 +38,19 @@ static int read_tick(void *data, const struct reader_counts *counts, struct erro
 	int r = snapshot_check_room(b->snapshot, err);
 
 	govern(b, counts->read_bytes);
-	progress_show(b->agent, "read", b->reading, counts->done_bytes, counts->dirty_bytes);
+	progress_show(b->agent, b->phase, b->reading, counts->done_bytes, counts->dirty_bytes);
 	return r ? r : agent_check_interrupt(err);
 }
 
-static int run_reader(struct backup *b, const struct snapshot_disk *sd, enum source_map map,
-		      struct piece_sink *sink, struct reader_counts *ret, struct error *err)
+int backup_read(struct backup *b, const struct snapshot_disk *sd, enum source_map map,
+		const struct extents *sample, struct piece_sink *sink, struct reader_counts *ret,
+		struct error *err)
 {
 	struct agent *a = b->agent;
 	auto_clean(block_source_free) struct block_source *src = NULL;
 	struct reader_options opt = {
 		.map = map,
+		.sample = sample,
 		.block_size = repo_block_size(a->repo),
 		.pieces = READ_PIECES,
 		.rate = &b->governor.rate,
@@ -88,6 +90,12 @@ static int describe_reason(struct point_disk *pd, const struct snapshot_disk *sd
 	if (base->rung == RUNG_BITMAP)
 		return text_format(&pd->reason, err, "bitmap since point %.12s",
 				   id_text(&pd->parent).s);
+	if (pd->audit.differed)
+		return text_format(&pd->reason, err,
+				   "the audit found %llu of %llu clusters changed that the bitmap "
+				   "called clean",
+				   (unsigned long long)pd->audit.differed,
+				   (unsigned long long)(pd->audit.data + pd->audit.empty));
 	size_format(base->lost, lost);
 	if (base->lost)
 		return text_format(&pd->reason, err, "%s of point %.12s are damaged", lost,
@@ -194,16 +202,36 @@ static int read_disk(struct backup *b, const struct snapshot_disk *sd, struct po
 
 	if (map == SOURCE_MAP_DATA)
 		repo_session_disk_whole(b->session);
-	r = run_reader(b, sd, map, sink, &counts, err);
+	r = backup_read(b, sd, map, NULL, sink, &counts, err);
 	if (!r)
 		r = repo_session_disk_end(b->session, &stored, err);
 	progress_end(b->agent);
 	pd->dirty_bytes = counts.dirty_bytes;
-	pd->read_bytes = counts.read_bytes;
+	pd->read_bytes += counts.read_bytes;
 	pd->new_bytes = stored.new_bytes;
 	pd->stored_bytes = stored.stored_bytes;
 	tell_healed(b, pd, stored.lost_bytes);
 	return r;
+}
+
+/* A bitmap that was caught is not used again, and the next rung is taken. */
+static int audit(struct backup *b, size_t i, struct base *base, struct error *err)
+{
+	const struct snapshot_disk *sd = &snapshot_info(b->snapshot)->disks[i];
+	const struct point_disk *parent = &base->parent->disks[sd->parent_disk];
+	struct point_disk *pd = &b->point->disks[i];
+	int r = audit_disk(b, sd, parent, pd, err);
+
+	if (r)
+		return r;
+	if (pd->audit.differed) {
+		base->rung = RUNG_HASH_DIFF;
+		return snapshot_void_epoch(b->snapshot, i, err);
+	}
+	pd->audit.whole_ms = parent->audit.whole_ms;
+	pd->audit.all_data = parent->audit.all_data + pd->audit.data;
+	pd->audit.all_empty = parent->audit.all_empty + pd->audit.empty;
+	return 0;
 }
 
 int backup_disk(struct backup *b, size_t i, struct error *err)
@@ -215,8 +243,13 @@ int backup_disk(struct backup *b, size_t i, struct error *err)
 	int r;
 
 	b->reading = sd->name;
+	b->phase = "read";
 	pd->block_size = repo_block_size(b->agent->repo);
 	r = begin_disk(b, sd, &base, &sink, err);
+	if (!r && base.rung == RUNG_BITMAP)
+		r = audit(b, i, &base, err);
+	if (base.rung != RUNG_BITMAP)
+		pd->audit.whole_ms = b->point->created_ms;
 	if (!r)
 		r = describe_disk(pd, sd, &base, b->agent->opt.full, err);
 	if (!r && base.known)

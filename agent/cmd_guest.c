@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* status and recover. */
-#include "agent.h"
+#include "audit.h"
 #include "guest_repo.h"
 #include "target.h"
 
@@ -145,11 +145,12 @@ static json_t *epoch_json(struct agent *a, const char *guest, const struct guest
 	if (repo_point_get(a->repo, guest, &d->epoch.point, &p, NULL))
 		return json_pack("{s:b, s:s}", "usable", 0, "reason", "its point is gone");
 	time_format_utc(p->created_ms, since);
-	return json_pack("{s:b, s:s, s:s, s:s, s:s, s:o}", "usable", 1, "point", id_text(&p->id).s,
-			 "name", p->name, "since", since, "bitmap", d->epoch.bitmap, "dirty_bytes",
-			 d->epoch.dirty_bytes == UINT64_MAX
-				 ? json_null()
-				 : json_integer((json_int_t)d->epoch.dirty_bytes));
+	return json_pack(
+		"{s:b, s:s, s:s, s:s, s:s, s:o, s:o}", "usable", 1, "point", id_text(&p->id).s,
+		"name", p->name, "since", since, "bitmap", d->epoch.bitmap, "dirty_bytes",
+		d->epoch.dirty_bytes == UINT64_MAX ? json_null()
+						   : json_integer((json_int_t)d->epoch.dirty_bytes),
+		"audit", audit_json(&p->disks[d->epoch.disk].audit));
 }
 
 static json_t *disk_json(struct agent *a, const struct guest *g, const struct guest_disk *d)
@@ -199,6 +200,7 @@ static void print_epoch(struct agent *a, const char *guest, const struct guest_d
 		size_format(d->epoch.dirty_bytes, dirty);
 	(void)printf("  next backup   reads %s, changed since point %.12s (%s, %s)\n", dirty,
 		     id_text(&p->id).s, p->name, since);
+	audit_print(&p->disks[d->epoch.disk].audit);
 }
 
 static void print_disk(struct agent *a, const struct guest *g, const struct guest_disk *d)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* init, list, show and verify: the commands that need a repository only. */
-#include "agent.h"
+#include "audit.h"
 #include "secret.h"
 
 #include <stdio.h>
@@ -149,6 +149,13 @@ static void print_disk(const struct point_disk *d)
 		     stored);
 	if (d->bitmap)
 		(void)printf("  bitmap        %s\n", d->bitmap);
+	if (d->audit.data + d->audit.empty)
+		(void)printf(
+			"  audit         %llu clusters with data and %llu empty ones compared, "
+			"%llu differed\n",
+			(unsigned long long)d->audit.data, (unsigned long long)d->audit.empty,
+			(unsigned long long)d->audit.differed);
+	audit_print(&d->audit);
 }
 
 int cmd_show(struct agent *a, enum exit_status *status, struct error *err)

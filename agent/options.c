@@ -204,6 +204,7 @@ int options_parse(int argc, char **argv, struct options *ret, struct error *err)
 		.command = CMD_COUNT,
 		.quiesce = QUIESCE_IF_POSSIBLE,
 		.format = "raw",
+		.audit = AUDIT_FEW,
 		.role = REPO_ROLE_FULL,
 		.max_unused = PRUNE_MAX_UNUSED,
 		.stale_hours = PRUNE_STALE_HOURS,

@@ -8,6 +8,8 @@
 #include "repo/repo.h"
 #include "snapshot/snapshot.h"
 
+#include <limits.h>
+
 enum command {
 	CMD_INIT,
 	CMD_BACKUP,
@@ -32,6 +34,8 @@ enum progress_mode {
 	PROGRESS_ALWAYS,
 	PROGRESS_NEVER,
 };
+
+#define AUDIT_FEW UINT_MAX /* a small number of clusters, whatever the disk's size */
 
 struct string_list {
 	const char **v; /* the array is owned, the strings are argv's */
@@ -80,6 +84,7 @@ struct options {
 	uint64_t overlay_limit; /* bytes, 0: none */
 	uint64_t limit_rate;    /* bytes per second, 0: none */
 	unsigned latency_limit; /* ms of a write of the guest, 0: none */
+	unsigned audit;         /* parts of a million, 0: none, AUDIT_FEW */
 	unsigned compression;   /* zstd level, 0: the default */
 	bool encrypt;
 	const char *password_file;

@@ -28,6 +28,7 @@
 #define TIME(f)         option_set_time, FIELD(uint64_t, f), NULL, 0, 0
 #define NUMBER(f, a, b) option_set_number, FIELD(unsigned, f), NULL, a, b
 #define COUNT(f)        option_set_count, FIELD(uint32_t, f), NULL, 0, 0
+#define SHARE(f)        option_set_share, FIELD(unsigned, f), NULL, 0, 0
 #define WITHIN(f)       option_set_within, offsetof(struct options, f), NULL, 0, 0
 #define WORD(f, a, w)   option_set_word, ENUM_FIELD(f), w, a, 0
 #define CHOICE(f, w)    option_set_choice, FIELD(const char *, f), w, 0, 0
@@ -38,7 +39,6 @@ static const char *const progress_words[] = {"auto", "always", "never", NULL};
 static const char *const collapse_words[] = {"auto", "commit", NULL};
 static const char *const format_words[] = {"raw", "qcow2", NULL};
 static const char *const role_words[] = {"full", "backup", "janitor", NULL};
-static const char *const audit_words[] = {"0", NULL};
 
 const struct option_spec option_specs[] = {
 	{0, "disk", "DISK", ON(CMD_BACKUP) | ON(CMD_RESTORE), LIST(disks),
@@ -67,8 +67,8 @@ const struct option_spec option_specs[] = {
 	 "read slower while writes of the guest take longer"},
 	{0, "compression", "LEVEL", ON(CMD_BACKUP), NUMBER(compression, 1, 19),
 	 "zstd level, 1 to 19 (default 1)"},
-	{0, "audit", "PERCENT", ON(CMD_BACKUP), KNOWN_WORD(audit_words),
-	 "clean clusters to re-read; this version offers 0 only (default)"},
+	{0, "audit", "PERCENT", ON(CMD_BACKUP), SHARE(audit),
+	 "of the clean clusters, compared as well; 0: none (default: up to 64)"},
 	{0, "dry-run", NULL, ON(CMD_BACKUP) | ON(CMD_FORGET) | ON(CMD_PRUNE), FLAG(dry_run),
 	 "say what would be done, change nothing"},
 	{0, "guest", "GUEST", ON(CMD_LIST) | ON(CMD_FORGET), TEXT(guest),

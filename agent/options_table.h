@@ -53,6 +53,7 @@ option_set_fn option_set_list;   /* struct string_list */
 option_set_fn option_set_size;   /* uint64_t, bytes */
 option_set_fn option_set_time;   /* uint64_t, milliseconds */
 option_set_fn option_set_number; /* unsigned, from min to max */
+option_set_fn option_set_share;  /* unsigned, parts of a million */
 option_set_fn option_set_count;  /* uint32_t, or RETAIN_ALL */
 option_set_fn option_set_within; /* struct retention's within */
 option_set_fn option_set_word;   /* an enum, from min in the order of words */

@@ -91,6 +91,31 @@ int option_set_number(const struct option_spec *spec, void *field, const char *v
 	return parse_number(spec, value, spec->min, spec->max, field, err);
 }
 
+/* Percent with up to four digits behind the point, as parts of a million. */
+int option_set_share(const struct option_spec *spec, void *field, const char *value,
+		     struct error *err)
+{
+	const char *p = value;
+	unsigned parts = 0, digits = 0;
+	bool point = false;
+
+	for (; *p && parts <= 100 * 10000; p++) {
+		if (*p == '.' && !point && p > value)
+			point = true;
+		else if (isdigit((unsigned char)*p) && (!point || digits++ < 4))
+			parts = parts * 10 + (unsigned)(*p - '0');
+		else
+			break;
+	}
+	for (unsigned i = digits; i < 4 && parts <= 100 * 10000; i++)
+		parts *= 10;
+	if (!*value || *p || parts > 100 * 10000)
+		return error_set(err, TM_E_USAGE, "--%s '%s' is not a percentage like 0, 0.1 or 5",
+				 spec->name, value);
+	*(unsigned *)field = parts;
+	return 0;
+}
+
 #define MAX_KEEP 1000000
 
 int option_set_count(const struct option_spec *spec, void *field, const char *value,

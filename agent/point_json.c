@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Points as JSON (the command line contract). */
-#include "agent.h"
+#include "audit.h"
 
 #include <string.h>
 
@@ -41,6 +41,7 @@ static json_t *disk_json(const struct point_disk *d, bool all)
 	    json_object_set_new(o, "read_bytes", json_integer((json_int_t)d->read_bytes)) ||
 	    json_object_set_new(o, "new_bytes", json_integer((json_int_t)d->new_bytes)) ||
 	    json_object_set_new(o, "stored_bytes", json_integer((json_int_t)d->stored_bytes)) ||
+	    json_object_set_new(o, "audit", audit_json(&d->audit)) ||
 	    json_object_set_new(o, "format", json_text(d->format)) ||
 	    json_object_set_new(o, "file", json_text(d->file))) {
 		json_decref(o);

@@ -283,6 +283,17 @@ struct format_table_entry {
 };
 static_assert(sizeof(struct format_table_entry) == 24, "docs/format.md");
 
+/* Of a disk, in the manifest. */
+struct format_disk_audit {
+	struct le64 data;
+	struct le64 empty;
+	struct le64 differed;
+	struct le64 whole_ms;
+	struct le64 all_data;
+	struct le64 all_empty;
+};
+static_assert(sizeof(struct format_disk_audit) == 48, "docs/format.md");
+
 /* The session's own segments, in the manifest. */
 struct format_own_segment {
 	struct le32 nslots;

@@ -72,6 +72,23 @@ static int add_sketch(struct buf *b, const struct disk_map *m, struct error *err
 	return n ? tlv_add(b, DISK_TAG_SKETCH, false, bytes, 8 * (size_t)n, err) : 0;
 }
 
+/* Left out when nothing is known. */
+static int add_audit(struct buf *b, const struct disk_audit *a, struct error *err)
+{
+	const struct format_disk_audit raw = {
+		.data = le64_of(a->data),
+		.empty = le64_of(a->empty),
+		.differed = le64_of(a->differed),
+		.whole_ms = le64_of(a->whole_ms),
+		.all_data = le64_of(a->all_data),
+		.all_empty = le64_of(a->all_empty),
+	};
+
+	if (!a->data && !a->empty && !a->whole_ms)
+		return 0;
+	return tlv_add(b, DISK_TAG_AUDIT, false, &raw, sizeof(raw), err);
+}
+
 static unsigned bits_of(uint32_t block_size)
 {
 	return (unsigned)__builtin_ctz(block_size);
@@ -100,6 +117,7 @@ static int add_disk(struct buf *b, const struct point_disk *d, struct error *err
 	r = r ? r : tlv_add_u64(&t, DISK_TAG_ROOT, true, d->map->root, err);
 	r = r ? r : add_sessions(&t, d->map, err);
 	r = r ? r : add_sketch(&t, d->map, err);
+	r = r ? r : add_audit(&t, &d->audit, err);
 	return r ? r : tlv_add(b, POINT_TAG_DISK, true, t.data, t.len, err);
 }
 
@@ -260,6 +278,24 @@ static int parse_sketch(const struct tlv *t, struct disk_map *m, struct error *e
 	return 0;
 }
 
+static int parse_audit(const struct tlv *t, struct disk_audit *a, struct error *err)
+{
+	struct format_disk_audit raw;
+
+	if (t->len != sizeof(raw))
+		return error_set(err, TM_E_CORRUPT, "audit of %zu bytes", t->len);
+	memcpy(&raw, t->bytes, sizeof(raw));
+	*a = (struct disk_audit){
+		.data = le64_get(raw.data),
+		.empty = le64_get(raw.empty),
+		.differed = le64_get(raw.differed),
+		.whole_ms = le64_get(raw.whole_ms),
+		.all_data = le64_get(raw.all_data),
+		.all_empty = le64_get(raw.all_empty),
+	};
+	return 0;
+}
+
 static int parse_disk_number(const struct tlv *t, struct point_disk *d, struct error *err)
 {
 	uint64_t v;
@@ -329,6 +365,8 @@ static int parse_disk_field(const struct tlv *t, struct point_disk *d, struct er
 		return parse_sessions(t, d->map, err);
 	case DISK_TAG_SKETCH:
 		return parse_sketch(t, d->map, err);
+	case DISK_TAG_AUDIT:
+		return parse_audit(t, &d->audit, err);
 	default:
 		if (t->tag > DISK_TAG_PARENT_SIZE)
 			return tlv_unknown(t, err);

@@ -243,6 +243,14 @@ enum disk_rung {
 const char *point_kind_name(enum point_kind kind); /* "redirect-on-write", … */
 const char *disk_rung_name(enum disk_rung rung);   /* "bitmap", "hash-diff", "full" */
 
+/* How far the bitmaps that a disk's points were made with have been compared with the disk. */
+struct disk_audit {
+	uint64_t data, empty; /* clusters that this run compared: with data, and holes */
+	uint64_t differed;    /* of them */
+	uint64_t whole_ms;    /* when the disk was last read whole, Unix time; 0: not known */
+	uint64_t all_data, all_empty; /* clusters compared by all runs since, with this one */
+};
+
 struct point_disk {
 	char *name; /* "vda" */
 	uint64_t size;
@@ -257,7 +265,8 @@ struct point_disk {
 	uint64_t read_bytes;
 	uint64_t new_bytes;    /* data stored by this point, before compression */
 	uint64_t stored_bytes; /* the same in the repository */
-	struct disk_map *map;  /* repo/'s own: session table and root */
+	struct disk_audit audit;
+	struct disk_map *map; /* repo/'s own: session table and root */
 };
 
 struct point {

@@ -45,6 +45,7 @@ enum disk_tag {
 	DISK_TAG_PARENT_NUMBER = 17,
 	DISK_TAG_PARENT_ROOT = 18,
 	DISK_TAG_PARENT_SIZE = 19,
+	DISK_TAG_AUDIT = 20,
 };
 
 int tlv_add(struct buf *b, unsigned tag, bool critical, const void *bytes, size_t len,

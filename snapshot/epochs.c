@@ -246,17 +246,21 @@ int guest_settle(struct guest *g, const struct tm_id *repo, point_known_fn *know
 
 struct verdict {
 	const struct journal *j;
+	const struct journal_disk *jd;
 	bool committed;
 };
 
-/* The old bitmap was proven before the run; the new one is as good as its point. */
+/*
+ * The old bitmap was proven before the run, unless the run found it wrong; the new one is as good
+ * as its point.
+ */
 static bool run_knows(void *data, const struct tm_id *point, unsigned disk, uint64_t *ret_size)
 {
 	const struct verdict *v = data;
 
 	(void)disk;
 	*ret_size = 0;
-	return id_equal(point, &v->j->point) ? v->committed : true;
+	return id_equal(point, &v->j->point) ? v->committed : !v->jd->void_epoch;
 }
 
 static struct guest_disk *find_disk(const struct guest *g, const struct journal_disk *jd)
@@ -275,7 +279,7 @@ static struct guest_disk *find_disk(const struct guest *g, const struct journal_
 int epochs_finish(struct guest *g, const struct journal *j, bool committed, struct text_list *lines,
 		  struct error *err)
 {
-	struct verdict verdict = {j, committed};
+	struct verdict verdict = {.j = j, .committed = committed};
 	struct error first = {0};
 	int r = guest_refresh(g, err);
 
@@ -289,6 +293,7 @@ int epochs_finish(struct guest *g, const struct journal *j, bool committed, stru
 
 		if (!d || d->empty)
 			continue;
+		verdict.jd = jd;
 		rd = decide(d, &j->repo, &only, run_knows, &verdict, &s, &e);
 		if (!rd && s.n)
 			rd = apply(g, d, &s, &e);
@@ -304,4 +309,69 @@ int epochs_finish(struct guest *g, const struct journal *j, bool committed, stru
 		return first.code;
 	}
 	return r;
+}
+
+static int void_lines(const struct journal_disk *jd, int code, const struct error *e,
+		      struct text_list *lines, struct error *err)
+{
+	if (code)
+		return error_set(
+			err, code,
+			"disk %s: its bitmap %s was found to be wrong, and cannot be removed: %s",
+			jd->name, jd->old_bitmap, e->text);
+	return lines ? text_list_add(lines, err,
+				     "disk %s: removed its bitmap, which was found to be wrong",
+				     jd->name)
+		     : 0;
+}
+
+static int void_disk(struct guest *g, const struct guest_disk *d, const struct journal_disk *jd,
+		     struct text_list *lines, struct error *err)
+{
+	struct error e = {0};
+	bool there = false;
+	json_t *args;
+	int r;
+
+	for (size_t i = 0; i < d->nbitmaps; i++)
+		there |= strcmp(d->bitmaps[i].name, jd->old_bitmap) == 0;
+	if (!there)
+		return 0;
+	if (g->kind == GUEST_IMAGE) {
+		r = image_bitmap_remove(d, jd->old_bitmap, &e);
+	} else {
+		r = jsonx_make(&args, &e, "{s:s, s:s}", "node", d->node, "name", jd->old_bitmap);
+		r = r ? r : guest_do(g, "block-dirty-bitmap-remove", args, &e);
+	}
+	return void_lines(jd, r, &e, lines, err);
+}
+
+int epochs_void(struct guest *g, const struct journal *j, struct text_list *lines,
+		struct error *err)
+{
+	bool any = false;
+	int r = 0;
+
+	for (size_t i = 0; i < j->ndisks; i++)
+		any |= j->disks[i].void_epoch;
+	if (any)
+		r = guest_refresh(g, err);
+	for (size_t i = 0; !r && i < j->ndisks; i++) {
+		const struct journal_disk *jd = &j->disks[i];
+		const struct guest_disk *d = find_disk(g, jd);
+
+		if (jd->void_epoch && jd->old_bitmap && d && !d->empty)
+			r = void_disk(g, d, jd, lines, err);
+	}
+	return r;
+}
+
+int epochs_void_file(const struct journal_disk *jd, struct text_list *lines, struct error *err)
+{
+	const struct guest_disk d = {.file = jd->base, .format = jd->format};
+	struct error e = {0};
+
+	if (!jd->void_epoch || !jd->old_bitmap || strcmp(jd->format, "qcow2") != 0)
+		return 0;
+	return void_lines(jd, image_bitmap_remove(&d, jd->old_bitmap, &e), &e, lines, err);
 }

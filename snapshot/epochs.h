@@ -9,6 +9,16 @@
 int epochs_finish(struct guest *g, const struct journal *j, bool committed, struct text_list *lines,
 		  struct error *err) TM_WUR;
 
+/*
+ * What needs no repository: the old bitmaps that the run found wrong are removed, so that nobody
+ * takes them for epochs.  Refreshes g.
+ */
+int epochs_void(struct guest *g, const struct journal *j, struct text_list *lines,
+		struct error *err) TM_WUR;
+/* The same of one disk in its file, when QEMU is gone. */
+int epochs_void_file(const struct journal_disk *jd, struct text_list *lines,
+		     struct error *err) TM_WUR;
+
 /* ---- image.c: the same steps on files at rest ---- */
 
 int image_bitmap_add(const struct guest_disk *d, const char *name, uint32_t granularity,

@@ -44,6 +44,7 @@ struct journal_disk {
 	uint64_t size;
 	uint64_t frozen_mtime; /* of the base while frozen, ns; 0: not known */
 	enum journal_pivot pivot;
+	bool void_epoch; /* the old bitmap was found to be wrong: it is an epoch no more */
 
 	int lock; /* not stored: base_lock.h; -1: none */
 };

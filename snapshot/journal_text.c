@@ -34,12 +34,13 @@ static int find_name(const char *const *names, size_t n, const char *text)
 
 static int encode_disk(const struct journal_disk *d, json_t *list, struct error *err)
 {
-	json_t *v = json_pack("{s:s, s:s?, s:s?, s:s, s:s, s:s?, s:s?, s:s?, s:s?, s:I, s:I, s:s}",
-			      "disk", d->name, "qdev", d->qdev, "drive", d->drive, "base", d->base,
-			      "format", d->format, "overlay", d->overlay, "overlay_node",
-			      d->overlay_node, "old_bitmap", d->old_bitmap, "new_bitmap",
-			      d->new_bitmap, "size", (json_int_t)d->size, "frozen_mtime",
-			      (json_int_t)d->frozen_mtime, "pivot", pivot_names[d->pivot]);
+	json_t *v =
+		json_pack("{s:s, s:s?, s:s?, s:s, s:s, s:s?, s:s?, s:s?, s:s?, s:I, s:I, s:s, s:b}",
+			  "disk", d->name, "qdev", d->qdev, "drive", d->drive, "base", d->base,
+			  "format", d->format, "overlay", d->overlay, "overlay_node",
+			  d->overlay_node, "old_bitmap", d->old_bitmap, "new_bitmap", d->new_bitmap,
+			  "size", (json_int_t)d->size, "frozen_mtime", (json_int_t)d->frozen_mtime,
+			  "pivot", pivot_names[d->pivot], "void_epoch", d->void_epoch);
 
 	return jsonx_append(list, v, err);
 }
@@ -120,6 +121,7 @@ static int decode_disk(const json_t *v, struct journal_disk *d, struct error *er
 	    !jsonx_u64(v, "frozen_mtime", &d->frozen_mtime))
 		return error_set(err, TM_E_CORRUPT, "a field of disk '%s' makes no sense", d->name);
 	d->pivot = (enum journal_pivot)pivot;
+	d->void_epoch = json_is_true(json_object_get(v, "void_epoch"));
 	return 0;
 }
 

@@ -77,10 +77,12 @@ static int settle(const struct recovery *v, struct error *err)
 	bool committed = false;
 	int r;
 
-	if (!v->opt->committed)
+	r = epochs_void(v->g, v->j, v->lines, &e);
+	if (!r && !v->opt->committed)
 		return 0;
-	r = v->opt->committed(v->opt->data, v->j->repo_url, &v->j->repo, &v->j->point, &committed,
-			      &e);
+	if (!r)
+		r = v->opt->committed(v->opt->data, v->j->repo_url, &v->j->repo, &v->j->point,
+				      &committed, &e);
 	if (!r)
 		r = epochs_finish(v->g, v->j, committed, v->lines, &e);
 	return r ? text_list_add(v->lines, err, "its bitmaps are left to the next backup: %s",

@@ -7,6 +7,7 @@
 #include "recover.h"
 
 #include "base_lock.h"
+#include "epochs.h"
 #include "overlay.h"
 #include "proc.h"
 
@@ -143,8 +144,12 @@ int recover_offline(struct guest *g, struct journal *j, struct text_list *lines,
 		if (!j->disks[i].overlay)
 			continue;
 		(void)guest_tick(g, "recover", j->disks[i].name, 0, 0, NULL);
-		if (recover_disk(j, &j->disks[i], lines, &e) == 0)
+		if (recover_disk(j, &j->disks[i], lines, &e) == 0) {
+			/* Already gone, perhaps: no reason to keep the guest from starting. */
+			if (epochs_void_file(&j->disks[i], lines, &e))
+				log_debug("%s", e.text);
 			continue;
+		}
 		error_prefix(&e, "disk %s", j->disks[i].name);
 		if (!first.code)
 			first = e;

@@ -312,6 +312,12 @@ const struct snapshot_info *snapshot_info(const struct snapshot *s)
 	return &s->info;
 }
 
+int snapshot_void_epoch(struct snapshot *s, size_t i, struct error *err)
+{
+	s->j->disks[i].void_epoch = true;
+	return journal_write(s->j, s->j->phase, err);
+}
+
 static int collapse_once(struct snapshot *s, struct error *err)
 {
 	int r = !s->g->qmp || qmp_lost(s->g->qmp) ? collapse_reconnect(s->g, err) : 0;

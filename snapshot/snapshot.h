@@ -270,6 +270,12 @@ int snapshot_begin(struct guest *g, const struct snapshot_options *opt, struct s
 const struct snapshot_info *snapshot_info(const struct snapshot *s);
 
 /*
+ * Disk i differs where its old bitmap said that it does not: the bitmap is removed at the end,
+ * whether the point is committed or not.
+ */
+int snapshot_void_epoch(struct snapshot *s, size_t i, struct error *err) TM_WUR;
+
+/*
  * Is there room for what the guest writes?  TM_E_NOSPACE: give the backup up, before its writes
  * fail (or now that they did).  To be asked several times a second while disks are read; s may be
  * NULL.

@@ -107,16 +107,20 @@ def run_epochs(rig, epochs):
     during = 0
     for number in range(epochs):
         rig.changes(rig.rng.randrange(2, 8))
-        point, refs, made = rig.backup()
+        share = rig.rng.choice([None, "0", "3", "100"])
+        point, refs, made = rig.backup(*["--audit", share] * (share is not None))
         during += made
         assert_clean(rig.vm)
         sources = {d["disk"]: d["source"] for d in point["disks"]}
         wanted = "full" if number == 0 else "bitmap"
         if set(sources.values()) != {wanted}:
             raise HarnessError(f"epoch {number}: {point['disks']}")
-        if number and sum(d["read_bytes"] for d in point["disks"]) > sum(
-                d["dirty_bytes"] for d in point["disks"]):
-            raise HarnessError(f"epoch {number} read more than was dirty: {point['disks']}")
+        for disk in point["disks"]:
+            audited = disk["audit"]["data_clusters"] + disk["audit"]["empty_clusters"]
+            if disk["audit"]["differed"] or (share == "0" and audited):
+                raise HarnessError(f"epoch {number}, audit of {share}: {disk}")
+            if number and disk["read_bytes"] > disk["dirty_bytes"] + audited * 65536:
+                raise HarnessError(f"epoch {number} read more than was dirty: {disk}")
         rig.changes(2)
         rig.assert_point(point, refs)
         if number % 5 == 4:

@@ -87,7 +87,13 @@ static void wrong_lines_name_the_wrong_word(void **state)
 		{"tidemark -r /r backup t --quiesce maybe", "'maybe'"},
 		{"tidemark -r /r backup t --limit-rate fast", "'fast'"},
 		{"tidemark -r /r backup t --compression 99", "'99'"},
-		{"tidemark -r /r backup t --audit 5", "'5'"},
+		{"tidemark -r /r backup t --audit 101", "'101'"},
+		{"tidemark -r /r backup t --audit 100.0001", "'100.0001'"},
+		{"tidemark -r /r backup t --audit 1.23456", "'1.23456'"},
+		{"tidemark -r /r backup t --audit .", "'.'"},
+		{"tidemark -r /r backup t --audit 99999999999", "'99999999999'"},
+		{"tidemark -r /r backup t --audit 1%", "'1%'"},
+		{"tidemark -r /r backup t --audit -1", "'-1'"},
 		{"tidemark -r /r backup t --collapse pull", "'pull'"},
 		{"tidemark -r /r verify --budget 30", "'30'"},
 		{"tidemark -r /r verify --budget 0m", "'0m'"},
@@ -143,6 +149,30 @@ static void retention_is_read(void **state)
 	options_done(&o);
 }
 
+static void shares_are_parts_of_a_million(void **state)
+{
+	static const struct {
+		const char *line;
+		unsigned parts;
+	} good[] = {
+		{"tidemark -r /r backup t", AUDIT_FEW},
+		{"tidemark -r /r backup t --audit 0", 0},
+		{"tidemark -r /r backup t --audit 0.0001", 1},
+		{"tidemark -r /r backup t --audit 2.5", 25000},
+		{"tidemark -r /r backup t --audit 100", 1000000},
+		{"tidemark -r /r backup t --audit 100.0000", 1000000},
+	};
+	struct options o;
+	struct error err;
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(good); i++) {
+		assert_int_equal(parse(good[i].line, &o, &err), 0);
+		assert_int_equal(o.audit, good[i].parts);
+		options_done(&o);
+	}
+}
+
 static void help_needs_nothing_else(void **state)
 {
 	struct options o;
@@ -193,6 +223,7 @@ int main(void)
 		cmocka_unit_test(the_environment_names_the_repository),
 		cmocka_unit_test(wrong_lines_name_the_wrong_word),
 		cmocka_unit_test(retention_is_read),
+		cmocka_unit_test(shares_are_parts_of_a_million),
 		cmocka_unit_test(help_needs_nothing_else),
 		cmocka_unit_test(secrets_come_from_one_place),
 	};
