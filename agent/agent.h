@@ -100,6 +100,6 @@ json_t *point_json(const struct point *p, bool all);
 /* ---- the commands: each returns 0 or a code, and may set *ret_status ---- */
 
 typedef int command_fn(struct agent *a, enum exit_status *ret_status, struct error *err);
-command_fn cmd_init, cmd_backup, cmd_list, cmd_show, cmd_restore, cmd_verify, cmd_forget,
-	cmd_protect, cmd_unprotect, cmd_prune, cmd_status, cmd_recover, cmd_stats, cmd_key,
-	cmd_domain;
+command_fn cmd_init, cmd_backup, cmd_list, cmd_show, cmd_restore, cmd_verify, cmd_repair,
+	cmd_forget, cmd_protect, cmd_unprotect, cmd_prune, cmd_status, cmd_recover, cmd_stats,
+	cmd_key, cmd_domain;

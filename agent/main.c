@@ -57,14 +57,14 @@ static enum exit_status status_of(int code)
 static int run(struct agent *a, enum exit_status *status, struct error *err)
 {
 	static command_fn *const functions[CMD_COUNT] = {
-		[CMD_INIT] = cmd_init,           [CMD_BACKUP] = cmd_backup,
-		[CMD_LIST] = cmd_list,           [CMD_SHOW] = cmd_show,
-		[CMD_RESTORE] = cmd_restore,     [CMD_VERIFY] = cmd_verify,
-		[CMD_FORGET] = cmd_forget,       [CMD_PROTECT] = cmd_protect,
-		[CMD_UNPROTECT] = cmd_unprotect, [CMD_PRUNE] = cmd_prune,
-		[CMD_STATUS] = cmd_status,       [CMD_RECOVER] = cmd_recover,
-		[CMD_STATS] = cmd_stats,         [CMD_KEY] = cmd_key,
-		[CMD_DOMAIN] = cmd_domain,
+		[CMD_INIT] = cmd_init,       [CMD_BACKUP] = cmd_backup,
+		[CMD_LIST] = cmd_list,       [CMD_SHOW] = cmd_show,
+		[CMD_RESTORE] = cmd_restore, [CMD_VERIFY] = cmd_verify,
+		[CMD_REPAIR] = cmd_repair,   [CMD_FORGET] = cmd_forget,
+		[CMD_PROTECT] = cmd_protect, [CMD_UNPROTECT] = cmd_unprotect,
+		[CMD_PRUNE] = cmd_prune,     [CMD_STATUS] = cmd_status,
+		[CMD_RECOVER] = cmd_recover, [CMD_STATS] = cmd_stats,
+		[CMD_KEY] = cmd_key,         [CMD_DOMAIN] = cmd_domain,
 	};
 	int r = catch_signals(err);
 

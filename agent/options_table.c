@@ -69,8 +69,8 @@ const struct option_spec option_specs[] = {
 	 "zstd level, 1 to 19 (default 1)"},
 	{0, "audit", "PERCENT", ON(CMD_BACKUP), SHARE(audit),
 	 "of the clean clusters, compared as well; 0: none (default: up to 64)"},
-	{0, "dry-run", NULL, ON(CMD_BACKUP) | ON(CMD_FORGET) | ON(CMD_PRUNE), FLAG(dry_run),
-	 "say what would be done, change nothing"},
+	{0, "dry-run", NULL, ON(CMD_BACKUP) | ON(CMD_REPAIR) | ON(CMD_FORGET) | ON(CMD_PRUNE),
+	 FLAG(dry_run), "say what would be done, change nothing"},
 	{0, "guest", "GUEST", ON(CMD_LIST) | ON(CMD_FORGET), TEXT(guest),
 	 "only points of this guest"},
 	{0, "keep-last", "N", ON(CMD_FORGET), COUNT(retention.last),
@@ -99,7 +99,7 @@ const struct option_spec option_specs[] = {
 	{0, "format", "FORMAT", ON(CMD_RESTORE), CHOICE(format, format_words),
 	 "raw (default) or qcow2"},
 	{0, "force", NULL, ON(CMD_RESTORE), FLAG(force), "overwrite what is there"},
-	{0, "read-data", NULL, ON(CMD_VERIFY), FLAG(read_data),
+	{0, "read-data", NULL, ON(CMD_VERIFY) | ON(CMD_REPAIR), FLAG(read_data),
 	 "also read and check every stored cluster"},
 	{0, "scrub", NULL, ON(CMD_VERIFY), FLAG(scrub),
 	 "also check every byte of every object against its checksums"},
@@ -179,6 +179,15 @@ const struct command_spec option_commands[CMD_COUNT] = {
 			"status 4.\n"
 			"--scrub needs no key that can read data; --budget without --read-data "
 			"scrubs.\n"},
+	[CMD_REPAIR] =
+		{"repair", "[POINT...]", 0, 64, true, "build again what is damaged",
+		 "Scrubs, as verify does, and builds again what can be: maps of points from the "
+		 "tables of\n"
+		 "their sessions, lost clusters from the same content elsewhere.  Nothing is "
+		 "believed that\n"
+		 "is not proved.  What cannot be repaired now may be after the next backup: that "
+		 "stores\n"
+		 "again what the guest still has.  Exit status 4 when damage is left.\n"},
 	[CMD_FORGET] = {"forget", "[POINT...]", 0, 64, true, "drop points, by name or by rules",
 			"Drops the named points, or those that no --keep rule keeps, guest by "
 			"guest.  They "

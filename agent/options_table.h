@@ -23,10 +23,11 @@ struct option_spec {
 #define OPTION_OF_ALL ((1u << CMD_COUNT) - 1)
 #define OPTIONS_MAX   96
 /* Of commands that act on a domain. */
-#define OPTION_OF_DOMAIN                                                                 \
-	(1u << CMD_BACKUP | 1u << CMD_LIST | 1u << CMD_SHOW | 1u << CMD_RESTORE |        \
-	 1u << CMD_VERIFY | 1u << CMD_FORGET | 1u << CMD_PROTECT | 1u << CMD_UNPROTECT | \
-	 1u << CMD_PRUNE | 1u << CMD_STATUS | 1u << CMD_STATS | 1u << CMD_KEY)
+#define OPTION_OF_DOMAIN                                                              \
+	(1u << CMD_BACKUP | 1u << CMD_LIST | 1u << CMD_SHOW | 1u << CMD_RESTORE |     \
+	 1u << CMD_VERIFY | 1u << CMD_REPAIR | 1u << CMD_FORGET | 1u << CMD_PROTECT | \
+	 1u << CMD_UNPROTECT | 1u << CMD_PRUNE | 1u << CMD_STATUS | 1u << CMD_STATS | \
+	 1u << CMD_KEY)
 
 extern const struct option_spec option_specs[];
 extern const size_t option_nspecs; /* at most OPTIONS_MAX */

@@ -170,6 +170,7 @@ int output_hole(struct repo_session *s, uint64_t block, uint64_t count, struct e
 		return r;
 	if (!seg_add_hole(s->data.open->w, s->ndisks - 1, block, count))
 		return error_set(err, TM_E_RANGE, "a hole is too long");
+	session_disk(s)->used_own = true; /* also when no node is left */
 	s->data.bytes += sizeof(struct format_desc);
 	return 0;
 }

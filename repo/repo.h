@@ -561,6 +561,9 @@ struct repo_damage {
 	struct repo_damage_range
 		*ranges; /* by point, disk, offset; none: a manifest, or what no point uses */
 	size_t nranges;
+	/* of repo_repair(): */
+	bool repaired;
+	char *remedy; /* what was done, or why nothing could be; owned */
 };
 
 struct repo_verify_report {
@@ -588,6 +591,24 @@ struct repo_verify_options {
 
 /* Damage is in the report and is no error here.  Runs the loop. */
 int repo_verify(struct repo *repo, const struct repo_verify_options *opt,
+		struct repo_verify_report *ret, struct error *err) TM_WUR;
+
+struct repo_repair_options {
+	const struct point_list *points; /* NULL: all */
+	bool read_data;                  /* also look for damage that checksums do not show */
+	bool dry_run;
+	struct pool *pool;
+	int (*tick)(void *data, uint64_t done_bytes, uint64_t total_bytes, struct error *err);
+	void *data;
+};
+
+/*
+ * Scrubs, and builds again what can be: maps from what their sessions say, lost clusters from the
+ * same content elsewhere.  *ret: all damage that was met, each with what became of it; what is not
+ * repaired is still there, and recorded.  TM_E_DENIED for a key that removes nothing.  May be
+ * interrupted and run again, beside anything.  Runs the loop.
+ */
+int repo_repair(struct repo *repo, const struct repo_repair_options *opt,
 		struct repo_verify_report *ret, struct error *err) TM_WUR;
 
 /* ---- stats ---- */

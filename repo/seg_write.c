@@ -71,6 +71,18 @@ void seg_add_frame(struct seg_writer *w, unsigned nslots, const void *plain, siz
 	w->nslots += nslots;
 }
 
+bool seg_add_gap(struct seg_writer *w, unsigned nslots)
+{
+	if (w->nslots + nslots > 1U << seg_slots_log2(w->addr.type) || w->nframes == SEG_MAX_FRAMES)
+		return false;
+	w->frames[w->nframes++] = (struct format_frame){
+		.first_slot = le16_of((uint16_t)w->nslots),
+		.nslots = le16_of((uint16_t)nslots),
+	};
+	w->nslots += nslots;
+	return true;
+}
+
 static struct le64 desc_place(unsigned kind, unsigned disk, uint64_t block)
 {
 	return le64_of(block | (uint64_t)disk << 48 | (uint64_t)kind << 56);
@@ -160,6 +172,8 @@ static int seal_frames(struct seg_writer *w, struct aead *aead, const struct ses
 		struct seg_aad aad =
 			seg_aad(&w->addr, le16_get(f->first_slot), le16_get(f->nslots));
 
+		if (stored == 0)
+			continue; /* a gap */
 		r = aead_seal(aead, le16_get(f->first_slot), &aad, sizeof(aad), p,
 			      stored - TAG_BYTES, p, err);
 		if (r < 0)

@@ -145,13 +145,14 @@ int vseg_damaged(struct verifier *v, struct vseg *s, uint32_t slot, uint32_t cou
 
 /* ---- report ---- */
 
-static void damage_done(struct repo_damage *d)
+void damage_done(struct repo_damage *d)
 {
 	for (size_t i = 0; i < d->nranges; i++)
 		free(d->ranges[i].disk);
 	free(d->ranges);
 	free(d->object);
 	free(d->reason);
+	free(d->remedy);
 }
 
 void repo_verify_report_done(struct repo_verify_report *r)
@@ -439,6 +440,27 @@ static int run_phases(struct verifier *v, struct error *err)
 	return r == 0 && v->opt->record ? record(v, err) : r;
 }
 
+int verifier_run(struct verifier *v, struct error *err)
+{
+	int r = run_phases(v, err);
+
+	if (v->code < 0) {
+		if (err && !err->code)
+			*err = v->err;
+		r = v->code;
+	}
+	return r;
+}
+
+void verifier_done(struct verifier *v)
+{
+	for (size_t i = 0; i < v->cap; i++)
+		vseg_free(v->seg[i]);
+	free(v->seg);
+	point_list_done(&v->points);
+	id_set_done(&v->gone);
+}
+
 int repo_verify(struct repo *repo, const struct repo_verify_options *opt,
 		struct repo_verify_report *ret, struct error *err)
 {
@@ -446,17 +468,8 @@ int repo_verify(struct repo *repo, const struct repo_verify_options *opt,
 	struct verifier v = {.repo = repo, .opt = opt, .report = &report};
 	int r = opt->read_data ? key_check_reads_all(repo, err) : 0;
 
-	r = r ? r : run_phases(&v, err);
-	if (v.code < 0) {
-		if (err && !err->code)
-			*err = v.err;
-		r = v.code;
-	}
-	for (size_t i = 0; i < v.cap; i++)
-		vseg_free(v.seg[i]);
-	free(v.seg);
-	point_list_done(&v.points);
-	id_set_done(&v.gone);
+	r = r ? r : verifier_run(&v, err);
+	verifier_done(&v);
 	if (r < 0)
 		repo_verify_report_done(&report);
 	else

@@ -60,6 +60,10 @@ static inline void bit_set(uint64_t *bits, uint32_t i)
 	bits[i / 64] |= UINT64_C(1) << i % 64;
 }
 
+/* All phases; the report is filled. */
+int verifier_run(struct verifier *v, struct error *err) TM_WUR;
+void verifier_done(struct verifier *v);
+
 /* What is damage and goes into the report; other codes end the verification. */
 bool verify_is_damage(int code);
 
@@ -84,6 +88,22 @@ int verify_mark(struct verifier *v, const struct point *p, const struct point_di
 		struct error *err) TM_WUR;
 int verify_blame(struct verifier *v, const struct point *p, const struct point_disk *d,
 		 struct error *err) TM_WUR;
+/* Blocks that a session changed. */
+struct change {
+	uint64_t block, count;
+	uint64_t ref; /* of the first, ascending; REF_HOLE */
+};
+
+struct changes {
+	struct change *v; /* owned; by block */
+	size_t n, cap;
+};
+
+/* The index of the point's own session in the disk's table; UINT32_MAX: it is not there. */
+uint32_t verify_own_index(const struct point *p, const struct point_disk *d);
+/* What the descriptor tables say.  TM_E_CORRUPT: they cannot be read; what is there is in *ret. */
+int changes_load(struct verifier *v, const struct point *p, const struct point_disk *d,
+		 uint32_t own, struct changes *ret, struct error *err) TM_WUR;
 /* The map against what the session says that it stored. */
 int verify_map(struct verifier *v, const struct point *p, const struct point_disk *d,
 	       struct error *err) TM_WUR;
@@ -99,6 +119,7 @@ int verify_read(struct verifier *v, struct error *err) TM_WUR;
 int verify_load_tables(struct verifier *v, const struct vseg *s, struct tables **ret,
 		       struct error *err) TM_WUR;
 int verify_scrub(struct verifier *v, struct error *err) TM_WUR;
+void damage_done(struct repo_damage *d);
 bool damage_has(const struct repo_verify_report *r, const char *object);
 int damage_add(struct repo_verify_report *r, const char *object, const char *reason,
 	       struct error *err) TM_WUR;

@@ -13,17 +13,6 @@
 #include <stdio.h>
 #include <string.h>
 
-/* Blocks that the session changed. */
-struct change {
-	uint64_t block, count;
-	uint64_t ref; /* of the first, ascending; REF_HOLE */
-};
-
-struct changes {
-	struct change *v;
-	size_t n, cap;
-};
-
 /* A disk's map, run by run. */
 struct side {
 	const struct point_disk *d;
@@ -59,7 +48,7 @@ static int add_change(struct changes *l, const struct change *c, struct error *e
 	return 0;
 }
 
-static struct change change_of(const struct compare *c, const struct format_desc *d, uint32_t index,
+static struct change change_of(uint32_t own, const struct format_desc *d, uint32_t index,
 			       uint32_t slot)
 {
 	struct change r = {.block = desc_block(d), .count = 1, .ref = REF_HOLE};
@@ -67,7 +56,7 @@ static struct change change_of(const struct compare *c, const struct format_desc
 	struct le64 ordinal;
 
 	if (desc_kind(d) == DESC_SLOT) {
-		r.ref = ref_of(c->own, (uint64_t)index << DATA_SLOTS_LOG2 | slot);
+		r.ref = ref_of(own, (uint64_t)index << DATA_SLOTS_LOG2 | slot);
 		return r;
 	}
 	memcpy(&number, d->b, sizeof(number));
@@ -87,30 +76,37 @@ static int compare_changes(const void *a, const void *b)
 	return (x->block > y->block) - (x->block < y->block);
 }
 
-/* TM_E_NOTFOUND, TM_E_CORRUPT: the tables cannot be read, which is found and said elsewhere. */
-static int load_changes(struct compare *c, struct error *err)
+int changes_load(struct verifier *v, const struct point *p, const struct point_disk *d,
+		 uint32_t own, struct changes *ret, struct error *err)
 {
-	unsigned number = (unsigned)(c->d - c->p->disks);
+	unsigned number = (unsigned)(d - p->disks);
 	int r = 0;
 
-	for (uint32_t i = 0; r == 0 && c->own != UINT32_MAX && i < c->d->map->table[c->own].ndata;
-	     i++) {
-		struct vseg s = {.sid = c->p->id, .type = SEGMENT_DATA, .index = i};
+	for (uint32_t i = 0; r == 0 && own != UINT32_MAX && i < d->map->table[own].ndata; i++) {
+		struct vseg s = {.sid = p->id, .type = SEGMENT_DATA, .index = i};
 		struct tables *t = NULL;
 
-		r = verify_load_tables(c->v, &s, &t, err);
+		r = verify_load_tables(v, &s, &t, err);
 		for (uint32_t k = 0; r == 0 && k < t->t->nslots + t->t->nextras; k++) {
-			const struct format_desc *d = &t->t->descs[k];
-			struct change change = change_of(c, d, i, k);
+			const struct format_desc *desc = &t->t->descs[k];
+			struct change change = change_of(own, desc, i, k);
 
-			if (desc_disk(d) == number)
-				r = add_change(&c->changes, &change, err);
+			if (desc_disk(desc) == number)
+				r = add_change(ret, &change, err);
 		}
 		tables_unref(t);
 	}
-	if (c->changes.n > 1)
-		qsort(c->changes.v, c->changes.n, sizeof(*c->changes.v), compare_changes);
+	if (ret->n > 1)
+		qsort(ret->v, ret->n, sizeof(*ret->v), compare_changes);
 	return r;
+}
+
+uint32_t verify_own_index(const struct point *p, const struct point_disk *d)
+{
+	for (uint32_t i = 0; i < d->map->nsessions; i++)
+		if (id_equal(&d->map->table[i].session, &p->id))
+			return i;
+	return UINT32_MAX;
 }
 
 /* ---- maps ---- */
@@ -268,20 +264,17 @@ static int compare_maps(struct compare *c, struct error *err)
 int verify_map(struct verifier *v, const struct point *p, const struct point_disk *d,
 	       struct error *err)
 {
-	struct compare c = {.v = v, .p = p, .d = d, .own = UINT32_MAX};
+	struct compare c = {.v = v, .p = p, .d = d, .own = verify_own_index(p, d)};
 	auto_clean(point_free) struct point *parent = NULL;
 	struct error one = {0};
 	int r;
 
-	for (uint32_t i = 0; i < d->map->nsessions; i++)
-		if (id_equal(&d->map->table[i].session, &p->id))
-			c.own = i;
 	r = find_parent(&c, &parent, &one);
 	if (r == TM_E_NOTFOUND || verify_is_damage(r)) {
 		error_clear(&one);
 		r = 0; /* partial */
 	}
-	r = r ? r : load_changes(&c, &one);
+	r = r ? r : changes_load(v, p, d, c.own, &c.changes, &one);
 	r = r ? r : compare_maps(&c, &one);
 	free(c.changes.v);
 	if (r == TM_E_NOTFOUND || verify_is_damage(r))

@@ -214,10 +214,124 @@ static void the_next_backup_stores_what_was_lost(void **state)
 	free(keys);
 }
 
+/* ---- repair ---- */
+
+static void repair(struct history *h, bool dry_run, struct repo_verify_report *ret)
+{
+	const struct repo_repair_options opt = {
+		.pool = h->rig.pool, .read_data = true, .dry_run = dry_run};
+	struct error err = {0};
+
+	if (repo_repair(h->rig.repo, &opt, ret, &err) < 0)
+		fail_msg("%s", err.text);
+	for (size_t i = 0; i < ret->ndamaged; i++)
+		assert_non_null(ret->damaged[i].remedy);
+}
+
+static void all_is_well(struct history *h)
+{
+	struct repo_verify_report report = {0};
+	struct lost lost = {0};
+
+	verify(h, false, &report);
+	if (report.ndamaged)
+		fail_msg("%s: %s", report.damaged[0].object, report.damaged[0].reason);
+	assert_int_equal(check_points(h, &report), 0);
+	repo_verify_report_done(&report);
+	assert_int_equal(lost_load(h->rig.repo, &lost, NULL), 0);
+	assert_int_equal(lost.n, 0);
+	lost_done(&lost);
+}
+
+/* One damaged map segment of any session, or all of them. */
+static void maps_are_built_again(void **state)
+{
+	struct keys *keys = calloc(1, sizeof(*keys));
+
+	(void)state;
+	for (unsigned i = 0; i < runs(); i++) {
+		struct repo_verify_report report = {0};
+		struct history h;
+		bool all = i % 3 == 0;
+		size_t which = 0, maps = 0;
+
+		seed = seed * 6364136223846793005u + 1442695040888963407u;
+		history_up(&h, (i % 2 ? 3 : 1) * 1024 * 1024 + 100);
+		list_keys(&h.rig, "d/", keys);
+		for (size_t k = 0; k < keys->n; k++)
+			if (strstr(keys->key[k], "/000/m"))
+				memmove(keys->key[maps++], keys->key[k], KEY_MAX);
+		assert_int_equal(maps, POINTS);
+		which = test_below(&h.rig.random, maps);
+		for (size_t k = 0; k < maps; k++)
+			if (all || k == which)
+				damage(&h.rig, keys->key[k]);
+		repair(&h, true, &report);
+		assert_true(report.ndamaged > 0);
+		repo_verify_report_done(&report);
+		repair(&h, false, &report);
+		assert_int_equal(report.ndamaged, all ? POINTS : 1);
+		for (size_t k = 0; k < report.ndamaged; k++)
+			if (!report.damaged[k].repaired)
+				fail_msg("%s: %s", report.damaged[k].object,
+					 report.damaged[k].remedy);
+		repo_verify_report_done(&report);
+		all_is_well(&h);
+		image_change(&h.now, &h.rig.random, 3);
+		back_up(&h);
+		assert_false(h.rig.whole);
+		all_is_well(&h);
+		history_down(&h);
+	}
+	free(keys);
+}
+
+/* Data of the first point: the next backup has what did not change since, and older points get it.
+ */
+static void older_points_get_back_what_is_stored_anew(void **state)
+{
+	unsigned before = 0, after = 0, restored = 0;
+
+	(void)state;
+	for (unsigned i = 0; i < runs(); i++) {
+		struct keys *keys = calloc(1, sizeof(*keys));
+		struct repo_verify_report report = {0};
+		struct history h;
+		size_t k = 0;
+
+		seed = seed * 6364136223846793005u + 1442695040888963407u;
+		history_up(&h, 1024 * 1024 + 100);
+		list_keys(&h.rig, "d/", keys);
+		while (!strstr(keys->key[k], "/000/d"))
+			k++;
+		damage(&h.rig, keys->key[k]);
+		verify(&h, true, &report);
+		before += check_points(&h, &report);
+		repo_verify_report_done(&report);
+		back_up(&h);
+		newest_is_right(&h);
+		repair(&h, false, &report);
+		for (k = 0; k < report.ndamaged; k++)
+			restored += report.damaged[k].repaired;
+		repo_verify_report_done(&report);
+		verify(&h, false, &report);
+		after += check_points(&h, &report);
+		repo_verify_report_done(&report);
+		newest_is_right(&h);
+		history_down(&h);
+		free(keys);
+	}
+	printf("points that failed: %u, after backup and repair: %u; %u segments restored\n",
+	       before, after, restored);
+	assert_true(after < before || before == 0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(the_next_backup_stores_what_was_lost),
+		cmocka_unit_test(maps_are_built_again),
+		cmocka_unit_test(older_points_get_back_what_is_stored_anew),
 	};
 
 	seed = test_seed();
