@@ -24,7 +24,7 @@
 static struct loop *loop;
 static struct pool *pool;
 
-static void fail(const struct error *err)
+static _Noreturn void fail(const struct error *err)
 {
 	(void)fprintf(stderr, "points: %s\n", err->text);
 	exit(1);
