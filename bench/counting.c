@@ -116,6 +116,11 @@ static int counting_head(struct store *st, const char *key, uint64_t *ret, struc
 	return c->below->ops->head(c->below, key, ret, err);
 }
 
+static int counting_sync(struct store *st, const char *prefix, struct error *err)
+{
+	return counting_of(st)->below->ops->sync(counting_of(st)->below, prefix, err);
+}
+
 static int counting_remove(struct store *st, const char *key, struct error *err)
 {
 	struct counting *c = counting_of(st);
@@ -143,6 +148,7 @@ static const struct store_ops counting_ops = {
 	.list = counting_list,
 	.head = counting_head,
 	.remove = counting_remove,
+	.sync = counting_sync,
 	.free = counting_free,
 };
 

@@ -71,6 +71,8 @@ int repo_forget(struct repo *repo, const struct tm_id *ids, size_t n, struct err
 			r = error_set(err, TM_E_DENIED,
 				      "point %.12s is protected; unprotect it first",
 				      id_text(&ids[i]).s);
+	/* what is left has to outlast what goes */
+	r = r ? r : points_sync(repo, NULL, err);
 	for (size_t i = 0; r == 0 && i < n; i++)
 		r = flag_put(repo, FLAG_TOMBSTONE, &ids[i], 0, err);
 	id_set_done(&held);
@@ -121,8 +123,10 @@ int repo_protect(struct repo *repo, const struct tm_id *id, bool on, struct erro
 		struct error own = {0};
 
 		r = last_hold(repo, id, &n, err);
-		if (r == 0 && (n % 2 == 1) == on)
+		if (r == 0 && (n % 2 == 1) == on) {
+			r = points_sync_flags(repo, FLAG_HOLD, err);
 			break;
+		}
 		if (r == 0 && n == MAX_HOLD)
 			r = error_set(err, TM_E_RANGE, "point %.12s was protected too often",
 				      id_text(id).s);

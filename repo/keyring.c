@@ -138,6 +138,9 @@ int keyring_load(struct repo *repo, bool every_copy, struct keyring **ret, struc
 	r = repo->st->ops->list(repo->st, "keys/", list_slot, g, err);
 	for (size_t i = 0; r == 0 && i < g->n; i++)
 		r = load_slot(g, &g->v[i], err);
+	/* Who changes keys, or tells which there are, relies on what is there and what is not. */
+	if (r == 0 && every_copy)
+		r = repo->st->ops->sync(repo->st, "keys/", err);
 	if (r == 0)
 		*ret = tm_steal(g);
 	return r;

@@ -6,6 +6,7 @@
  */
 #include "session.h"
 
+#include "points.h"
 #include "tlv.h"
 
 #include <string.h>
@@ -162,6 +163,7 @@ void marker_beat(struct repo_session *s)
 static int check_point(struct repo *repo, const struct tm_id *point, const char *manifest_key,
 		       struct error *err)
 {
+	struct point_name name;
 	bool there = false, bad = false;
 	char key[KEY_MAX];
 	int r;
@@ -177,7 +179,8 @@ static int check_point(struct repo *repo, const struct tm_id *point, const char 
 	if (bad || !there)
 		return error_set(err, TM_E_STALE, "parent point %s is being deleted",
 				 id_text(point).s);
-	return 0;
+	return name_parse_point(repo, manifest_key, &name) ? points_sync(repo, &name.source, err)
+							   : 0;
 }
 
 int marker_read_pin(struct repo *repo, const struct tm_id *sid, uint32_t pin, struct tm_id *ret,

@@ -304,6 +304,18 @@ static int judge(struct find *f, struct error *err)
 	return TM_E_NOTFOUND;
 }
 
+/* As in a listing: it lasts, where that is possible. */
+static void sync_found(struct find *f)
+{
+	struct error err = {0};
+	size_t i = 0;
+
+	while (i < f->names.n && !id_equal(&f->names.v[i].session, &f->hit->id))
+		i++;
+	if (i < f->names.n && points_sync(f->reader.repo, &f->names.v[i].source, &err) < 0)
+		log_debug("%s", err.text);
+}
+
 static int set_protected(struct repo *repo, struct point *p, struct error *err)
 {
 	struct id_set held = {0};
@@ -322,6 +334,8 @@ int repo_point_find(struct repo *repo, const char *spec, struct point **ret, str
 	r = r ? r : resolve(&f, spec, err);
 	r = r ? r : judge(&f, err);
 	r = r ? r : set_protected(repo, f.hit, err);
+	if (r == 0)
+		sync_found(&f);
 	if (r == 0)
 		*ret = tm_steal(f.hit);
 	point_free(f.hit);

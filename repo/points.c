@@ -81,6 +81,34 @@ int points_flagged(struct repo *repo, enum session_flag flag, struct id_set *ret
 	return r;
 }
 
+int points_sync_flags(struct repo *repo, enum session_flag flag, struct error *err)
+{
+	char prefix[KEY_MAX];
+
+	name_flag_prefix(repo, flag, prefix);
+	return repo->st->ops->sync(repo->st, prefix, err);
+}
+
+int points_sync(struct repo *repo, const struct tm_id *source, struct error *err)
+{
+	char prefix[KEY_MAX];
+
+	name_source_prefix(repo, source, prefix);
+	return repo->st->ops->sync(repo->st, prefix, err);
+}
+
+/* What is shown is made to last where that is possible; where not, it is readable all the same. */
+static void sync_shown(struct repo *repo, const struct tm_id *source)
+{
+	struct error err = {0};
+	int r = points_sync(repo, source, &err);
+
+	r = r ? r : points_sync_flags(repo, FLAG_HOLD, &err);
+	r = r ? r : points_sync_flags(repo, FLAG_TOMBSTONE, &err);
+	if (r < 0)
+		log_debug("%s", err.text);
+}
+
 int points_dead(struct repo *repo, struct id_set *ret, struct error *err)
 {
 	static const enum session_flag flags[] = {FLAG_TOMBSTONE, FLAG_VERDICT};
@@ -252,6 +280,8 @@ static int list_points(struct repo *repo, const char *guest, bool brief, struct 
 
 	r = r ? r : points_names(repo, guest ? &source : NULL, &names, err);
 	r = r ? r : points_held(repo, &held, err);
+	if (r == 0)
+		sync_shown(repo, guest ? &source : NULL);
 	r = r ? r : points_read(&all.reader, names.v, names.n, false, err);
 	name_list_done(&names);
 	id_set_done(&held);
@@ -341,6 +371,7 @@ int repo_point_get(struct repo *repo, const char *guest, const struct tm_id *id,
 	if (r == 0 && i == names.n)
 		r = error_set(err, TM_E_NOTFOUND, "%s%s has no point %s", guest ? "guest " : "",
 			      guest ? guest : "the repository", id_text(id).s);
+	r = r ? r : points_sync(repo, &names.v[i].source, err);
 	r = r ? r : points_load(repo, &names.v[i], ret, err);
 	name_list_done(&names);
 	return r;

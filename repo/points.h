@@ -32,6 +32,13 @@ int points_dead(struct repo *repo, struct id_set *ret, struct error *err) TM_WUR
 /* Sessions with one kind of flag. */
 int points_flagged(struct repo *repo, enum session_flag flag, struct id_set *ret,
 		   struct error *err) TM_WUR;
+/*
+ * Makes durable what is seen of the flags of a kind, or of the points of a source (NULL: all):
+ * their writers may have been killed before they did.  For whoever decides, deletes or builds on
+ * it.
+ */
+int points_sync_flags(struct repo *repo, enum session_flag flag, struct error *err) TM_WUR;
+int points_sync(struct repo *repo, const struct tm_id *source, struct error *err) TM_WUR;
 /* Points that are protected. */
 int points_held(struct repo *repo, struct id_set *ret, struct error *err) TM_WUR;
 int id_set_add(struct id_set *s, const struct tm_id *id, struct error *err) TM_WUR;

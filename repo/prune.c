@@ -214,6 +214,17 @@ static void forget_lists(struct prune *p)
 	marks_free(p);
 }
 
+/* What is removed from now on was decided by these. */
+static int sync_lists(struct prune *p, struct error *err)
+{
+	static const enum session_flag flags[] = {FLAG_TOMBSTONE, FLAG_VERDICT, FLAG_FENCE};
+	int r = p->opt->dry_run ? 0 : points_sync(p->repo, NULL, err);
+
+	for (size_t i = 0; r == 0 && !p->opt->dry_run && i < ARRAY_SIZE(flags); i++)
+		r = points_sync_flags(p->repo, flags[i], err);
+	return r;
+}
+
 static int list_all(struct prune *p, const struct id_set *stale, struct error *err)
 {
 	struct mark_names markers = {0};
@@ -227,6 +238,7 @@ static int list_all(struct prune *p, const struct id_set *stale, struct error *e
 	r = r ? r : list_markers(p->repo, &markers, err);
 	r = r ? r : list_committed(p->repo, &p->points, &p->committed, err);
 	r = r ? r : read_pins(p, &markers, err);
+	r = r ? r : sync_lists(p, err);
 	free(markers.v);
 	return r;
 }
@@ -431,8 +443,8 @@ static int remove_manifests(struct prune *p, struct error *err)
 		r = p->repo->st->ops->head(p->repo->st, key, &size, NULL);
 		if (r == 0)
 			r = prune_remove(p, key, size, err);
-		else if (r == TM_E_NOTFOUND)
-			r = 0;
+		else if (r == TM_E_NOTFOUND) /* so that it is gone before the tombstone is */
+			r = p->opt->dry_run ? 0 : p->repo->st->ops->remove(p->repo->st, key, err);
 		else
 			r = error_set(err, (enum tm_code)r, "cannot look at %s", key);
 	}

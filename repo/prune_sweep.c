@@ -98,6 +98,15 @@ static bool may_pass(int code)
 	return code == TM_E_NOTFOUND || code == TM_E_CORRUPT || code == TM_E_UNSUPPORTED;
 }
 
+/* A generation that another janitor put may not be durable. */
+static int sync_session(const struct prune *p, const struct tm_id *sid, struct error *err)
+{
+	char prefix[KEY_MAX];
+
+	name_session_prefix(p->repo, sid, prefix);
+	return p->opt->dry_run ? 0 : p->repo->st->ops->sync(p->repo->st, prefix, err);
+}
+
 /*
  * Removes the generations before the last one that holds all that is in use.  `own` is the one
  * that this run wrote, which does.
@@ -123,6 +132,10 @@ static int drop_superseded(struct prune *p, const struct gen *v, size_t n, const
 			return r;
 		}
 	}
+	if (last > 0 && last < n && v[last].name.run != p->run)
+		r = sync_session(p, &v->name.session, err);
+	if (r < 0)
+		return r;
 	for (size_t i = 0; i < last && i < n; i++) {
 		r = remove_gen(p, &v[i], err);
 		if (r < 0)

@@ -32,7 +32,8 @@ typedef int store_list_fn(void *data, const char *key, uint64_t size, struct err
 struct store_ops {
 	/*
 	 * Makes object `key` of `len` bytes: whole and durable when done(0) is called, or not
-	 * there. TM_E_EXISTS when the key is taken.  key and bytes are borrowed until done().
+	 * there. TM_E_EXISTS when the key is taken, durably.  key and bytes are borrowed until
+	 * done().
 	 */
 	void (*put_new)(struct store *st, const char *key, const void *bytes, size_t len,
 			struct store_req *req);
@@ -47,8 +48,14 @@ struct store_ops {
 		    struct error *err);
 	/* Size in bytes.  TM_E_NOTFOUND.  Blocking. */
 	int (*head)(struct store *st, const char *key, uint64_t *ret_size, struct error *err);
-	/* No such object is success.  Blocking. */
+	/* Afterwards it is not there, durably; no such object is success.  Blocking. */
 	int (*remove)(struct store *st, const char *key, struct error *err);
+	/*
+	 * Makes durable what list(prefix) shows, and that what it does not show is gone: a process
+	 * that was killed leaves puts and removals which are seen and not yet durable.  prefix
+	 * ends with '/'; none of that name is success.  Blocking.
+	 */
+	int (*sync)(struct store *st, const char *prefix, struct error *err);
 	void (*free)(struct store *st);
 };
 

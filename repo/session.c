@@ -126,6 +126,8 @@ int repo_session_begin(struct repo *repo, const struct repo_session_options *opt
 	r = session_init(s, opt, err);
 	r = r ? r : next_seq(s, err);
 	r = r ? r : lost_load(repo, &s->lost, err);
+	/* whoever made the domain may have been killed before it lasted */
+	r = r ? r : repo->st->ops->sync(repo->st, "domains/", err);
 	r = r ? r : marker_put(s, err);
 	if (r < 0) {
 		error_prefix(err, "beginning a session");

@@ -144,6 +144,7 @@ static int dir_remove(struct store *st, const char *key, struct error *err)
 {
 	struct dir_store *d = dir_of(st);
 	auto_free char *path = NULL;
+	struct error own = {0};
 	int r;
 
 	if (!store_key_ok(key))
@@ -151,7 +152,22 @@ static int dir_remove(struct store *st, const char *key, struct error *err)
 	r = io_join(d->path, key, &path, err);
 	if (r < 0)
 		return r;
-	return io_remove(path, err);
+	if (unlink(path) < 0 && errno != ENOENT && errno != ENOTDIR)
+		return error_errno(err, errno, "cannot remove %s", path);
+	/* also when it is gone: whoever removed it may have been killed before this */
+	r = io_sync_parent(path, &own);
+	if (r < 0 && own.errnum == ENOENT)
+		return 0; /* there is no folder either */
+	if (r < 0 && err && !err->code)
+		*err = own;
+	return r;
+}
+
+static int dir_sync(struct store *st, const char *prefix, struct error *err)
+{
+	struct dir_store *d = dir_of(st);
+
+	return dir_sync_below(d->root, d->path, prefix, err);
 }
 
 static void dir_free(struct store *st)
@@ -173,6 +189,7 @@ static const struct store_ops dir_ops = {
 	.list = dir_list,
 	.head = dir_head,
 	.remove = dir_remove,
+	.sync = dir_sync,
 	.free = dir_free,
 };
 

@@ -34,6 +34,10 @@ void dir_folders_free(struct dir_store *d);
 int dir_walk(int root, const char *root_path, const char *prefix, store_list_fn *fn, void *data,
 	     struct error *err) TM_WUR;
 
+/* Syncs all folders below prefix, which ends with '/'.  Where nothing can be written there is
+ * nothing to sync: success. */
+int dir_sync_below(int root, const char *root_path, const char *prefix, struct error *err) TM_WUR;
+
 /*
  * Makes the folders of a new store, durably.  TM_E_EXISTS unless path does not exist or is a
  * directory that is empty or has no other folders than an interrupted init leaves; what is in them

@@ -205,6 +205,66 @@ int dir_walk(int root, const char *root_path, const char *prefix, store_list_fn 
 	}
 }
 
+/* ---- sync ---- */
+
+static int sync_folder(struct walk *w, int parent, const char *name, size_t at, struct error *err);
+
+static int sync_children(struct walk *w, DIR *dir, size_t at, struct error *err)
+{
+	auto_names struct names l = {0};
+	int r = read_names(w, dir, at, &l, err);
+
+	for (size_t i = 0; r == 0 && i < l.n; i++) {
+		size_t len = strlen(l.v[i]);
+
+		if (l.v[i][len - 1] != '/')
+			continue;
+		memcpy(w->key + at, l.v[i], len + 1);
+		l.v[i][len - 1] = 0;
+		r = sync_folder(w, dirfd(dir), l.v[i], at + len, err);
+	}
+	return r;
+}
+
+static int sync_folder(struct walk *w, int parent, const char *name, size_t at, struct error *err)
+{
+	int fd = openat(parent, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+	DIR *dir = fd >= 0 ? fdopendir(fd) : NULL;
+	int r;
+
+	if (!dir) {
+		r = errno == ENOENT ? 0
+				    : error_errno(err, errno, "opening %s/%.*s", w->root_path,
+						  (int)at, w->key);
+		if (fd >= 0)
+			(void)close(fd);
+		return r;
+	}
+	r = sync_children(w, dir, at, err);
+	if (r == 0 && fsync(fd) < 0 && errno != EROFS)
+		r = error_errno(err, errno, "syncing %s/%.*s", w->root_path, (int)at, w->key);
+	(void)closedir(dir);
+	return r;
+}
+
+int dir_sync_below(int root, const char *root_path, const char *prefix, struct error *err)
+{
+	struct walk w = {.root_path = root_path, .prefix = ""};
+	char start[KEY_MAX];
+	size_t len = strlen(prefix);
+
+	if (len < 2 || len + 2 > sizeof(start) || prefix[len - 1] != '/')
+		return error_set(err, TM_E_RANGE, "bad prefix '%s'", prefix);
+	memcpy(w.key, prefix, len + 1);
+	memcpy(start, prefix, len);
+	start[len - 1] = 0;
+	if (!store_key_ok(start))
+		return error_set(err, TM_E_RANGE, "bad prefix '%s'", prefix);
+	return sync_folder(&w, root, start, len, err);
+}
+
+/* ---- making ---- */
+
 /* The folders that an init which did not come to its end may have made. */
 static bool init_made(const char *name)
 {

@@ -8,7 +8,8 @@
  *	4 dirs   make the folders of the key, syncing each one's parent (once per process
  *	         and folder: another process may have made it and not yet synced it)
  *	5 rename to its name, never over another object
- *	6 publish  fsync of the folder
+ *	6 publish  fsync of the folder; the same where the name was taken, since its
+ *	         writer may have been killed before that
  * A crash before 5 leaves a file in tmp/, which is no object.
  */
 #include "store_dir.h"
@@ -38,6 +39,7 @@ enum put_step {
 	PUT_SYNC_PARENT,
 	PUT_OPEN_FOLDER,
 	PUT_RENAME,
+	PUT_TAKEN, /* the name was: what has it is made durable */
 	PUT_PUBLISH,
 	PUT_UNLINK,
 };
@@ -224,6 +226,7 @@ static void put_start_step(struct put *p, enum put_step step)
 		loop_renameat(loop, &p->op, p->d->tmp, p->tmp, p->folder->fd,
 			      slash ? slash + 1 : p->key, RENAME_NOREPLACE);
 		break;
+	case PUT_TAKEN:
 	case PUT_PUBLISH:
 		loop_fsync(loop, &p->op, p->folder->fd);
 		break;
@@ -249,8 +252,7 @@ static void put_renamed(struct put *p, int res)
 	if (res == -EINVAL || res == -ENOSYS)
 		res = put_link(p);
 	if (res == -EEXIST)
-		put_fail(p,
-			 error_set(&p->req->err, TM_E_EXISTS, "object %s exists already", p->key));
+		put_start_step(p, PUT_TAKEN);
 	else if (res < 0)
 		put_fail(p,
 			 error_errno(&p->req->err, -res, "renaming to %s/%s", p->d->path, p->key));
@@ -289,6 +291,7 @@ static void put_step_failed(struct put *p, int errnum)
 		[PUT_SYNC_PARENT] = "syncing the folder of",
 		[PUT_OPEN_FOLDER] = "opening the folder of",
 		[PUT_RENAME] = "renaming to",
+		[PUT_TAKEN] = "syncing the folder of",
 		[PUT_PUBLISH] = "syncing the folder of",
 		[PUT_UNLINK] = "removing",
 	};
@@ -339,6 +342,10 @@ static void put_progress(struct loop_op *op, int res)
 		break;
 	case PUT_RENAME:
 		put_renamed(p, res);
+		break;
+	case PUT_TAKEN:
+		put_fail(p,
+			 error_set(&p->req->err, TM_E_EXISTS, "object %s exists already", p->key));
 		break;
 	case PUT_PUBLISH:
 	case PUT_UNLINK:

@@ -159,6 +159,15 @@ static int memory_remove(struct store *st, const char *key, struct error *err)
 	return 0;
 }
 
+/* What is seen in memory stays. */
+static int memory_sync(struct store *st, const char *prefix, struct error *err)
+{
+	(void)st;
+	(void)prefix;
+	(void)err;
+	return 0;
+}
+
 static void memory_free(struct store *st)
 {
 	struct memory *m = memory_of(st);
@@ -177,6 +186,7 @@ static const struct store_ops memory_ops = {
 	.list = memory_list,
 	.head = memory_head,
 	.remove = memory_remove,
+	.sync = memory_sync,
 	.free = memory_free,
 };
 

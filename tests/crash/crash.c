@@ -17,6 +17,40 @@ void remove_tree(const char *path)
 	(void)nftw(path, remove_one, 16, FTW_DEPTH | FTW_PHYS);
 }
 
+static struct {
+	const char *from, *to;
+} copying;
+
+static int copy_one(const char *path, const struct stat *sb, int type, struct FTW *ftw)
+{
+	char to[512];
+	FILE *in, *out;
+	char bytes[16384];
+	size_t n;
+
+	(void)sb;
+	(void)ftw;
+	(void)snprintf(to, sizeof(to), "%s%s", copying.to, path + strlen(copying.from));
+	if (type == FTW_D)
+		return mkdir(to, 0700);
+	in = fopen(path, "re");
+	out = fopen(to, "we");
+	assert_non_null(in);
+	assert_non_null(out);
+	while ((n = fread(bytes, 1, sizeof(bytes), in)) > 0)
+		assert_int_equal(fwrite(bytes, 1, n, out), n);
+	(void)fclose(in);
+	return fclose(out);
+}
+
+void copy_tree(const char *from, const char *to)
+{
+	remove_tree(to);
+	copying.from = from;
+	copying.to = to;
+	assert_int_equal(nftw(from, copy_one, 16, FTW_PHYS), 0);
+}
+
 void place_up(struct place *p)
 {
 	const char *tmp = access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp";

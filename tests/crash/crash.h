@@ -18,6 +18,8 @@ struct place {
 void place_up(struct place *p);
 void place_down(struct place *p);
 void remove_tree(const char *path);
+/* to is replaced. */
+void copy_tree(const char *from, const char *to);
 
 void rig_start(struct rig *rig, uint64_t seed);
 void rig_stop(struct rig *rig);

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <ftw.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -142,6 +143,60 @@ void shim_start(const char *root, bool record)
 	shim_clear();
 	shim.root = must(strdup(root));
 	shim.record = record;
+}
+
+/* ---- what is there at the start ---- */
+
+static void load_file(const char *path, const char *below)
+{
+	FILE *file = must(fopen(path, "re"));
+	uint8_t *bytes = NULL;
+	size_t len = 0, e;
+	int c;
+
+	event_end(event_add(SHIM_CREATE, must(strdup(below)), NULL), 0);
+	while ((c = fgetc(file)) != EOF) {
+		if ((len & (len - 1)) == 0)
+			bytes = must(realloc(bytes, len ? 2 * len : 1));
+		bytes[len++] = (uint8_t)c;
+	}
+	(void)fclose(file);
+	e = event_add(SHIM_WRITE, must(strdup(below)), NULL);
+	shim.events[e].bytes = bytes;
+	event_end(e, (int)len);
+	event_end(event_add(SHIM_SYNC, must(strdup(below)), NULL), 0);
+}
+
+static int load_one(const char *path, const struct stat *sb, int type, struct FTW *ftw)
+{
+	const char *below = path + strlen(shim.root);
+
+	(void)sb;
+	(void)ftw;
+	below += *below == '/';
+	if (type == FTW_F)
+		load_file(path, below);
+	else if (*below)
+		event_end(event_add(SHIM_MKDIR, must(strdup(below)), NULL), 0);
+	return 0;
+}
+
+static int load_sync(const char *path, const struct stat *sb, int type, struct FTW *ftw)
+{
+	const char *below = path + strlen(shim.root);
+
+	(void)sb;
+	(void)ftw;
+	if (type == FTW_D)
+		event_end(event_add(SHIM_SYNC, must(strdup(below + (*below == '/'))), NULL), 0);
+	return 0;
+}
+
+void shim_load(void)
+{
+	if (nftw(shim.root, load_one, 16, FTW_PHYS) != 0 ||
+	    nftw(shim.root, load_sync, 16, FTW_PHYS) != 0)
+		abort();
 }
 
 void shim_arm(enum shim_fault fault, unsigned fail_at, bool for_good)

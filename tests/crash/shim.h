@@ -58,6 +58,8 @@ struct shim {
 extern struct shim shim;
 
 void shim_start(const char *root, bool record);
+/* Records what lies below the root as there and durable. */
+void shim_load(void);
 /* Counts calls from now on. */
 void shim_arm(enum shim_fault fault, unsigned fail_at, bool for_good);
 void shim_disarm(void);

@@ -1,184 +1,73 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Power cuts.  One run (init, a full backup, incremental ones) is recorded through the shim; then,
- * for a cut after each call was issued and after each was answered, every outcome that disk.h
- * allows is made on disk and opened.  In each one
- *	- every point whose backup had returned is there and reads back bit by bit,
- *	- a point whose backup had not returned is there and right, or not there at all,
+ * Power cuts.  Each command of two scripts is recorded through the shim; then, for a cut after
+ * each call was issued and after each was answered, every outcome that disk.h allows is made on
+ * disk and looked at.  In each one
+ *	- the repository opens with every key that was there before and after the command,
+ *	- every point that was there before and after is there and reads back bit by bit, with its
+ *	  protection; those that the command makes or deletes are there and right, or not there,
  *	- verify finds no damage,
- *	- the interrupted command simply runs again, and its point reads back, too.
- * The same after a process was killed at any call and its command ran again.
+ *	- the command simply runs again and comes to the same end, and so does a prune.
+ *
+ * The same after a process was killed at any call and another one went on with what it saw: what
+ * that one reported, or built or decided on, survives the cut that follows.
+ *
  * A disk that does not do what fsync asks for must be found out: the control.
  *
- * CRASH_STRIDE=n looks at every n-th moment only (default 1), CRASH_KILL_STRIDE=n kills at every
- *n-th call (default 5); CRASH_SAMPLES is the number of random outcomes where there are too many for
- *all.
+ * The short form looks at one of so many; 1 is all:
+ *	CRASH_STATES  states that a cut leaves (3)
+ *	CRASH_KILLS   calls at which the process is killed (97)
+ *	CRASH_WHILE   states that a cut leaves while the next process runs (23)
+ *	CRASH_SAMPLES is the number of random outcomes where there are too many for all (32).
  */
-#include "crash.h"
 #include "disk.h"
+#include "play.h"
 
 #include <sys/stat.h>
 
-#define BACKUPS 4
+static const struct step points_script[] = {
+	{STEP_INIT, 0, 0},    {STEP_BACKUP, 0, 0},       {STEP_BACKUP, 1, 0},
+	{STEP_PROTECT, 0, 0}, {STEP_BACKUP, 2, 0},       {STEP_FORGET, 1U << 1, 0},
+	{STEP_ABANDON, 3, 0}, {STEP_PRUNE, 0, 0},        {STEP_UNPROTECT, 0, 0},
+	{STEP_BACKUP, 3, 0},  {STEP_FORGET, 5, 0},       {STEP_BACKUP, 4, 0},
+	{STEP_PRUNE, 0, 0},   {STEP_FORGET, 1U << 3, 0}, {STEP_PRUNE, 0, 0},
+};
+
+static const struct step keys_script[] = {
+	{STEP_INIT, 0, 0},       {STEP_BACKUP, 0, 0},     {STEP_KEY_ADD, 1, 0},
+	{STEP_KEY_REMOVE, 1, 0}, {STEP_KEY_CHANGE, 2, 0}, {STEP_KEY_ROTATE, 2, 0},
+	{STEP_BACKUP, 1, 0},     {STEP_KEY_ADD, 3, 0},    {STEP_KEY_REMOVE, 3, 0},
+};
 
 static uint64_t seed;
 
-struct power_cut {
-	struct place place;
-	struct rig rig;
-	struct image past[BACKUPS]; /* what point i holds */
-	struct image now;
-	bool *dirty[BACKUPS]; /* blocks that changed before backup i */
-	struct tm_id id[BACKUPS];
-	uint64_t *seen; /* signatures */
+struct counts {
+	unsigned calls, moments, outcomes, states;
+};
+
+struct cuts {
+	struct play play;
+	char before[112], after[112]; /* the repository's folder before a step, and after it */
+	uint64_t *seen;               /* signatures */
 	size_t nseen;
-	unsigned outcomes, states, reruns;
-	char why[1200]; /* of the first wrong state */
+	unsigned turn;
+	struct counts counts;
 };
 
 static unsigned setting(const char *name, unsigned otherwise)
 {
 	const char *text = getenv(name);
+	unsigned n = text ? (unsigned)strtoul(text, NULL, 10) : 0;
 
-	return text ? (unsigned)strtoul(text, NULL, 10) : otherwise;
+	return n ? n : otherwise;
 }
 
-static int newest(struct rig *rig, struct point_list *l, struct error *err)
+static unsigned samples(void)
 {
-	size_t damaged = 0;
-	int r = repo_points(rig->repo, rig_guest, l, &damaged, err);
-
-	if (r == 0 && damaged)
-		r = error_set(err, TM_E_CORRUPT, "%zu unreadable manifests", damaged);
-	return r;
+	return setting("CRASH_SAMPLES", 32);
 }
 
-/* Backs up what the image was at backup i. */
-static int backup(struct power_cut *c, unsigned i, struct tm_id *ret, struct error *err)
-{
-	auto_point_list struct point_list l = {0};
-	struct image *im = &c->past[i];
-	int r = newest(&c->rig, &l, err);
-
-	if (r < 0)
-		return r;
-	memcpy(im->dirty, c->dirty[i], im->blocks);
-	return rig_backup(&c->rig, im, l.n ? l.v[l.n - 1] : NULL, ret, err);
-}
-
-static void record(struct power_cut *c)
-{
-	struct error err = {0};
-
-	image_init(&c->now, 18 * 1024 * 1024 + 300, BS);
-	shim_start(c->place.run, true);
-	if (rig_repo(&c->rig, c->place.repo, true, &err) < 0)
-		fail_msg("%s", err.text);
-	shim_mark();
-	for (unsigned i = 0; i < BACKUPS; i++) {
-		image_fill(&c->now, &c->rig.random, i ? 12 : 500);
-		image_copy(&c->now, &c->past[i]);
-		c->dirty[i] = calloc(c->now.blocks, sizeof(bool));
-		assert_non_null(c->dirty[i]);
-		memcpy(c->dirty[i], c->now.dirty, c->now.blocks);
-		memset(c->now.dirty, 0, c->now.blocks);
-		if (backup(c, i, &c->id[i], &err) < 0)
-			fail_msg("%s", err.text);
-		shim_mark();
-	}
-	rig_close(&c->rig);
-	shim_stop();
-}
-
-static int wrong(struct power_cut *c, unsigned tick, const char *what, const struct error *err)
-{
-	if (!c->why[0])
-		(void)snprintf(c->why, sizeof(c->why), "cut at %u: %s%s%s", tick, what,
-			       err->text[0] ? ": " : "", err->text);
-	return -1;
-}
-
-/* Point i of the list is the i-th that was backed up, and right. */
-static int check_list(struct power_cut *c, const struct point_list *l, unsigned tick)
-{
-	for (size_t i = 0; i < l->n; i++) {
-		struct error err = {0};
-		int r;
-
-		if (!id_equal(&l->v[i]->id, &c->id[i]))
-			return wrong(c, tick, "a point that was never made", &err);
-		r = rig_matches(&c->rig, l->v[i], &c->past[i], &err);
-		if (r != 1)
-			return wrong(c, tick, r == 0 ? "a point differs" : "a point is unreadable",
-				     &err);
-	}
-	return 0;
-}
-
-static int check_verify(struct power_cut *c, unsigned tick)
-{
-	const struct repo_verify_options opt = {.pool = c->rig.pool};
-	struct repo_verify_report report = {0};
-	struct error err = {0};
-	int r = repo_verify(c->rig.repo, &opt, &report, &err);
-
-	if (r == 0 && report.ndamaged)
-		r = error_set(&err, TM_E_CORRUPT, "%s: %s", report.damaged[0].object,
-			      report.damaged[0].reason);
-	repo_verify_report_done(&report);
-	return r < 0 ? wrong(c, tick, "verify", &err) : 0;
-}
-
-/* The command that the cut interrupted, once more. */
-static int check_again(struct power_cut *c, size_t have, unsigned tick)
-{
-	auto_point_list struct point_list l = {0};
-	struct error err = {0};
-	struct tm_id id;
-	int r;
-
-	if (have == BACKUPS)
-		return 0;
-	c->reruns++;
-	r = backup(c, (unsigned)have, &id, &err);
-	if (r < 0)
-		return wrong(c, tick, "the backup does not run again", &err);
-	r = newest(&c->rig, &l, &err);
-	if (r < 0 || l.n != have + 1 || !id_equal(&l.v[have]->id, &id))
-		return wrong(c, tick, "the new point is not there", &err);
-	r = rig_matches(&c->rig, l.v[have], &c->past[have], &err);
-	return r == 1 ? 0 : wrong(c, tick, "the new point is wrong", &err);
-}
-
-/* Opens what is left; done: commands that had returned. */
-static int check_state(struct power_cut *c, unsigned tick, unsigned done)
-{
-	auto_point_list struct point_list l = {0};
-	struct error err = {0};
-	int r = rig_repo(&c->rig, c->place.left_repo, false, &err);
-
-	if (r < 0 && (done > 0 || r != TM_E_NOTFOUND))
-		return wrong(c, tick, "the repository does not open", &err);
-	error_clear(&err);
-	if (r < 0) {
-		c->reruns++;
-		r = rig_repo(&c->rig, c->place.left_repo, true, &err);
-		if (r < 0)
-			return wrong(c, tick, "init does not run again", &err);
-	}
-	r = newest(&c->rig, &l, &err);
-	if (r < 0)
-		return wrong(c, tick, "the points cannot be listed", &err);
-	if (l.n + 1 < done)
-		return wrong(c, tick, "a committed point is gone", &err);
-	if (l.n > done)
-		return wrong(c, tick, "more points than backups began", &err);
-	r = check_list(c, &l, tick);
-	r = r ? r : check_verify(c, tick);
-	return r ? r : check_again(c, l.n, tick);
-}
-
-static bool is_new(struct power_cut *c, uint64_t signature)
+static bool is_new(struct cuts *c, uint64_t signature)
 {
 	for (size_t i = 0; i < c->nseen; i++)
 		if (c->seen[i] == signature)
@@ -189,168 +78,350 @@ static bool is_new(struct power_cut *c, uint64_t signature)
 	return true;
 }
 
-/* All outcomes of all cuts; ends at the first wrong one. */
-static int cut_everywhere(struct power_cut *c, enum disk_lie lie, unsigned stride)
+static void cuts_up(struct cuts *c, const struct step *script, unsigned steps, bool encrypted)
+{
+	*c = (struct cuts){.nseen = 0};
+	play_up(&c->play, script, steps, encrypted, seed);
+	(void)snprintf(c->before, sizeof(c->before), "%s/before", c->play.place.base);
+	(void)snprintf(c->after, sizeof(c->after), "%s/after", c->play.place.base);
+	copy_tree(c->play.place.run, c->after);
+}
+
+static void cuts_down(struct cuts *c)
+{
+	play_down(&c->play);
+	free(c->seen);
+}
+
+/* The points of a mask that both models have, or one of them. */
+static struct model both(const struct model *a, const struct model *b)
+{
+	return (struct model){.made = a->made && b->made,
+			      .points = a->points & b->points,
+			      .held = a->held & b->held,
+			      .secrets = a->secrets & b->secrets};
+}
+
+static struct model either(const struct model *a, const struct model *b)
+{
+	return (struct model){.made = a->made || b->made,
+			      .points = a->points | b->points,
+			      .held = a->held | b->held,
+			      .secrets = a->secrets | b->secrets};
+}
+
+/* The tree of step `i` begins the recording; moments from the returned tick on are the step's. */
+static unsigned begin_recording(struct cuts *c)
+{
+	copy_tree(c->before, c->play.place.run);
+	shim_start(c->play.place.run, true);
+	shim_load();
+	return shim.tick;
+}
+
+static int run_again(struct cuts *c, unsigned i)
+{
+	struct play *p = &c->play;
+	struct model m = play_model(p, i + 1);
+	struct error err = {0};
+	const char *path = p->place.left_repo;
+	int r = play_step(p, i, path, &err);
+
+	if (r < 0) {
+		(void)snprintf(p->error, sizeof(p->error), "it does not run again: %s", err.text);
+		return r;
+	}
+	r = play_check(p, path, &m, &m);
+	if (r < 0)
+		return r;
+	r = play_open(p, path, m.secrets, &err);
+	r = r ? r : play_prune(p, &err);
+	rig_close(&p->rig);
+	if (r < 0) {
+		(void)snprintf(p->error, sizeof(p->error), "prune: %s", err.text);
+		return r;
+	}
+	return play_check(p, path, &m, &m);
+}
+
+/* Every outcome of cuts from tick `from` on, which leave no less than `least`; again: step i is
+ * then run once more. */
+static int cut(struct cuts *c, unsigned from, const struct model *least, const struct model *most,
+	       unsigned i, bool again, enum disk_lie lie, unsigned stride)
 {
 	struct disk *d = disk_new(shim.events, shim.nevents, lie);
-	unsigned samples = setting("CRASH_SAMPLES", 32);
+	struct play *p = &c->play;
 	uint64_t random = seed | 1;
 	int r = 0;
 
-	c->nseen = c->outcomes = c->states = c->reruns = 0;
-	c->why[0] = 0;
-	for (unsigned tick = 0; r == 0 && tick <= shim.tick; tick += stride) {
-		unsigned done = disk_marks(d, tick);
+	c->nseen = 0;
+	for (unsigned tick = from; r == 0 && tick <= shim.tick; tick++) {
+		struct model m = *least;
 
-		for (unsigned k = 0; r == 0 && disk_choose(d, tick, k, samples, &random); k++) {
-			c->outcomes++;
-			if (!is_new(c, disk_signature(d) * 31 + done))
+		if (again && disk_marks(d, tick))
+			m = play_model(p, i + 1);
+		c->counts.moments++;
+		for (unsigned k = 0; r == 0 && disk_choose(d, tick, k, samples(), &random); k++) {
+			c->counts.outcomes++;
+			if (!is_new(c, disk_signature(d) * 31 + disk_marks(d, tick)) ||
+			    c->turn++ % stride != 0)
 				continue;
-			c->states++;
-			remove_tree(c->place.left);
-			assert_int_equal(mkdir(c->place.left, 0700), 0);
-			disk_write(d, c->place.left);
-			r = check_state(c, tick, done);
-			rig_close(&c->rig);
+			c->counts.states++;
+			remove_tree(p->place.left);
+			assert_int_equal(mkdir(p->place.left, 0700), 0);
+			disk_write(d, p->place.left);
+			r = play_check(p, p->place.left_repo, &m,
+				       again && disk_marks(d, tick) ? &m : most);
+			r = r == 0 && again ? run_again(c, i) : r;
+			rig_close(&p->rig);
 		}
 	}
 	disk_free(d);
 	return r;
 }
 
-static void up(struct power_cut *c)
+/* Records step i on top of the one before; the tree after it is kept. */
+static unsigned record(struct cuts *c, unsigned i)
 {
-	*c = (struct power_cut){.nseen = 0};
-	place_up(&c->place);
-	rig_start(&c->rig, seed);
-	record(c);
+	struct play *p = &c->play;
+	struct error err = {0};
+	unsigned from;
+	size_t before;
+
+	copy_tree(c->after, c->before);
+	from = begin_recording(c);
+	before = shim.nevents;
+	if (play_step(p, i, p->place.repo, &err) < 0)
+		fail_msg("step %u, %s: %s", i, step_name(p->script[i].kind), err.text);
+	c->counts.calls += (unsigned)(shim.nevents - before);
+	shim_mark();
+	shim_stop();
+	copy_tree(p->place.run, c->after);
+	return from;
 }
 
-static void down(struct power_cut *c)
+static void cut_script(const struct step *script, unsigned steps, bool encrypted)
 {
-	rig_stop(&c->rig);
-	shim_clear();
-	place_down(&c->place);
-	for (unsigned i = 0; i < BACKUPS; i++) {
-		image_done(&c->past[i]);
-		free(c->dirty[i]);
+	struct counts sum = {0};
+	struct cuts c;
+
+	cuts_up(&c, script, steps, encrypted);
+	for (unsigned i = 0; i < steps; i++) {
+		struct model a = play_model(&c.play, i), b = play_model(&c.play, i + 1);
+		struct model least = both(&a, &b), most = either(&a, &b);
+		unsigned from;
+
+		c.counts = (struct counts){0};
+		from = record(&c, i);
+		if (cut(&c, from, &least, &most, i, true, LIE_NONE, setting("CRASH_STATES", 3)) < 0)
+			fail_msg("step %u, %s: %s", i, step_name(script[i].kind), c.play.error);
+		printf("%-17s %4u calls, %4u moments, %5u outcomes, %4u states opened\n",
+		       step_name(script[i].kind), c.counts.calls, c.counts.moments,
+		       c.counts.outcomes, c.counts.states);
+		(void)fflush(stdout);
+		sum.calls += c.counts.calls;
+		sum.moments += c.counts.moments;
+		sum.outcomes += c.counts.outcomes;
+		sum.states += c.counts.states;
 	}
-	image_done(&c->now);
-	free(c->seen);
+	assert_true(sum.calls > 100); /* the calls do go through the shim */
+	printf("%-17s %4u calls, %4u moments, %5u outcomes, %4u states opened\n", "all", sum.calls,
+	       sum.moments, sum.outcomes, sum.states);
+	cuts_down(&c);
 }
 
-static void a_power_cut_loses_nothing_that_was_committed(void **state)
+static void a_power_cut_loses_no_point(void **state)
 {
-	struct power_cut c;
+	(void)state;
+	cut_script(points_script, ARRAY_SIZE(points_script), false);
+}
+
+static void a_power_cut_locks_nobody_out(void **state)
+{
+	(void)state;
+	cut_script(keys_script, ARRAY_SIZE(keys_script), true);
+}
+
+/* ---- kills ---- */
+
+/* What the next process does after the kill. */
+enum follower {
+	THE_SAME,
+	A_REPORT, /* lists points: what is named has to stay */
+	A_PRUNE,
+	A_RETENTION, /* keeps the newest point it sees, forgets the others, prunes */
+	FOLLOWERS,
+};
+
+static const char *const follower_names[] = {"the same again", "list", "prune",
+					     "forget old ones and prune"};
+
+/* Does what f does; *least and *most: what is there after that. */
+static int follow(struct cuts *c, unsigned i, enum follower f, struct model *least,
+		  struct model *most, struct error *err)
+{
+	struct play *p = &c->play;
+	const char *path = p->place.repo;
+	unsigned points, held, kept;
 	int r;
 
-	(void)state;
-	up(&c);
-	assert_true(shim.nevents > 100); /* the calls do go through the shim */
-	r = cut_everywhere(&c, LIE_NONE, setting("CRASH_STRIDE", 1));
-	printf("%zu calls, %u moments, %u outcomes, %u different states opened, %u commands run "
-	       "again\n",
-	       shim.nevents, shim.tick + 1, c.outcomes, c.states, c.reruns);
-	if (r < 0)
-		fail_msg("%s", c.why);
-	down(&c);
-}
-
-/* init where it has not been done, and a backup; *ret_points are there then. */
-static int init_and_backup(struct power_cut *c, unsigned *ret_points, struct error *err)
-{
-	auto_point_list struct point_list l = {0};
-	int r = rig_repo(&c->rig, c->place.repo, false, err);
-
-	if (r == TM_E_NOTFOUND) {
-		error_clear(err);
-		r = rig_repo(&c->rig, c->place.repo, true, err);
+	if (f == THE_SAME) {
+		r = play_step(p, i, path, err);
+		*least = *most = play_model(p, i + 1);
+		return r;
 	}
-	r = r ? r : newest(&c->rig, &l, err);
-	if (r == 0 && l.n) /* the killed one came that far */
-		c->id[0] = l.v[0]->id;
-	*ret_points = (unsigned)l.n + 1;
-	r = r ? r : backup(c, (unsigned)l.n, &c->id[l.n], err);
-	rig_close(&c->rig);
+	r = play_open(p, path, most->secrets, err);
+	if (r == TM_E_NOTFOUND && !least->made) {
+		error_clear(err);
+		return 0;
+	}
+	r = r ? r : play_points(p, &points, &held, err);
+	if (r == 0 && f == A_REPORT) {
+		least->points |= points;
+		least->held |= held;
+		most->points = points;
+	}
+	if (r == 0 && f == A_RETENTION) {
+		r = play_forget_old(p, &kept, err);
+		least->points = most->points = kept;
+	}
+	if (r == 0 && (f == A_RETENTION || f == A_PRUNE))
+		r = play_prune(p, err);
+	rig_close(&p->rig);
 	return r;
 }
 
-/* Every outcome of a cut right after the last command. */
-static void cut_at_end(struct power_cut *c, unsigned points)
+/* Step i is killed at its n-th call, from which on nothing it asks for happens.  1; 0: it had ended
+ * before; or what is wrong. */
+static int kill_and_follow(struct cuts *c, unsigned i, unsigned n, enum follower f)
 {
-	struct disk *d = disk_new(shim.events, shim.nevents, LIE_NONE);
-	uint64_t random = seed | 1;
+	struct play *p = &c->play;
+	struct model a = play_model(p, i), b = play_model(p, i + 1);
+	struct model least = both(&a, &b), most = either(&a, &b);
+	struct error err = {0};
+	struct model while_it_runs = least, most_then = most;
+	unsigned from;
+	bool killed;
+	int r;
 
-	c->nseen = 0;
-	for (unsigned k = 0; disk_choose(d, shim.tick, k, 32, &random); k++) {
-		c->outcomes++;
-		if (!is_new(c, disk_signature(d)))
-			continue;
-		c->states++;
-		remove_tree(c->place.left);
-		assert_int_equal(mkdir(c->place.left, 0700), 0);
-		disk_write(d, c->place.left);
-		if (check_state(c, shim.tick, 1 + points) < 0)
-			fail_msg("%s", c->why);
-		rig_close(&c->rig);
+	(void)begin_recording(c);
+	shim_arm(FAULT_EIO, n, true);
+	(void)play_step(p, i, p->place.repo, &err);
+	rig_close(&p->rig);
+	killed = shim.hits > 0;
+	shim_disarm();
+	error_clear(&err);
+	from = shim.tick;
+	r = follow(c, i, f, &least, &most, &err);
+	if (r < 0)
+		(void)snprintf(p->error, sizeof(p->error), "%s", err.text);
+	shim_stop();
+	/* when it is done, and while it is at it */
+	r = r ? r : cut(c, shim.tick, &least, &most, i, false, LIE_NONE, 1);
+	if (f == A_RETENTION) {
+		while_it_runs.any = while_it_runs.points != 0;
+		while_it_runs.points = 0;
 	}
-	disk_free(d);
+	if (f != THE_SAME)
+		r = r ? r
+		      : cut(c, from, &while_it_runs, &most_then, i, false, LIE_NONE,
+			    setting("CRASH_WHILE", 23));
+	return r ? r : killed;
 }
 
-/*
- * A process is killed at its n-th call (from there on nothing it asks for happens), the next one
- * carries on with what lies in the page cache, and then the power goes: what the second
- * one reports as done must not lean on what the first one never synced.
- */
-static void a_killed_run_leaves_nothing_unsynced_behind(void **state)
+static void kill_script(const struct step *script, unsigned steps, bool encrypted)
 {
-	unsigned stride = setting("CRASH_KILL_STRIDE", 5), kills = 0, points = 0;
-	struct power_cut c;
-	bool killed = true;
+	unsigned stride = setting("CRASH_KILLS", 97), kills = 0, n = 1 + (unsigned)(seed % stride);
+	struct cuts c;
 
+	cuts_up(&c, script, steps, encrypted);
+	for (unsigned i = 0; i < steps; i++) {
+		unsigned calls = 0;
+
+		(void)record(&c, i);
+		for (unsigned f = 0; f < FOLLOWERS; f++) {
+			int r;
+
+			for (; (r = kill_and_follow(&c, i, n, f)) > 0; n += stride) {
+				kills++;
+				calls = n;
+			}
+			if (r < 0)
+				fail_msg("%s killed at call %u, then %s, then a cut: %s",
+					 step_name(script[i].kind), n, follower_names[f],
+					 c.play.error);
+			n = stride == 1 ? 1 : 1 + (n + kills) % stride;
+		}
+		printf("%-17s %4u calls, %6u states opened so far\n", step_name(script[i].kind),
+		       calls, c.counts.states);
+		(void)fflush(stdout);
+	}
+	printf("%u kills, %u outcomes, %u states opened\n", kills, c.counts.outcomes,
+	       c.counts.states);
+	cuts_down(&c);
+}
+
+static void a_kill_leaves_nothing_unsynced_behind(void **state)
+{
 	(void)state;
-	up(&c);
-	for (unsigned n = 1 + (unsigned)(seed % stride); killed; n += stride, kills++) {
-		struct error err = {0};
-
-		remove_tree(c.place.run);
-		assert_int_equal(mkdir(c.place.run, 0700), 0);
-		shim_start(c.place.run, true);
-		shim_arm(FAULT_EIO, n, true);
-		(void)init_and_backup(&c, &points, &err);
-		killed = shim.hits > 0;
-		shim_disarm();
-		error_clear(&err);
-		if (init_and_backup(&c, &points, &err) < 0)
-			fail_msg("after a kill at call %u: %s", n, err.text);
-		shim_mark();
-		shim_stop();
-		cut_at_end(&c, points);
-	}
-	printf("%u kills, %u outcomes, %u states opened\n", kills, c.outcomes, c.states);
-	down(&c);
+	kill_script(points_script, ARRAY_SIZE(points_script), false);
+	kill_script(keys_script, ARRAY_SIZE(keys_script), true);
 }
+
+/* ---- control ---- */
 
 static void a_disk_that_does_not_sync_is_found_out(void **state)
 {
-	struct power_cut c;
+	struct cuts c;
 
 	(void)state;
-	up(&c);
 	for (int lie = LIE_FILES; lie <= LIE_FOLDERS; lie++) {
-		assert_int_equal(cut_everywhere(&c, (enum disk_lie)lie, 1), -1);
+		int r = 0;
+
+		cuts_up(&c, points_script, ARRAY_SIZE(points_script), false);
+		for (unsigned i = 0; r == 0 && i < c.play.steps; i++) {
+			struct model a = play_model(&c.play, i), b = play_model(&c.play, i + 1);
+			struct model least = both(&a, &b), most = either(&a, &b);
+			unsigned from = record(&c, i);
+
+			r = cut(&c, from, &least, &most, i, true, (enum disk_lie)lie, 1);
+		}
+		assert_true(r < 0);
 		printf("without fsync of %s: %s (state %u)\n",
-		       lie == LIE_FILES ? "files" : "folders", c.why, c.states);
+		       lie == LIE_FILES ? "files" : "folders", c.play.error, c.counts.states);
+		cuts_down(&c);
 	}
-	down(&c);
+}
+
+static void a_store_that_does_not_sync_what_it_sees_is_found_out(void **state)
+{
+	unsigned i = 0, n = 0;
+	struct cuts c;
+	int r = 0;
+
+	(void)state;
+	cuts_up(&c, points_script, ARRAY_SIZE(points_script), false);
+	c.play.lazy = true;
+	for (; r == 0 && i < 3; i++) {
+		(void)record(&c, i);
+		/* only the last calls of a step publish something */
+		for (n = 20, r = 1; r > 0; n++)
+			r = kill_and_follow(&c, i, n, A_REPORT);
+	}
+	assert_true(r < 0);
+	printf("%s killed at call %u, then %s: %s\n", step_name(points_script[i - 1].kind), n - 1,
+	       follower_names[A_REPORT], c.play.error);
+	cuts_down(&c);
 }
 
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(a_power_cut_loses_nothing_that_was_committed),
-		cmocka_unit_test(a_killed_run_leaves_nothing_unsynced_behind),
+		cmocka_unit_test(a_power_cut_loses_no_point),
+		cmocka_unit_test(a_power_cut_locks_nobody_out),
+		cmocka_unit_test(a_kill_leaves_nothing_unsynced_behind),
 		cmocka_unit_test(a_disk_that_does_not_sync_is_found_out),
+		cmocka_unit_test(a_store_that_does_not_sync_what_it_sees_is_found_out),
 	};
 
 	seed = test_seed();

@@ -142,6 +142,13 @@ static int gate_remove(struct store *st, const char *key, struct error *err)
 	return w.below->ops->remove(w.below, key, err);
 }
 
+static int gate_sync(struct store *st, const char *prefix, struct error *err)
+{
+	if (!gate_pass(st, "sync", prefix))
+		return error_set(err, TM_E_CANCELED, "stalled for ever");
+	return w.below->ops->sync(w.below, prefix, err);
+}
+
 static void gate_free(struct store *st)
 {
 	(void)st; /* inside the actor */
@@ -153,6 +160,7 @@ static const struct store_ops gate_ops = {
 	.list = gate_list,
 	.head = gate_head,
 	.remove = gate_remove,
+	.sync = gate_sync,
 	.free = gate_free,
 };
 

@@ -75,6 +75,13 @@ static inline int failing_remove(struct store *st, const char *key, struct error
 	return failing_below(st)->ops->remove(failing_below(st), key, err);
 }
 
+static inline int failing_sync(struct store *st, const char *prefix, struct error *err)
+{
+	if (failing_now(st))
+		return error_set(err, TM_E_IO, "sync fails for the test");
+	return failing_below(st)->ops->sync(failing_below(st), prefix, err);
+}
+
 static inline void failing_free(struct store *st)
 {
 	store_free(failing_below(st)); /* NULL when a test took it away */
@@ -87,6 +94,7 @@ static const struct store_ops failing_ops = {
 	.list = failing_list,
 	.head = failing_head,
 	.remove = failing_remove,
+	.sync = failing_sync,
 	.free = failing_free,
 };
 
@@ -100,6 +108,8 @@ struct rig {
 	uint64_t random;
 	uint64_t now;
 	bool whole;                     /* backups name every block, parent or not */
+	bool give_up;                   /* backups end before their commit, with TM_E_CANCELED */
+	char *name;                     /* of the next point; NULL: always the same */
 	struct repo_disk_counts counts; /* of the last backup */
 };
 
@@ -343,7 +353,7 @@ static inline int rig_backup(struct rig *rig, struct image *im, const struct poi
 	struct repo_session_options opt = {.guest = rig_guest, .pool = rig->pool};
 	struct point_disk disk = {.name = rig_disk, .rung = parent ? RUNG_BITMAP : RUNG_FULL};
 	struct point meta = {.guest = rig_guest,
-			     .name = rig_name,
+			     .name = rig->name ? rig->name : rig_name,
 			     .state = rig_state,
 			     .disks = &disk,
 			     .ndisks = 1,
@@ -376,7 +386,7 @@ static inline int rig_backup(struct rig *rig, struct image *im, const struct poi
 		rig->counts = counts;
 		disk.new_bytes = counts.new_bytes;
 		disk.stored_bytes = counts.stored_bytes;
-		r = repo_session_commit(s, &meta, err);
+		r = rig->give_up ? TM_E_CANCELED : repo_session_commit(s, &meta, err);
 	}
 	if (r == 0) {
 		*ret_id = opt.id;
