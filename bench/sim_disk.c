@@ -82,7 +82,7 @@ static void sim_map(struct block_source *src, enum source_map map, uint64_t offs
 	answer(d, req);
 }
 
-/* Content that no other block or epoch has: real data or zeroes, stamped. */
+/* Real data or zeroes, stamped. */
 static void fill_block(const struct sim_disk *d, uint8_t *to, uint64_t block)
 {
 	const uint64_t stamp[2] = {sim_mix(block), d->epoch};
@@ -93,7 +93,8 @@ static void fill_block(const struct sim_disk *d, uint8_t *to, uint64_t block)
 		       d->block_size);
 	else
 		memset(to, 0, d->block_size);
-	memcpy(to, stamp, sizeof(stamp));
+	if (!d->plain)
+		memcpy(to, stamp, sizeof(stamp));
 }
 
 static void sim_read(struct block_source *src, void *buf, uint32_t len, uint64_t offset,

@@ -15,6 +15,7 @@ struct sim_disk {
 	uint64_t epoch;
 	const uint8_t *content; /* real data to take blocks from, or NULL: zeroes */
 	uint64_t ncontent;      /* blocks */
+	bool plain;             /* not stamped: blocks may be equal */
 	uint64_t read_bytes;
 };
 

@@ -1,0 +1,304 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What must not depend on how a backup goes: its output, on the order in which workers finish;
+ * its memory, on the number of clusters.
+ */
+#include "test.h"
+
+#include "bench/sim_disk.h"
+#include "repo/internal.h"
+#include "repo/segment.h"
+
+#include <stdatomic.h>
+
+#define BLOCK 4096U
+#define DISK  (UINT64_C(1) << 30)
+
+/* ---- allocations of our own code are counted; the linker puts these before malloc() ---- */
+
+static atomic_ulong allocations;
+
+void *__real_malloc(size_t n);
+void *__real_calloc(size_t n, size_t size);
+void *__real_realloc(void *p, size_t n);
+void *__wrap_malloc(size_t n);
+void *__wrap_calloc(size_t n, size_t size);
+void *__wrap_realloc(void *p, size_t n);
+
+void *__wrap_malloc(size_t n)
+{
+	atomic_fetch_add(&allocations, 1);
+	return __real_malloc(n);
+}
+
+void *__wrap_calloc(size_t n, size_t size)
+{
+	atomic_fetch_add(&allocations, 1);
+	return __real_calloc(n, size);
+}
+
+void *__wrap_realloc(void *p, size_t n)
+{
+	atomic_fetch_add(&allocations, 1);
+	return __real_realloc(p, n);
+}
+
+/* ---- a backup of a simulated disk ---- */
+
+struct site {
+	struct loop *loop;
+	struct pool *pool;
+	struct repo *repo;
+};
+
+static void site_up(struct site *s, unsigned workers)
+{
+	const struct repo_init_options opt = {.block_size = BLOCK};
+	struct store *st;
+
+	assert_int_equal(loop_new(64, &s->loop, NULL), 0);
+	assert_int_equal(pool_new(s->loop, workers, &s->pool, NULL), 0);
+	assert_int_equal(store_memory_new(s->loop, &st, NULL), 0);
+	assert_int_equal(repo_init(st, &opt, &s->repo, NULL), 0);
+}
+
+static void site_down(struct site *s)
+{
+	repo_free(s->repo);
+	pool_free(s->pool);
+	loop_free(s->loop);
+}
+
+/* Counts allocations from the piece with which half of the blocks are there. */
+struct halfway {
+	struct piece_sink sink;
+	struct piece_sink *below;
+	uint64_t half, end;
+	uint64_t blocks;
+	unsigned long at_half, at_end;
+};
+
+static int halfway_put(struct piece_sink *sink, struct piece *p, struct error *err)
+{
+	struct halfway *h = container_of(sink, struct halfway, sink);
+
+	h->blocks += p->nclusters;
+	if (!h->at_half && h->blocks >= h->half)
+		h->at_half = atomic_load(&allocations);
+	if (h->blocks >= h->end)
+		h->at_end = atomic_load(&allocations);
+	return piece_sink_put(h->below, p, err);
+}
+
+static void backup(struct site *s, struct sim_disk *disk, unsigned pieces, struct halfway *h,
+		   struct tm_id *ret)
+{
+	static char name[] = "vda", guest[] = "guest", made[] = "point", state[] = "shutoff";
+	struct repo_session_options opt = {.guest = guest, .pool = s->pool};
+	const struct reader_options read = {
+		.map = SOURCE_MAP_DIRTY, .block_size = BLOCK, .pieces = pieces};
+	struct point_disk pd = {.name = name, .rung = RUNG_FULL};
+	const struct point meta = {.guest = guest,
+				   .name = made,
+				   .state = state,
+				   .disks = &pd,
+				   .ndisks = 1,
+				   .kind = POINT_OFFLINE};
+	struct repo_session *session;
+	struct repo_disk_counts counts;
+	struct reader_counts got;
+	struct error err = {0};
+
+	h->sink.put = halfway_put;
+	assert_int_equal(id_new_timed(1, &opt.id, NULL), 0);
+	assert_int_equal(repo_session_begin(s->repo, &opt, &session, &err), 0);
+	assert_int_equal(
+		repo_session_disk_begin(session, name, disk->src.size, NULL, NULL, &h->below, &err),
+		0);
+	if (reader_run(s->loop, &disk->src, &h->sink, &read, &got, &err))
+		fail_msg("%s", err.text);
+	assert_int_equal(got.read_bytes, disk->ndirty * BLOCK);
+	assert_int_equal(repo_session_disk_end(session, &counts, &err), 0);
+	if (repo_session_commit(session, &meta, &err))
+		fail_msg("%s", err.text);
+	repo_session_free(session);
+	*ret = opt.id;
+}
+
+/* ---- equal input, equal output ---- */
+
+struct keys {
+	char v[256][KEY_MAX];
+	size_t n;
+};
+
+static int take_key(void *data, const char *key, uint64_t size, struct error *err)
+{
+	struct keys *k = data;
+
+	(void)size;
+	(void)err;
+	assert_true(k->n < ARRAY_SIZE(k->v));
+	(void)snprintf(k->v[k->n++], KEY_MAX, "%s", key);
+	return 0;
+}
+
+/* The segments of a session, in the order of their names. */
+static void session_segments(const struct site *s, const struct tm_id *sid, struct keys *ret)
+{
+	struct store *st = s->repo->st;
+	char prefix[KEY_MAX];
+
+	ret->n = 0;
+	name_session_prefix(s->repo, sid, prefix);
+	assert_int_equal(st->ops->list(st, prefix, take_key, ret, NULL), 0);
+}
+
+struct opened {
+	struct buf object;
+	struct seg_tables *t;
+	struct aead *aead;
+};
+
+static void open_segment(const struct site *s, const char *key, struct opened *ret)
+{
+	struct segment_name name;
+	struct seg_address addr;
+	struct error err = {0};
+
+	*ret = (struct opened){0};
+	assert_true(name_parse_segment(s->repo, key, &name));
+	addr = (struct seg_address){.repo = s->repo->id,
+				    .domain = s->repo->domain,
+				    .session = name.session,
+				    .type = name.type,
+				    .block_bits = (uint8_t)s->repo->block_bits,
+				    .index = name.index};
+	assert_int_equal(store_read(s->repo->st, key, SIZE_MAX, &ret->object, NULL), 0);
+	assert_int_equal(aead_new(&ret->aead, NULL), 0);
+	if (seg_tables_parse(&addr, &s->repo->keys, ret->object.data, ret->object.len, ret->aead,
+			     &ret->t, &err))
+		fail_msg("%s", err.text);
+	assert_int_equal(aead_set_key(ret->aead, &ret->t->key, NULL), 0);
+}
+
+static void close_segment(struct opened *o)
+{
+	seg_tables_free(o->t);
+	aead_free(o->aead);
+	buf_done(&o->object);
+}
+
+static void same_frame(struct opened *a, struct opened *b, uint32_t i)
+{
+	const struct seg_frame *fa = &a->t->frames[i], *fb = &b->t->frames[i];
+	size_t len = fa->stored_len - TAG_BYTES;
+	auto_free uint8_t *pa = malloc(fa->stored_len), *pb = malloc(fa->stored_len);
+
+	assert_int_equal(fa->first_slot, fb->first_slot);
+	assert_int_equal(fa->nslots, fb->nslots);
+	assert_int_equal(fa->stored_len, fb->stored_len);
+	assert_int_equal(frame_open(a->t, fa, a->aead, a->object.data + fa->offset, pa, NULL), 0);
+	assert_int_equal(frame_open(b->t, fb, b->aead, b->object.data + fb->offset, pb, NULL), 0);
+	assert_memory_equal(pa, pb, len);
+}
+
+static void same_segment(struct opened *a, struct opened *b)
+{
+	assert_int_equal(a->object.len, b->object.len);
+	assert_int_equal(a->t->nslots, b->t->nslots);
+	assert_int_equal(a->t->nframes, b->t->nframes);
+	assert_int_equal(a->t->nextras, b->t->nextras);
+	for (uint32_t i = 0; i < a->t->nframes; i++)
+		same_frame(a, b, i);
+	for (uint32_t i = 0; a->t->descs && i < a->t->nslots + a->t->nextras; i++) {
+		const struct format_desc *da = &a->t->descs[i], *db = &b->t->descs[i];
+
+		assert_int_equal(le64_get(da->place), le64_get(db->place));
+		if (i >= a->t->nslots) /* content ids are keyed, what other records say is not */
+			assert_memory_equal(da->b, db->b, sizeof(da->b));
+	}
+}
+
+/* Content of few kinds, so that clusters occur twice; some zero, some noise. */
+static uint8_t *some_content(uint64_t blocks)
+{
+	uint8_t *p = calloc(blocks, BLOCK);
+	uint64_t random = 7;
+
+	assert_non_null(p);
+	for (uint64_t b = 0; b < blocks; b++)
+		for (size_t i = 0; b % 4 && i < BLOCK; i++)
+			p[b * BLOCK + i] = b % 4 == 1 ? (uint8_t)test_random(&random)
+						      : (uint8_t)(b + i / 11 % 7);
+	return p;
+}
+
+static void two_runs_on_equal_input_make_equal_segments(void **state)
+{
+	static struct keys keys[2];
+	auto_free uint8_t *content = some_content(64);
+	struct site site[2];
+	struct tm_id sid[2];
+
+	(void)state;
+	for (unsigned i = 0; i < 2; i++) {
+		struct halfway h = {.end = UINT64_MAX, .half = UINT64_MAX};
+		struct sim_disk disk;
+
+		site_up(&site[i], i ? 4 : 1);
+		sim_disk_init(&disk, site[i].loop, DISK, BLOCK);
+		sim_disk_choose(&disk, 6000, 3, 1);
+		disk.content = content;
+		disk.ncontent = 64;
+		disk.plain = true;
+		backup(&site[i], &disk, i ? 32 : 3, &h, &sid[i]);
+		sim_disk_done(&disk);
+		session_segments(&site[i], &sid[i], &keys[i]);
+	}
+	assert_true(keys[0].n >= 2);
+	assert_int_equal(keys[0].n, keys[1].n);
+	for (size_t k = 0; k < keys[0].n; k++) {
+		struct opened a, b;
+
+		open_segment(&site[0], keys[0].v[k], &a);
+		open_segment(&site[1], keys[1].v[k], &b);
+		same_segment(&a, &b);
+		close_segment(&a);
+		close_segment(&b);
+	}
+	site_down(&site[0]);
+	site_down(&site[1]);
+}
+
+/* ---- no allocation per cluster ---- */
+
+static void a_cluster_costs_no_allocation(void **state)
+{
+	struct halfway h = {.half = 20000, .end = 40000};
+	struct sim_disk disk;
+	struct site site;
+	struct tm_id sid;
+
+	(void)state;
+	site_up(&site, 2);
+	sim_disk_init(&disk, site.loop, DISK, BLOCK);
+	sim_disk_choose(&disk, 40000, 1, 1);
+	backup(&site, &disk, 32, &h, &sid);
+	sim_disk_done(&disk);
+	site_down(&site);
+	assert_true(h.at_half > 0);
+	printf("%lu allocations for %d clusters\n", h.at_end - h.at_half, 20000);
+	/* of a segment, 1024 clusters, some: those of the store for one */
+	assert_true(h.at_end - h.at_half < 20000 / 1024 * 40);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(two_runs_on_equal_input_make_equal_segments),
+		cmocka_unit_test(a_cluster_costs_no_allocation),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
