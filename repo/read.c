@@ -116,29 +116,33 @@ static void fetch_got(struct store_req *req, int code)
 		error_prefix(&req->err, "disk %s", r->disk->name);
 		reader_fail(r, code, &req->err);
 	}
-	if (f->refs == 0) { /* its plans were dropped */
-		free(f->buf);
-		tables_unref(f->t);
-		free(f);
-	}
+	if (f->refs == 0) /* its plans were dropped */
+		fetch_free(f);
 	reader_pump(r);
 }
 
 static void fetch_drop(struct fetch *f)
 {
 	f->there = true; /* whoever lets go last frees it */
-	if (f->refs > 0)
-		return;
-	free(f->buf);
-	tables_unref(f->t);
-	free(f);
+	if (f->refs == 0)
+		fetch_free(f);
+}
+
+/*
+ * Frames that hold little of what is wanted (as of a disk whose content lies scattered among
+ * others') must not fill the memory.  Fetches are issued in the order in which they are needed,
+ * so that all of the first plan are there or on their way when its turn comes.
+ */
+static bool may_hold(const struct reader *r, const struct fetch *f)
+{
+	return r->held + f->len <= HELD_BYTES || f->first_seq == r->ready.first->seq;
 }
 
 static void issue_fetches(struct reader *r)
 {
 	struct store *st = r->repo->st;
 
-	while (r->code == 0 && r->gets < MAX_GETS && r->issue) {
+	while (r->code == 0 && r->gets < MAX_GETS && r->issue && may_hold(r, r->issue)) {
 		struct fetch *f = r->issue;
 
 		f->buf = malloc(f->len);
@@ -148,6 +152,8 @@ static void issue_fetches(struct reader *r)
 			reader_fail(r, error_nomem(&err), &err);
 			return;
 		}
+		f->held = f->len;
+		r->held += f->held;
 		r->issue = f->next;
 		if (!r->issue)
 			r->issue_end = &r->issue;

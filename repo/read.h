@@ -18,7 +18,9 @@
 #define FETCH_BYTES (1u << 20)
 #define FETCH_GAP   (64u << 10)
 #define MAX_GETS    8
-#define MAX_LOADS   16 /* tables at a time */
+#define HELD_BYTES \
+	(32u << 20)  /* fetched and not yet decoded; what the next piece needs may go above */
+#define MAX_LOADS 16 /* tables at a time */
 
 struct reader;
 
@@ -36,6 +38,7 @@ struct fetch {
 	unsigned retries;
 	struct cache_wait wait; /* for the tables of a later generation */
 	uint8_t *buf;
+	size_t held; /* of buf */
 };
 
 /* A frame that a plan needs. */
@@ -115,6 +118,7 @@ struct reader {
 	struct plan *idle_plans;
 	struct fetch *issue, **issue_end;
 	unsigned gets;
+	size_t held; /* bytes of all fetches */
 
 	struct read_piece *pieces;
 	unsigned npieces;
@@ -134,3 +138,4 @@ void plan_list_add(struct plan_list *l, struct plan *p);
 /* Drops the plan's frames and keeps it for reuse. */
 void plan_release(struct reader *r, struct plan *p);
 void want_release(struct want *w);
+void fetch_free(struct fetch *f);

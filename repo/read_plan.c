@@ -20,13 +20,18 @@ void plan_list_add(struct plan_list *l, struct plan *p)
 	l->n++;
 }
 
+void fetch_free(struct fetch *f)
+{
+	f->r->held -= f->held;
+	free(f->buf);
+	tables_unref(f->t);
+	free(f);
+}
+
 void want_release(struct want *w)
 {
-	if (w->fetch && --w->fetch->refs == 0 && w->fetch->there) {
-		free(w->fetch->buf);
-		tables_unref(w->fetch->t);
-		free(w->fetch);
-	}
+	if (w->fetch && --w->fetch->refs == 0 && w->fetch->there)
+		fetch_free(w->fetch);
 	w->fetch = NULL;
 	tables_unref(w->t);
 	w->t = NULL;
