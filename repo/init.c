@@ -165,6 +165,7 @@ static int read_repo(struct repo *repo, struct format_repo *ret, struct error *e
 	repo->default_domain = ret->domain;
 	memcpy(repo->params, (const uint8_t *)ret + REPO_PARAMS_AT, REPO_PARAMS_BYTES);
 	repo->block_bits = ret->block_bits;
+	repo->read_only = le64_get(ret->head.ro_compat) & ~KNOWN_RO_COMPAT;
 	if (ret->encrypted > 1)
 		return error_set(err, TM_E_UNSUPPORTED,
 				 "the repository is encrypted in a way this program does not know");

@@ -14,6 +14,7 @@ struct repo {
 	struct tm_id id;
 	struct tm_id default_domain;
 	uint8_t params[REPO_PARAMS_BYTES]; /* as in the object "repo" */
+	uint64_t read_only;                /* features that a writer would have to know */
 	unsigned block_bits;
 	/* the domain in use */
 	struct tm_id domain;
@@ -36,6 +37,8 @@ int keyring_open(struct repo *repo, const struct repo_credentials *cred, struct 
 int keyring_init(struct repo *repo, const char *label, const struct repo_secret *secret,
 		 struct error *err) TM_WUR;
 
+/* TM_E_UNSUPPORTED: only a newer program may write to it. */
+int repo_check_writable(const struct repo *repo, struct error *err) TM_WUR;
 /* TM_E_DENIED: there may be points that this key cannot read. */
 int key_check_reads_all(const struct repo *repo, struct error *err) TM_WUR;
 

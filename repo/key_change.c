@@ -147,7 +147,8 @@ int repo_key_change(struct repo *repo, const struct repo_secret *secret, struct 
 
 	if (!repo->encrypted)
 		return keyring_check_change(repo, err);
-	r = keyring_load(repo, true, &g, err);
+	r = repo_check_writable(repo, err);
+	r = r ? r : keyring_load(repo, true, &g, err);
 	if (r < 0)
 		return r;
 	s = keyring_find(g, &repo->kid);
@@ -183,8 +184,9 @@ static int repair_slot(const struct repo *repo, const struct key_slot *s, size_t
 int repo_keys_repair(struct repo *repo, size_t *ret, struct error *err)
 {
 	auto_keyring struct keyring *g = NULL;
-	int r = keyring_load(repo, true, &g, err);
+	int r = repo_check_writable(repo, err);
 
+	r = r ? r : keyring_load(repo, true, &g, err);
 	*ret = 0;
 	for (size_t i = 0; r == 0 && i < g->n; i++)
 		r = repair_slot(repo, &g->v[i], ret, err);

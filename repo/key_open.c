@@ -3,6 +3,7 @@
 #include "domain.h"
 #include "keyring.h"
 
+#include <inttypes.h>
 #include <string.h>
 
 /* ---- opening ---- */
@@ -156,6 +157,16 @@ const char *repo_role_name(enum repo_role role)
 	return role_name(role);
 }
 
+int repo_check_writable(const struct repo *repo, struct error *err)
+{
+	if (!repo->read_only)
+		return 0;
+	return error_set(err, TM_E_UNSUPPORTED,
+			 "the repository has features (bits %#" PRIx64 ") with which this program "
+			 "can read it, but not write to it; use a newer one",
+			 repo->read_only);
+}
+
 int repo_check_right(const struct repo *repo, enum repo_right right, struct error *err)
 {
 	static const struct {
@@ -172,6 +183,12 @@ int repo_check_right(const struct repo *repo, enum repo_right right, struct erro
 	if (right == REPO_MAY_ADD_DOMAINS && !id_is_zero(&repo->master.scope))
 		return error_set(err, TM_E_DENIED,
 				 "this key cannot add domains: it opens one domain only");
+	if (right != REPO_MAY_READ) {
+		int r = repo_check_writable(repo, err);
+
+		if (r < 0)
+			return r;
+	}
 	if (repo->role == REPO_ROLE_FULL ||
 	    (repo->role == REPO_ROLE_BACKUP ? rights[right].backup : rights[right].janitor))
 		return 0;

@@ -212,8 +212,9 @@ int lost_put(struct repo *repo, const struct tm_id *sid, uint8_t type, uint32_t 
 	size_t slots = slots_of(type);
 	char prefix[KEY_MAX], key[KEY_MAX];
 	uint32_t run;
-	int r = random_bytes(&run, sizeof(run), err);
+	int r = repo_check_writable(repo, err);
 
+	r = r ? r : random_bytes(&run, sizeof(run), err);
 	if (r < 0)
 		return r;
 	for (size_t i = 0; i < slots; i++)

@@ -142,7 +142,8 @@ enum repo_right {
 	REPO_MAY_CHANGE_KEYS,
 	REPO_MAY_ADD_DOMAINS,
 };
-/* TM_E_DENIED with a text that says what the key is and what it cannot do. */
+/* TM_E_DENIED with a text that says what the key is and what it cannot do; TM_E_UNSUPPORTED when a
+ * newer program made the repository so that this one may only read it. */
 int repo_check_right(const struct repo *repo, enum repo_right right, struct error *err) TM_WUR;
 
 /* Remarks on the key the repository was opened with, NULL: none. */

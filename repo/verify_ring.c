@@ -59,9 +59,14 @@ static int read_last(struct ring *ring, struct error *err)
 
 int ring_open(struct ring *ring, struct verifier *v, char level, struct error *err)
 {
+	int r;
+
 	*ring = (struct ring){.v = v, .level = level};
 	if (!v->opt->budget_ms)
 		return 0;
+	r = repo_check_writable(v->repo, err); /* it ends with a record */
+	if (r < 0)
+		return r;
 	ring->until = clock_monotonic_ms(&clock_system) + v->opt->budget_ms;
 	return read_last(ring, err);
 }
