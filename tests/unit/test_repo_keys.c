@@ -2,6 +2,8 @@
 /* Passwords, key files, roles, rotation; damaged slots; changes that are interrupted. */
 #include "test_secret.h"
 
+#include <zstd.h>
+
 #define BS SECRET_BS
 
 static uint64_t seed;
@@ -539,31 +541,100 @@ static void interrupted_changes_leave_the_keys_usable(void **state)
 
 /* ---- nothing readable ---- */
 
+/* ---- what a thief of the store sees ---- */
+
+static const char pattern[] = "a pattern that a disk holds", secret_domain[] = "a tenant's name";
+
+static bool holds(const struct buf *b, const void *bytes, size_t len)
+{
+	return memmem(b->data, b->len, bytes, len) != NULL;
+}
+
+/* Whether what looks like a zstd frame somewhere in the object is one. */
+static bool holds_zstd(const struct buf *b)
+{
+	static const uint8_t magic[] = {0x28, 0xb5, 0x2f, 0xfd};
+	auto_free uint8_t *out = malloc(1 << 20);
+	const uint8_t *at = b->data, *end = b->data + b->len;
+	bool found = false;
+
+	assert_non_null(out);
+	while (!found && (at = memmem(at, (size_t)(end - at), magic, sizeof(magic)))) {
+		size_t len = ZSTD_findFrameCompressedSize(at, (size_t)(end - at));
+
+		found = !ZSTD_isError(len) && !ZSTD_isError(ZSTD_decompress(out, 1 << 20, at, len));
+		at++;
+	}
+	return found;
+}
+
+/* How many of the objects, and of their names, hold something of the guest or one of the keys. */
+static size_t count_leaks(struct rig *rig)
+{
+	const struct repo *repo = rig->repo;
+	const struct secret *const keys[] = {&repo->master.meta, &repo->master.id,
+					     &repo->master.data, &repo->keys.meta,
+					     &repo->keys.id,     &repo->keys.data};
+	const char *const words[] = {rig_guest, rig_disk, rig_state,     pattern,
+				     rig_name,  "first",  secret_domain, "agent"};
+	struct copy *c = copy_store(rig->store->below);
+	size_t n = 0;
+
+	for (size_t i = 0; i < c->n; i++) {
+		bool leak = holds_zstd(&c->bytes[i]);
+
+		for (size_t w = 0; w < ARRAY_SIZE(words); w++)
+			leak = leak || holds(&c->bytes[i], words[w], strlen(words[w])) ||
+			       strstr(c->key[i], words[w]);
+		for (size_t k = 0; k < ARRAY_SIZE(keys); k++)
+			leak = leak || holds(&c->bytes[i], keys[k]->b, KEY_BYTES);
+		n += leak;
+	}
+	copy_free(c);
+	return n;
+}
+
+static void fill(struct rig *rig, struct image *im)
+{
+	struct error err = {0};
+	struct tm_id id;
+
+	assert_int_equal(repo_domain_add(rig->repo, secret_domain, &id, &err), 0);
+	for (int i = 0; i < 2; i++) {
+		memset(im->dirty, 1, im->blocks);
+		assert_int_equal(rig_backup(rig, im, NULL, &id, &err), 0);
+		assert_int_equal(repo_protect(rig->repo, &id, true, &err), 0);
+		assert_int_equal(repo_domain_use(rig->repo, secret_domain, &err), 0);
+	}
+}
+
 static void no_stored_byte_tells_of_the_guest(void **state)
 {
-	static const char pattern[] = "a pattern that a disk holds";
+	struct repo_secret agent = password("agent"), first = password("first");
 	struct error err = {0};
 	struct image im;
 	struct tm_id id;
 	struct rig rig;
-	struct copy *c;
 
 	(void)state;
-	rig_up_encrypted(&rig, seed);
 	image_init(&im, 64 * BS, BS);
 	for (size_t at = 0; at + sizeof(pattern) < im.size; at += 1000)
 		memcpy(im.data + at, pattern, sizeof(pattern));
-	memset(im.dirty, 1, im.blocks);
-	assert_int_equal(rig_backup(&rig, &im, NULL, &id, &err), 0);
-	c = copy_store(rig.store->below);
-	for (size_t i = 0; i < c->n; i++) {
-		const char *words[] = {rig_guest, rig_disk, rig_state, pattern, "first"};
-
-		for (size_t w = 0; w < ARRAY_SIZE(words); w++)
-			assert_null(memmem(c->bytes[i].data, c->bytes[i].len, words[w],
-					   strlen(words[w])));
-	}
-	copy_free(c);
+	rig_up_encrypted(&rig, seed);
+	fill(&rig, &im);
+	assert_int_equal(repo_key_add(rig.repo,
+				      &(struct repo_key_options){.role = REPO_ROLE_BACKUP,
+								 .one_domain = true},
+				      &agent, &id, &err),
+			 0);
+	assert_int_equal(count_leaks(&rig), 0);
+	assert_int_equal(repo_key_rotate(rig.repo, false, &first, &id, &err), 0);
+	assert_int_equal(count_leaks(&rig), 0);
+	rig_down(&rig);
+	/* the keys of a plain one lie beside its data: two copies */
+	rig_up(&rig, BS, seed);
+	fill(&rig, &im);
+	assert_int_equal(count_leaks(&rig), 2);
 	image_done(&im);
 	rig_down(&rig);
 }
