@@ -34,25 +34,34 @@ static int do_prune(struct agent *a, struct repo_prune_report *ret, struct error
 	return r;
 }
 
+/* What rewritten segments took again does not count. */
+static uint64_t returned_bytes(const struct repo_prune_report *rep)
+{
+	return rep->removed_bytes > rep->compacted_bytes ? rep->removed_bytes - rep->compacted_bytes
+							 : 0;
+}
+
 static json_t *prune_json(struct agent *a, const struct repo_prune_report *rep)
 {
-	return json_pack("{s:I, s:I, s:I, s:I, s:o}", "removed_objects",
+	return json_pack("{s:I, s:I, s:I, s:I, s:I, s:o}", "removed_objects",
 			 (json_int_t)rep->removed_objects, "removed_bytes",
 			 (json_int_t)rep->removed_bytes, "compacted_bytes",
-			 (json_int_t)rep->compacted_bytes, "kept_bytes",
-			 (json_int_t)rep->kept_bytes, "warnings", take_warnings(a));
+			 (json_int_t)rep->compacted_bytes, "returned_bytes",
+			 (json_int_t)returned_bytes(rep), "kept_bytes", (json_int_t)rep->kept_bytes,
+			 "warnings", take_warnings(a));
 }
 
 static void print_prune(const struct agent *a, const struct repo_prune_report *rep)
 {
-	char removed[SIZE_TEXT_MAX], moved[SIZE_TEXT_MAX], kept[SIZE_TEXT_MAX];
+	char removed[SIZE_TEXT_MAX], moved[SIZE_TEXT_MAX], back[SIZE_TEXT_MAX], kept[SIZE_TEXT_MAX];
 
 	size_format(rep->removed_bytes, removed);
 	size_format(rep->compacted_bytes, moved);
+	size_format(returned_bytes(rep), back);
 	size_format(rep->kept_bytes, kept);
-	(void)printf("%s %llu objects (%s), %s rewritten, %s left\n",
+	(void)printf("%s %llu objects (%s), %s rewritten: %s returned, %s left\n",
 		     a->opt.dry_run ? "would remove" : "removed",
-		     (unsigned long long)rep->removed_objects, removed, moved, kept);
+		     (unsigned long long)rep->removed_objects, removed, moved, back, kept);
 }
 
 static int prune_domain(struct agent *a, void *data, size_t left, struct error *err)

@@ -121,6 +121,11 @@ static int counting_sync(struct store *st, const char *prefix, struct error *err
 	return counting_of(st)->below->ops->sync(counting_of(st)->below, prefix, err);
 }
 
+static int counting_tidy(struct store *st, struct store_leftovers *left, struct error *err)
+{
+	return counting_of(st)->below->ops->tidy(counting_of(st)->below, left, err);
+}
+
 static int counting_remove(struct store *st, const char *key, struct error *err)
 {
 	struct counting *c = counting_of(st);
@@ -149,6 +154,7 @@ static const struct store_ops counting_ops = {
 	.head = counting_head,
 	.remove = counting_remove,
 	.sync = counting_sync,
+	.tidy = counting_tidy,
 	.free = counting_free,
 };
 

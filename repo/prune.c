@@ -486,6 +486,7 @@ int repo_prune(struct repo *repo, const struct repo_prune_options *opt,
 	r = r ? r : look(&p, &stale, err);
 	r = r ? r : sweep(&p, err);
 	r = r ? r : close_all(&p, err);
+	r = r ? r : tidy(&p, err);
 	if (r == 0)
 		*ret = p.report;
 	forget_lists(&p);

@@ -6,6 +6,7 @@
  *	prune_mark.c   the maps of all roots ─▸ bits of slots in use
  *	prune_sweep.c  segments without a bit go; mostly empty ones are written again
  *	seg_compact.c  the bytes of a rewritten segment
+ *	prune_tidy.c   what no protocol needs
  */
 #pragma once
 
@@ -74,6 +75,10 @@ void marks_free(struct prune *p);
 /* ---- prune_sweep.c ---- */
 
 int sweep_session(struct prune *p, const struct tm_id *sid, struct error *err) TM_WUR;
+
+/* ---- prune_tidy.c ---- */
+
+int tidy(struct prune *p, struct error *err) TM_WUR;
 
 /* ---- seg_compact.c ---- */
 

@@ -29,6 +29,13 @@ struct store_req {
 
 typedef int store_list_fn(void *data, const char *key, uint64_t size, struct error *err);
 
+/* What interrupted puts left; it is no object. */
+struct store_leftovers {
+	uint64_t before_ms; /* Unix time; what is younger may be at work */
+	bool dry_run;
+	uint64_t files, bytes; /* out: removed, or would be */
+};
+
 struct store_ops {
 	/*
 	 * Makes object `key` of `len` bytes: whole and durable when done(0) is called, or not
@@ -56,6 +63,8 @@ struct store_ops {
 	 * ends with '/'; none of that name is success.  Blocking.
 	 */
 	int (*sync)(struct store *st, const char *prefix, struct error *err);
+	/* Removes leftovers, and folders that are empty; at any time beside puts.  Blocking. */
+	int (*tidy)(struct store *st, struct store_leftovers *left, struct error *err);
 	void (*free)(struct store *st);
 };
 

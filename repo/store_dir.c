@@ -5,7 +5,8 @@
  *
  *	store_dir.c       opening, reading, removing
  *	store_dir_put.c   writing
- *	store_dir_list.c  making the folders, listing
+ *	store_dir_list.c  making the folders, listing, syncing
+ *	store_dir_tidy.c  what crashes left
  */
 #include "store_dir.h"
 
@@ -190,6 +191,7 @@ static const struct store_ops dir_ops = {
 	.head = dir_head,
 	.remove = dir_remove,
 	.sync = dir_sync,
+	.tidy = dir_tidy,
 	.free = dir_free,
 };
 

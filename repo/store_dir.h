@@ -44,3 +44,7 @@ int dir_sync_below(int root, const char *root_path, const char *prefix, struct e
  * is repo_init()'s to judge.
  */
 int dir_make(const char *path, struct error *err) TM_WUR;
+
+/* ---- store_dir_tidy.c ---- */
+
+int dir_tidy(struct store *st, struct store_leftovers *left, struct error *err) TM_WUR;

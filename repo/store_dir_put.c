@@ -19,8 +19,9 @@
 #include <stdio.h>
 #include <string.h>
 
-#define WRITE_CHUNK (1u << 20)
-#define TMP_NAME    40
+#define WRITE_CHUNK  (1u << 20)
+#define TMP_NAME     40
+#define FOLDER_TRIES 4
 
 /* A folder whose way from the root is durable. */
 struct folder {
@@ -55,6 +56,7 @@ struct put {
 	size_t made; /* step 4: length of the part of folder_path that is made */
 	struct folder *folder;
 	enum put_step step;
+	unsigned tries; /* of step 4 */
 	int code;
 	char key[KEY_MAX];
 	char folder_path[KEY_MAX];
@@ -180,6 +182,26 @@ static void put_dirs(struct put *p)
 	}
 }
 
+/* An empty folder may be tidied away until there is something in it: once more from step 4. */
+static bool put_lost_folder(struct put *p, int res)
+{
+	if (res != -ENOENT || p->step < PUT_MKDIR || p->step > PUT_RENAME ||
+	    p->tries++ == FOLDER_TRIES)
+		return false;
+	if (p->parent >= 0)
+		(void)close(p->parent);
+	p->parent = -1;
+	for (size_t i = 0; p->folder && i < DIR_FOLDERS; i++)
+		if (p->d->folders[i] == p->folder)
+			p->d->folders[i] = NULL;
+	if (p->folder)
+		folder_unref(p->d, p->folder);
+	p->folder = NULL;
+	p->made = 0;
+	put_dirs(p);
+	return true;
+}
+
 static void put_made_part(struct put *p)
 {
 	char *slash = strrchr(p->part, '/');
@@ -251,6 +273,8 @@ static void put_renamed(struct put *p, int res)
 {
 	if (res == -EINVAL || res == -ENOSYS)
 		res = put_link(p);
+	if (put_lost_folder(p, res))
+		return;
 	if (res == -EEXIST)
 		put_start_step(p, PUT_TAKEN);
 	else if (res < 0)
@@ -311,7 +335,8 @@ static void put_progress(struct loop_op *op, int res)
 	if (p->step == PUT_MKDIR && res == -EEXIST)
 		res = 0;
 	if (res < 0 && p->step != PUT_RENAME && p->step != PUT_UNLINK) {
-		put_step_failed(p, -res);
+		if (!put_lost_folder(p, res))
+			put_step_failed(p, -res);
 		return;
 	}
 	switch (p->step) {

@@ -168,6 +168,14 @@ static int memory_sync(struct store *st, const char *prefix, struct error *err)
 	return 0;
 }
 
+static int memory_tidy(struct store *st, struct store_leftovers *left, struct error *err)
+{
+	(void)st;
+	(void)left;
+	(void)err;
+	return 0;
+}
+
 static void memory_free(struct store *st)
 {
 	struct memory *m = memory_of(st);
@@ -187,6 +195,7 @@ static const struct store_ops memory_ops = {
 	.head = memory_head,
 	.remove = memory_remove,
 	.sync = memory_sync,
+	.tidy = memory_tidy,
 	.free = memory_free,
 };
 

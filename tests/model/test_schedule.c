@@ -149,6 +149,13 @@ static int gate_sync(struct store *st, const char *prefix, struct error *err)
 	return w.below->ops->sync(w.below, prefix, err);
 }
 
+static int gate_tidy(struct store *st, struct store_leftovers *left, struct error *err)
+{
+	if (!gate_pass(st, "tidy", ""))
+		return error_set(err, TM_E_CANCELED, "stalled for ever");
+	return w.below->ops->tidy(w.below, left, err);
+}
+
 static void gate_free(struct store *st)
 {
 	(void)st; /* inside the actor */
@@ -161,6 +168,7 @@ static const struct store_ops gate_ops = {
 	.head = gate_head,
 	.remove = gate_remove,
 	.sync = gate_sync,
+	.tidy = gate_tidy,
 	.free = gate_free,
 };
 

@@ -82,6 +82,13 @@ static inline int failing_sync(struct store *st, const char *prefix, struct erro
 	return failing_below(st)->ops->sync(failing_below(st), prefix, err);
 }
 
+static inline int failing_tidy(struct store *st, struct store_leftovers *left, struct error *err)
+{
+	if (failing_now(st))
+		return error_set(err, TM_E_IO, "tidy fails for the test");
+	return failing_below(st)->ops->tidy(failing_below(st), left, err);
+}
+
 static inline void failing_free(struct store *st)
 {
 	store_free(failing_below(st)); /* NULL when a test took it away */
@@ -95,6 +102,7 @@ static const struct store_ops failing_ops = {
 	.head = failing_head,
 	.remove = failing_remove,
 	.sync = failing_sync,
+	.tidy = failing_tidy,
 	.free = failing_free,
 };
 

@@ -270,6 +270,51 @@ static void an_unreadable_map_stops_everything(void **state)
 	history_down(&h);
 }
 
+static int count_one(void *data, const char *key, uint64_t size, struct error *err)
+{
+	(void)key;
+	(void)size;
+	(void)err;
+	++*(unsigned *)data;
+	return 0;
+}
+
+static unsigned count(struct history *h, const char *prefix)
+{
+	unsigned n = 0;
+
+	assert_int_equal(h->rig.store->st.ops->list(&h->rig.store->st, prefix, count_one, &n, NULL),
+			 0);
+	return n;
+}
+
+/* Of what runs of verify under a budget have put, the newest of each level stays. */
+static void old_records_of_verification_go(void **state)
+{
+	struct repo_prune_report rep = {0};
+	char prefix[KEY_MAX], key[KEY_MAX + 64];
+	struct error err = {0};
+	struct tm_id id = {{0}};
+	struct history h;
+
+	(void)state;
+	history_up(&h);
+	name_flag_prefix(h.rig.repo, FLAG_CHECKS, prefix);
+	for (uint8_t i = 0; i < 12; i++) {
+		id.b[0] = i;
+		(void)snprintf(key, sizeof(key), "%s%c-%s", prefix, i < 4 ? 'r' : 's',
+			       id_text(&id).s);
+		assert_int_equal(store_put_wait(&h.rig.store->st, key, "x", 1, NULL), 0);
+	}
+	assert_int_equal(prune(&h, 0, UINT64_MAX, &rep, &err), 0);
+	assert_int_equal(rep.removed_objects, 10);
+	assert_int_equal(count(&h, prefix), 2);
+	assert_int_equal(count(&h, key), 1);
+	(void)snprintf(key, sizeof(key), "%sr-03", prefix);
+	assert_int_equal(count(&h, key), 1);
+	history_down(&h);
+}
+
 static void protected_points_are_not_forgotten(void **state)
 {
 	auto_point_list struct point_list l = {0};
@@ -386,6 +431,7 @@ int main(void)
 		cmocka_unit_test(a_dry_run_only_counts),
 		cmocka_unit_test(a_prune_cut_anywhere_runs_again),
 		cmocka_unit_test(an_unreadable_map_stops_everything),
+		cmocka_unit_test(old_records_of_verification_go),
 		cmocka_unit_test(protected_points_are_not_forgotten),
 		cmocka_unit_test(a_session_taken_for_dead_cannot_commit),
 		cmocka_unit_test(what_is_pinned_stays),

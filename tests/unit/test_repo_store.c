@@ -184,6 +184,57 @@ static void leftovers_in_tmp_are_no_objects(void **state)
 	loop_free(loop);
 }
 
+static void leave_file(const char *name, time_t age)
+{
+	const struct timespec when[2] = {{.tv_sec = time(NULL) - age},
+					 {.tv_sec = time(NULL) - age}};
+	char path[256];
+	int fd;
+
+	(void)snprintf(path, sizeof(path), "%s/four/tmp/%s", dir, name);
+	fd = open(path, O_CREAT | O_WRONLY | O_CLOEXEC, 0600);
+	assert_true(fd >= 0);
+	assert_int_equal(write(fd, "12345", 5), 5);
+	assert_int_equal(futimens(fd, when), 0);
+	(void)close(fd);
+}
+
+/* Folders go while a store has them open; its next puts make them again. */
+static void what_crashes_leave_is_tidied_away_beside_puts(void **state)
+{
+	struct store_leftovers left = {.before_ms = (uint64_t)(time(NULL) - 3600) * 1000};
+	struct store *a, *b;
+	struct loop *loop = NULL;
+	char path[256];
+
+	(void)state;
+	assert_int_equal(loop_new(8, &loop, NULL), 0);
+	a = open_dir(loop, "four", true);
+	b = open_dir(loop, "four", false);
+	leave_file("0123456789abcdef", 7200);
+	leave_file("fedcba9876543210", 60); /* somebody may be writing it */
+	leave_file("precious", 7200);       /* no put has made it */
+	for (unsigned i = 0; i < 3; i++) {
+		assert_int_equal(store_put_wait(a, "d/x/s/y/one", "1", 1, NULL), 0);
+		assert_int_equal(store_put_wait(a, "d/x/p/z", "2", 1, NULL), 0);
+		assert_int_equal(a->ops->remove(a, "d/x/s/y/one", NULL), 0);
+		left.dry_run = i == 0;
+		left.files = left.bytes = 0;
+		assert_int_equal(b->ops->tidy(b, &left, NULL), 0);
+		assert_int_equal(left.files, i < 2);
+		assert_int_equal(left.bytes, i < 2 ? 5 : 0);
+		(void)snprintf(path, sizeof(path), "%s/four/d/x/s", dir);
+		assert_int_equal(access(path, F_OK), i == 0 ? 0 : -1);
+		list(a, "", "d/x/p/z=1 ");
+		assert_int_equal(a->ops->remove(a, "d/x/p/z", NULL), 0);
+	}
+	(void)snprintf(path, sizeof(path), "%s/four/tmp", dir);
+	assert_int_equal(files_in(path), 2);
+	store_free(a);
+	store_free(b);
+	loop_free(loop);
+}
+
 static void a_directory_in_use_is_not_taken(void **state)
 {
 	struct store *st = NULL;
@@ -263,6 +314,7 @@ int main(void)
 		cmocka_unit_test(memory_keeps_the_contract),
 		cmocka_unit_test(a_directory_keeps_the_contract),
 		cmocka_unit_test(leftovers_in_tmp_are_no_objects),
+		cmocka_unit_test(what_crashes_leave_is_tidied_away_beside_puts),
 		cmocka_unit_test(a_directory_in_use_is_not_taken),
 		cmocka_unit_test(many_puts_at_once),
 	};
