@@ -12,6 +12,7 @@
 
 #include <jansson.h>
 #include <signal.h>
+#include <stdio.h>
 
 enum exit_status {
 	EXIT_DONE = 0,
@@ -70,6 +71,18 @@ int agent_check_interrupt(struct error *err) TM_WUR;
 
 /* ---- output.c ---- */
 
+/*
+ * Text that others wrote, for a terminal: control characters as \xNN.  What is too long ends in
+ * "...".
+ */
+#define SHOWN_MAX 512
+struct shown {
+	char s[SHOWN_MAX];
+};
+struct shown shown(const char *text);
+/* The same of any length, to a stream. */
+void show_text(FILE *out, const char *text);
+
 /* "tidemark: <text>" to stderr. */
 void say_error(const struct agent *a, const struct error *err);
 /* "tidemark: warning: <text>", remembered for JSON and the exit status. */
@@ -90,6 +103,9 @@ json_t *take_warnings(struct agent *a);
 void progress_show(struct agent *a, const char *phase, const char *disk, uint64_t done,
 		   uint64_t total);
 void progress_end(struct agent *a);
+
+/* A number, or null for UINT64_MAX (new reference). */
+json_t *json_bytes(uint64_t bytes);
 
 /* A JSON string, or null for NULL (new reference). */
 json_t *json_text(const char *text);

@@ -9,17 +9,24 @@
 #define NBD_CONNECT_MS  10000
 #define STALL_MS        120000 /* QEMU answers no read for so long: the backup is given up */
 
-/* The point and disk that the bitmap is relative to.  False: there is none any more. */
-static const struct point_disk *find_parent(struct backup *b, const struct snapshot_disk *sd,
-					    const struct point **ret_point)
+/* The point and disk that the bitmap is relative to.  *ret NULL: there is none any more. */
+static int find_parent(struct backup *b, const struct snapshot_disk *sd,
+		       const struct point **ret_point, const struct point_disk **ret,
+		       struct error *err)
 {
 	uint64_t size;
+	bool there;
+	int r;
 
-	if (!sd->has_epoch || b->agent->opt.full ||
-	    !known_points_ask(&b->known, &sd->parent, sd->parent_disk, &size))
-		return NULL;
+	*ret = NULL;
+	if (!sd->has_epoch || b->agent->opt.full)
+		return 0;
+	r = known_points_ask(&b->known, &sd->parent, sd->parent_disk, &there, &size, err);
+	if (r || !there)
+		return r;
 	*ret_point = b->known.last;
-	return &b->known.last->disks[sd->parent_disk];
+	*ret = &b->known.last->disks[sd->parent_disk];
+	return 0;
 }
 
 static void govern(struct backup *b, uint64_t read_bytes)
@@ -141,42 +148,64 @@ static int begin_epoch(struct backup *b, const struct snapshot_disk *sd,
 					   err);
 }
 
+/* Compared with the newest point that has the disk and is not being deleted.  TM_E_NOTFOUND. */
+static int begin_compared(struct backup *b, const struct snapshot_disk *sd, struct base *base,
+			  struct piece_sink **ret, struct error *err)
+{
+	const char *guest = guest_name(b->guest);
+	const struct point_disk *disk;
+
+	base->rung = RUNG_HASH_DIFF;
+	base->parent = NULL;
+	for (;;) {
+		struct error e = {0};
+		int r = earlier_next(b->agent, guest, sd->name, &b->earlier, &base->parent, &disk,
+				     err);
+
+		if (r)
+			return r;
+		base->known = true;
+		r = repo_session_disk_begin(b->session, sd->name, sd->size, base->parent, disk, ret,
+					    &e);
+		if (r != TM_E_STALE)
+			return r ? error_set(err, r, "%s", e.text) : 0;
+		log_debug("not compared: %s", e.text);
+	}
+}
+
+static int begin_full(struct backup *b, const struct snapshot_disk *sd, struct base *base,
+		      struct piece_sink **ret, struct error *err)
+{
+	int r = b->agent->opt.full ? 0 : repo_session_siblings(b->session, b->like, err);
+
+	base->rung = RUNG_FULL;
+	base->parent = NULL;
+	return r ? r
+		 : repo_session_disk_begin(b->session, sd->name, sd->size, NULL, NULL, ret, err);
+}
+
 /*
  * Begins the disk on the highest rung that holds: changes by bitmap, else all of it compared with
- * the newest point that has the disk, else all of it.
+ * the newest point that has the disk, else all of it.  A repository that cannot be read now is no
+ * reason for a lower one.
  */
 static int begin_disk(struct backup *b, const struct snapshot_disk *sd, struct base *base,
 		      struct piece_sink **ret, struct error *err)
 {
-	const struct point_disk *disk = find_parent(b, sd, &base->parent);
+	const struct point_disk *disk;
+	struct error e = {0};
+	int r = find_parent(b, sd, &base->parent, &disk, err);
 
+	if (r)
+		return r;
 	if (disk)
 		return begin_epoch(b, sd, disk, base, ret, err);
-	base->rung = RUNG_HASH_DIFF;
-	base->parent = NULL;
-	while (!b->agent->opt.full && earlier_next(b->agent, guest_name(b->guest), sd->name,
-						   &b->earlier, &base->parent, &disk)) {
-		struct error one = {0};
-		int r = repo_session_disk_begin(b->session, sd->name, sd->size, base->parent, disk,
-						ret, &one);
-
-		base->known = true;
-		if (r == 0 || r != TM_E_STALE) {
-			if (r && err)
-				*err = one;
-			return r;
-		}
-		log_debug("not compared: %s", one.text); /* it is being deleted; an older one? */
-	}
-	base->rung = RUNG_FULL;
-	base->parent = NULL;
-	if (!b->agent->opt.full) {
-		int r = repo_session_siblings(b->session, b->like, err);
-
-		if (r)
-			return r;
-	}
-	return repo_session_disk_begin(b->session, sd->name, sd->size, NULL, NULL, ret, err);
+	if (b->agent->opt.full)
+		return begin_full(b, sd, base, ret, err);
+	r = begin_compared(b, sd, base, ret, &e);
+	if (r == TM_E_NOTFOUND)
+		return begin_full(b, sd, base, ret, err);
+	return r ? error_set(err, r, "%s", e.text) : 0;
 }
 
 static void tell_healed(struct backup *b, const struct point_disk *pd, uint64_t bytes)

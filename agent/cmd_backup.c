@@ -23,10 +23,11 @@ static int find_all(struct backup *b, const struct string_list *names, bool *fla
 {
 	for (size_t i = 0; i < names->n; i++) {
 		size_t index = 0;
-		int r = guest_find_disk(b->guest, names->v[i], &index, err);
+		struct error e = {0};
+		int r = guest_find_disk(b->guest, names->v[i], &index, &e);
 
 		if (r)
-			return r;
+			return error_set(err, r == TM_E_NOTFOUND ? TM_E_USAGE : r, "%s", e.text);
 		flags[index] = true;
 	}
 	return 0;
@@ -101,10 +102,11 @@ static int check_name(struct backup *b, struct error *err)
 
 	if (!name)
 		return 0;
-	if (!*name || strchr(name, '@') || strchr(name, '/'))
-		return error_set(
-			err, TM_E_USAGE,
-			"'%s' cannot be a point's name: it is empty or has '@' or '/' in it", name);
+	if (!*name || strchr(name, '@') || strchr(name, '/') || strcmp(name, "latest") == 0)
+		return error_set(err, TM_E_USAGE,
+				 "'%s' cannot be a point's name: it is empty, 'latest', or has '@' "
+				 "or '/' in it",
+				 name);
 	r = text_format(&spec, err, "%s@%s", guest_name(b->guest), name);
 	if (r)
 		return r;
@@ -112,7 +114,14 @@ static int check_name(struct backup *b, struct error *err)
 	if (r == TM_E_NOTFOUND)
 		return 0;
 	if (r == 0 && strcmp(p->name, name) != 0)
-		return 0; /* it was understood as a time */
+		return 0; /* it was understood as a time or an id */
+	if (r == TM_E_CORRUPT) {
+		say_warning(b->agent, "whether the name '%s' is free cannot be told: %s", name,
+			    found.text);
+		return 0;
+	}
+	if (r && r != TM_E_USAGE) /* that is: several have it */
+		return error_set(err, r, "%s", found.text);
 	return error_set(err, TM_E_EXISTS, "guest %s has a point called '%s' already",
 			 guest_name(b->guest), name);
 }
@@ -269,9 +278,9 @@ static int print_point(struct backup *b, struct error *err)
 			return error_nomem(err);
 		return print_json(o, err);
 	}
-	(void)printf("point %s of %s: %s%llu ms frozen, %.1f s\n", id_text(&p->id).s, p->guest,
-		     p->quiesced ? "quiesced, " : "", (unsigned long long)p->freeze_ms,
-		     (double)p->seconds_ms / 1000);
+	(void)printf("point %s of %s: %s%llu ms frozen, %.1f s\n", id_text(&p->id).s,
+		     shown(p->guest).s, p->quiesced ? "quiesced, " : "",
+		     (unsigned long long)p->freeze_ms, (double)p->seconds_ms / 1000);
 	for (size_t i = 0; i < p->ndisks; i++) {
 		const struct point_disk *d = &p->disks[i];
 		char changed[SIZE_TEXT_MAX], readb[SIZE_TEXT_MAX], stored[SIZE_TEXT_MAX];
@@ -279,8 +288,8 @@ static int print_point(struct backup *b, struct error *err)
 		size_format(d->dirty_bytes, changed);
 		size_format(d->read_bytes, readb);
 		size_format(d->stored_bytes, stored);
-		(void)printf("  %-10s %-9s %s, read %s, stored %s (%s)\n", d->name,
-			     disk_rung_name(d->rung), changed, readb, stored, d->reason);
+		(void)printf("  %-10s %-9s %s, read %s, stored %s (%s)\n", shown(d->name).s,
+			     disk_rung_name(d->rung), changed, readb, stored, shown(d->reason).s);
 	}
 	return 0;
 }

@@ -22,8 +22,8 @@ static int domain_list(struct agent *a, struct error *err)
 	if (!a->opt.json) {
 		for (size_t i = 0; i < l.n; i++)
 			(void)printf("%.12s  %s%s\n", id_text(&l.v[i].id).s,
-				     l.v[i].problem ? "cannot be used: " : l.v[i].name,
-				     l.v[i].problem ? l.v[i].problem : "");
+				     l.v[i].problem ? "cannot be used: " : "",
+				     shown(l.v[i].problem ? l.v[i].problem : l.v[i].name).s);
 		return 0;
 	}
 	out = json_array();

@@ -220,9 +220,9 @@ static void print_forget(const struct agent *a, const struct choice *v, size_t n
 			continue;
 		time_format_local(v[i].p->created_ms, when);
 		(void)printf("%-6s %.12s  %s  %-16s %s%s%s%s\n", v[i].reason ? "keep" : "remove",
-			     id_text(&v[i].p->id).s, when, v[i].p->guest, v[i].p->name,
-			     v[i].reason ? "  (" : "", v[i].reason ? v[i].reason : "",
-			     v[i].reason ? ")" : "");
+			     id_text(&v[i].p->id).s, when, shown(v[i].p->guest).s,
+			     shown(v[i].p->name).s, v[i].reason ? "  (" : "",
+			     v[i].reason ? v[i].reason : "", v[i].reason ? ")" : "");
 	}
 }
 
@@ -276,7 +276,7 @@ static int set_protected(struct agent *a, bool on, struct error *err)
 			break;
 		p->is_protected = on;
 		if (!out)
-			(void)printf("%.12s of %s is %s\n", id_text(&p->id).s, p->guest,
+			(void)printf("%.12s of %s is %s\n", id_text(&p->id).s, shown(p->guest).s,
 				     on ? "protected" : "not protected");
 		else if (json_array_append_new(out, point_json(p, false)))
 			r = error_nomem(err);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* status and recover. */
 #include "audit.h"
+#include "deadline.h"
 #include "guest_repo.h"
 #include "target.h"
 
@@ -92,7 +93,7 @@ int cmd_recover(struct agent *a, enum exit_status *status, struct error *err)
 				r ? NULL : err);
 	} else {
 		for (size_t i = 0; i < report.lines.n; i++)
-			(void)printf("%s\n", report.lines.v[i]);
+			(void)printf("%s\n", shown(report.lines.v[i]).s);
 		if (!report.found && !r && !a->opt.before_start)
 			(void)printf("nothing is left of interrupted runs\n");
 	}
@@ -133,129 +134,166 @@ static json_t *chain_json(const struct guest_disk *d)
 }
 
 /* What the newest epoch of this repository says: since when, based on what, how much. */
-static json_t *epoch_json(struct agent *a, const char *guest, const struct guest_disk *d)
+static json_t *epoch_json(const struct guest_disk *d, const struct outlook *o)
 {
-	auto_clean(point_free) struct point *p = NULL;
 	char since[TIME_TEXT_MAX];
 
-	if (!a->repo)
-		return json_null();
-	if (!d->epoch.usable)
-		return json_pack("{s:b, s:s}", "usable", 0, "reason", d->epoch.reason);
-	if (repo_point_get(a->repo, guest, &d->epoch.point, &p, NULL))
-		return json_pack("{s:b, s:s}", "usable", 0, "reason", "its point is gone");
-	time_format_utc(p->created_ms, since);
-	return json_pack(
-		"{s:b, s:s, s:s, s:s, s:s, s:o, s:o}", "usable", 1, "point", id_text(&p->id).s,
-		"name", p->name, "since", since, "bitmap", d->epoch.bitmap, "dirty_bytes",
-		d->epoch.dirty_bytes == UINT64_MAX ? json_null()
-						   : json_integer((json_int_t)d->epoch.dirty_bytes),
-		"audit", audit_json(&p->disks[d->epoch.disk].audit));
+	if (o->rung != RUNG_BITMAP)
+		return json_pack("{s:b, s:s}", "usable", 0, "reason", o->reason);
+	time_format_utc(o->since_ms, since);
+	return json_pack("{s:b, s:s, s:s, s:s, s:s, s:o, s:o}", "usable", 1, "point",
+			 id_text(&o->point).s, "name", o->name, "since", since, "bitmap",
+			 d->epoch.bitmap, "dirty_bytes", json_bytes(o->dirty_bytes), "audit",
+			 audit_json(&o->audit));
 }
 
-static json_t *disk_json(struct agent *a, const struct guest *g, const struct guest_disk *d)
+/* o NULL: there is no repository to ask, or the disk is left out. */
+static json_t *disk_json(const struct guest_disk *d, const struct outlook *o)
 {
-	const char *rung = d->left_out ? NULL : d->epoch.usable ? "bitmap" : "full";
-	uint64_t would_read = d->left_out ? 0 : d->epoch.usable ? d->epoch.dirty_bytes : d->size;
-
-	return json_pack(
-		"{s:s, s:o, s:o, s:I, s:b, s:o, s:b, s:o, s:o, s:o, s:o, s:o}", "disk", d->name,
-		"file", json_text(d->file), "format", json_text(d->format), "size",
-		(json_int_t)d->size, "chosen", d->left_out == NULL, "left_out",
-		json_text(d->left_out), "can_persist", d->can_persist, "chain", chain_json(d),
-		"bitmaps", bitmaps_json(d), "epoch", epoch_json(a, guest_name(g), d), "source",
-		a->repo ? json_text(rung) : json_null(), "would_read_bytes",
-		!a->repo || would_read == UINT64_MAX ? json_null()
-						     : json_integer((json_int_t)would_read));
+	return json_pack("{s:s, s:o, s:o, s:I, s:b, s:o, s:b, s:o, s:o, s:o, s:o, s:o}", "disk",
+			 d->name, "file", json_text(d->file), "format", json_text(d->format),
+			 "size", (json_int_t)d->size, "chosen", d->left_out == NULL, "left_out",
+			 json_text(d->left_out), "can_persist", d->can_persist, "chain",
+			 chain_json(d), "bitmaps", bitmaps_json(d), "epoch",
+			 o ? epoch_json(d, o) : json_null(), "source",
+			 json_text(o ? disk_rung_name(o->rung) : NULL), "would_read_bytes",
+			 json_bytes(o ? o->dirty_bytes : UINT64_MAX));
 }
 
-static int status_json(struct agent *a, const struct guest *g, const struct recover_report *left,
-		       struct error *err)
+static int status_json(struct agent *a, const struct guest *g, const struct outlook *o,
+		       const struct recover_report *left, struct error *err)
 {
 	json_t *disks = json_array();
 
-	for (size_t i = 0; disks && i < guest_ndisks(g); i++)
-		(void)json_array_append_new(disks, disk_json(a, g, guest_disk(g, i)));
-	return print_json(json_pack("{s:s, s:o, s:s, s:b, s:o, s:b, s:o}", "guest", guest_name(g),
-				    "uuid", json_text(guest_uuid(g)), "state", guest_state(g),
-				    "agent", guest_has_agent(g), "disks", disks, "recovery_needed",
-				    left->left, "leftovers", lines_json(&left->lines)),
+	for (size_t i = 0; disks && i < guest_ndisks(g); i++) {
+		const struct guest_disk *d = guest_disk(g, i);
+
+		(void)json_array_append_new(disks, disk_json(d, o && !d->left_out ? &o[i] : NULL));
+	}
+	return print_json(json_pack("{s:s, s:o, s:s, s:b, s:o, s:b, s:o, s:o}", "guest",
+				    guest_name(g), "uuid", json_text(guest_uuid(g)), "state",
+				    guest_state(g), "agent", guest_has_agent(g), "disks", disks,
+				    "recovery_needed", left->left, "leftovers",
+				    lines_json(&left->lines), "warnings", take_warnings(a)),
 			  err);
 }
 
-static void print_epoch(struct agent *a, const char *guest, const struct guest_disk *d)
+static void print_outlook(const struct outlook *o)
 {
-	auto_clean(point_free) struct point *p = NULL;
+	bool counted = o->dirty_bytes != UINT64_MAX;
 	char since[TIME_TEXT_MAX], dirty[SIZE_TEXT_MAX] = "what";
 
-	if (!a->repo || d->left_out)
-		return;
-	if (!d->epoch.usable || repo_point_get(a->repo, guest, &d->epoch.point, &p, NULL)) {
-		(void)printf("  next backup   reads the whole disk: %s\n",
-			     d->epoch.usable ? "the bitmap's point is gone" : d->epoch.reason);
+	if (o->rung != RUNG_BITMAP) {
+		(void)printf("  next backup   reads the whole disk%s: %s\n",
+			     o->rung == RUNG_HASH_DIFF ? " and stores what differs" : "",
+			     shown(o->reason).s);
 		return;
 	}
-	time_format_local(p->created_ms, since);
-	if (d->epoch.dirty_bytes != UINT64_MAX)
-		size_format(d->epoch.dirty_bytes, dirty);
-	(void)printf("  next backup   reads %s, changed since point %.12s (%s, %s)\n", dirty,
-		     id_text(&p->id).s, p->name, since);
-	audit_print(&p->disks[d->epoch.disk].audit);
+	time_format_local(o->since_ms, since);
+	if (counted)
+		size_format(o->dirty_bytes, dirty);
+	(void)printf("  next backup   reads %s%s changed since point %.12s (%s, %s)\n", dirty,
+		     counted ? "," : "", id_text(&o->point).s, shown(o->name).s, since);
+	audit_print(&o->audit);
 }
 
-static void print_disk(struct agent *a, const struct guest *g, const struct guest_disk *d)
+static void print_bitmap(const struct disk_bitmap *b)
+{
+	char dirty[SIZE_TEXT_MAX] = "";
+
+	if (b->dirty_bytes != UINT64_MAX)
+		size_format(b->dirty_bytes, dirty);
+	(void)printf("  bitmap        %s%s%s%s%s%s%s%s\n", shown(b->name).s, *dirty ? ", " : "",
+		     dirty, *dirty ? " dirty" : "", b->recording ? "" : ", not recording",
+		     b->inconsistent ? ", inconsistent" : "", b->busy ? ", in use" : "",
+		     b->persistent ? "" : ", transient");
+}
+
+static void print_disk(const struct guest_disk *d, const struct outlook *o)
 {
 	char size[SIZE_TEXT_MAX];
 
 	size_format(d->size, size);
-	(void)printf("disk %s\n", d->name);
+	(void)printf("disk %s\n", shown(d->name).s);
 	if (!d->empty)
-		(void)printf("  file          %s (%s, %s)\n", d->file ? d->file : "-",
+		(void)printf("  file          %s (%s, %s)\n", shown(d->file ? d->file : "-").s,
 			     d->format ? d->format : "-", size);
 	for (size_t i = 0; i < d->nchain; i++)
-		(void)printf("  backed by     %s (%s)\n", d->chain[i].file, d->chain[i].format);
+		(void)printf("  backed by     %s (%s)\n", shown(d->chain[i].file).s,
+			     shown(d->chain[i].format).s);
 	(void)printf("  backed up     %s%s\n", d->left_out ? "no: " : "yes",
-		     d->left_out ? d->left_out : "");
+		     shown(d->left_out ? d->left_out : "").s);
 	if (!d->left_out && !d->can_persist)
 		(void)printf("  bitmaps       do not survive a stop of QEMU on this disk\n");
-	for (size_t i = 0; i < d->nbitmaps; i++) {
-		const struct disk_bitmap *b = &d->bitmaps[i];
-
-		(void)printf("  bitmap        %s%s%s%s%s\n", b->name,
-			     b->recording ? "" : ", not recording",
-			     b->inconsistent ? ", inconsistent" : "", b->busy ? ", in use" : "",
-			     b->persistent ? "" : ", transient");
-	}
-	print_epoch(a, guest_name(g), d);
+	for (size_t i = 0; i < d->nbitmaps; i++)
+		print_bitmap(&d->bitmaps[i]);
+	if (o && !d->left_out)
+		print_outlook(o);
 }
 
-static void print_status(struct agent *a, const struct guest *g, const struct recover_report *left)
+static void print_status(const struct guest *g, const struct outlook *o,
+			 const struct recover_report *left)
 {
-	(void)printf("guest %s: %s%s\n", guest_name(g), guest_state(g),
+	(void)printf("guest %s: %s%s\n", shown(guest_name(g)).s, guest_state(g),
 		     guest_has_agent(g) ? ", guest agent given" : "");
 	for (size_t i = 0; i < guest_ndisks(g); i++)
-		print_disk(a, g, guest_disk(g, i));
+		print_disk(guest_disk(g, i), o ? &o[i] : NULL);
 	for (size_t i = 0; i < left->lines.n; i++)
-		(void)printf("left over: %s\n", left->lines.v[i]);
+		(void)printf("left over: %s\n", shown(left->lines.v[i]).s);
 	if (left->left)
 		(void)printf("An interrupted run left something; 'tidemark recover' or the next "
 			     "backup puts it right.\n");
+}
+
+/* Of all disks that are backed up; *ret is an array of guest_ndisks(). */
+static int look_ahead(struct agent *a, struct guest *g, struct outlook **ret, struct error *err)
+{
+	struct known_points known = {.agent = a, .guest = guest_name(g)};
+	auto_free struct outlook *o = calloc(guest_ndisks(g) + 1, sizeof(*o));
+	int r = o ? guest_epochs(g, repo_domain(a->repo), known_points_ask, &known, err)
+		  : error_nomem(err);
+
+	known_points_done(&known);
+	for (size_t i = 0; !r && i < guest_ndisks(g); i++)
+		if (!guest_disk(g, i)->left_out)
+			r = outlook(a, guest_name(g), guest_disk(g, i), &o[i], err);
+	if (!r)
+		*ret = tm_steal(o);
+	return r;
+}
+
+/* A repository that cannot be read is a warning: what the guest itself says is shown all the same.
+ */
+static struct outlook *ask_repository(struct agent *a, struct guest *g)
+{
+	struct outlook *o = NULL;
+	struct deadline deadline;
+	struct error e = {0};
+	int r = deadline_begin(&deadline, a->opt.repo, &e);
+
+	if (!r) {
+		r = agent_open_repo(a, &e);
+		if (!r)
+			r = look_ahead(a, g, &o, &e);
+		deadline_end(&deadline);
+	}
+	if (r)
+		say_warning(a, "what a backup would read is not known: %s", e.text);
+	return o;
 }
 
 int cmd_status(struct agent *a, enum exit_status *status, struct error *err)
 {
 	auto_recover_report struct recover_report left = {0};
 	auto_clean(guest_free) struct guest *g = NULL;
+	auto_free struct outlook *o = NULL;
 	auto_target struct target t = {0};
-	struct known_points known = {.agent = a};
 	struct recover_options recover;
 	struct guest_options opt;
 	int r = target_parse(a->opt.args.v[0], &t, err);
 
 	if (!r)
 		r = agent_state_dir(a, err);
-	if (!r && a->opt.repo)
-		r = agent_open_repo(a, err);
 	if (r)
 		return r;
 	recover = recover_options_of(a, true);
@@ -264,17 +302,14 @@ int cmd_status(struct agent *a, enum exit_status *status, struct error *err)
 		return r;
 	opt = (struct guest_options){.state_dir = a->state_dir, .hooks = {snapshot_tick, a}};
 	r = guest_open(&t.guest, &opt, &g, err);
-	if (!r && a->repo) {
-		known.guest = guest_name(g);
-		r = guest_epochs(g, repo_domain(a->repo), known_points_ask, &known, err);
-		known_points_done(&known);
-	}
 	if (r)
 		return r;
+	if (a->opt.repo)
+		o = ask_repository(a, g);
 	if (a->opt.json)
-		r = status_json(a, g, &left, err);
+		r = status_json(a, g, o, &left, err);
 	else
-		print_status(a, g, &left);
+		print_status(g, o, &left);
 	if (left.left)
 		*status = EXIT_RECOVERY;
 	return r;

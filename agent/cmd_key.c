@@ -49,13 +49,14 @@ static void print_key(const struct repo_key *k, const struct repo_domain_list *d
 	struct tm_id_text id;
 
 	if (k->problem) {
-		(void)printf("%.12s  cannot be used: %s\n", id_text(&k->id).s, k->problem);
+		(void)printf("%.12s  cannot be used: %s\n", id_text(&k->id).s, shown(k->problem).s);
 		return;
 	}
 	time_format_local(k->created_ms, when);
 	domain = domain_of(k, domains, &id);
 	(void)printf("%.12s%c %-8s %-9s %s  %-12s  %s%s\n", id_text(&k->id).s, k->own ? '*' : ' ',
-		     repo_role_name(k->role), k->kdf, when, domain ? domain : "(all)", k->label,
+		     repo_role_name(k->role), k->kdf, when, shown(domain ? domain : "(all)").s,
+		     shown(k->label).s,
 		     k->copies < 2 ? "  (one copy is damaged or missing: key repair)" : "");
 }
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* init, list and show: commands that need a repository only. */
-#include "audit.h"
+/* init and list: commands that need a repository only. */
+#include "agent.h"
 #include "secret.h"
 
 #include <stdio.h>
@@ -79,10 +79,10 @@ static void print_row(const struct point *p)
 	size_format(bytes, stored);
 	size_format(all, size);
 	time_format_local(p->created_ms, when);
-	(void)printf("%.12s  %s  %-16s %-24s %10s %10s  ", id_text(&p->id).s, when, p->guest,
-		     p->name, size, stored);
+	(void)printf("%.12s  %s  %-16s %-24s %10s %10s  ", id_text(&p->id).s, when,
+		     shown(p->guest).s, shown(p->name).s, size, stored);
 	for (size_t i = 0; i < p->ndisks; i++)
-		(void)printf("%s%s:%s", i ? " " : "", p->disks[i].name,
+		(void)printf("%s%s:%s", i ? " " : "", shown(p->disks[i].name).s,
 			     disk_rung_name(p->disks[i].rung));
 	(void)printf("%s\n", p->is_protected ? "  (protected)" : "");
 }
@@ -127,66 +127,4 @@ int cmd_list(struct agent *a, enum exit_status *status, struct error *err)
 		return print_json(out, err);
 	json_decref(out);
 	return r;
-}
-
-static void print_disk(const struct point_disk *d)
-{
-	char size[SIZE_TEXT_MAX], dirty[SIZE_TEXT_MAX], readb[SIZE_TEXT_MAX], stored[SIZE_TEXT_MAX];
-
-	size_format(d->size, size);
-	size_format(d->dirty_bytes, dirty);
-	size_format(d->read_bytes, readb);
-	size_format(d->stored_bytes, stored);
-	(void)printf("disk %s\n", d->name);
-	(void)printf("  size          %s (%llu bytes)\n", size, (unsigned long long)d->size);
-	(void)printf("  file          %s (%s)\n", d->file ? d->file : "-",
-		     d->format ? d->format : "-");
-	(void)printf("  source        %s (%s)\n", disk_rung_name(d->rung),
-		     d->reason ? d->reason : "-");
-	if (!id_is_zero(&d->parent))
-		(void)printf("  changes since %s\n", id_text(&d->parent).s);
-	(void)printf("  changed       %s\n  read          %s\n  stored        %s\n", dirty, readb,
-		     stored);
-	if (d->bitmap)
-		(void)printf("  bitmap        %s\n", d->bitmap);
-	if (d->audit.data + d->audit.empty)
-		(void)printf(
-			"  audit         %llu clusters with data and %llu empty ones compared, "
-			"%llu differed\n",
-			(unsigned long long)d->audit.data, (unsigned long long)d->audit.empty,
-			(unsigned long long)d->audit.differed);
-	audit_print(&d->audit);
-}
-
-int cmd_show(struct agent *a, enum exit_status *status, struct error *err)
-{
-	auto_clean(point_free) struct point *p = NULL;
-	char when[TIME_TEXT_MAX];
-	int r = agent_open_repo(a, err);
-
-	(void)status;
-	if (!r)
-		r = repo_point_find(a->repo, a->opt.args.v[0], &p, err);
-	if (r)
-		return r;
-	if (a->opt.json)
-		return print_json(point_json(p, true), err);
-	time_format_local(p->created_ms, when);
-	(void)printf("point         %s\nguest         %s\nname          %s\n", id_text(&p->id).s,
-		     p->guest, p->name);
-	if (p->description)
-		(void)printf("description   %s\n", p->description);
-	for (size_t i = 0; i < p->ntags; i++)
-		(void)printf("tag           %s\n", p->tags[i]);
-	if (p->is_protected)
-		(void)printf("protected     yes\n");
-	(void)printf("created       %s\nkind          %s\nstate         %s\nquiesced      "
-		     "%s\nfrozen        %llu ms\n",
-		     when, point_kind_name(p->kind), p->state, p->quiesced ? "yes" : "no",
-		     (unsigned long long)p->freeze_ms);
-	if (!id_is_zero(&p->parent))
-		(void)printf("parent        %s\n", id_text(&p->parent).s);
-	for (size_t i = 0; i < p->ndisks; i++)
-		print_disk(&p->disks[i]);
-	return 0;
 }

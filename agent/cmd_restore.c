@@ -127,7 +127,8 @@ static int report(struct restore *rs, const struct point_disk *d, const char *to
 	if (!rs->agent->opt.json) {
 		size_format(d->size, size);
 		size_format(written, bytes);
-		(void)printf("restored %s to %s: %s, %s written\n", d->name, to, size, bytes);
+		(void)printf("restored %s to %s: %s, %s written\n", shown(d->name).s, shown(to).s,
+			     size, bytes);
 	}
 	o = json_pack("{s:s, s:s, s:I, s:I, s:I}", "disk", d->name, "to", to, "size",
 		      (json_int_t)d->size, "written_bytes", (json_int_t)written, "unchanged_bytes",

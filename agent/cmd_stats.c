@@ -157,7 +157,7 @@ static void print_row(const char *label, const struct repo_point_stats *s)
 	size_format(s->data_bytes, data);
 	size_format(s->stored_bytes, stored);
 	size_format(s->unique_bytes, unique);
-	(void)printf("%-32s %11s %11s %11s %11s\n", label, raw, data, stored, unique);
+	(void)printf("%-32s %11s %11s %11s %11s\n", shown(label).s, raw, data, stored, unique);
 }
 
 static void print_head(const char *what)

@@ -52,13 +52,14 @@ static int damage_json(const struct repo_damage *d, json_t *ret, struct error *e
 
 static void print_damage(const struct repo_damage *d)
 {
-	(void)printf("%s: %s: %s\n", d->repaired ? "repaired" : "damaged", d->object, d->reason);
+	(void)printf("%s: %s: %s\n", d->repaired ? "repaired" : "damaged", shown(d->object).s,
+		     shown(d->reason).s);
 	for (size_t i = 0; i < d->nranges; i++) {
 		const struct repo_damage_range *g = &d->ranges[i];
 
 		if (new_point(d, i))
 			(void)printf("  hits point %s\n", id_text(&g->point).s);
-		(void)printf("    disk %s: offset %llu, %llu bytes\n", g->disk,
+		(void)printf("    disk %s: offset %llu, %llu bytes\n", shown(g->disk).s,
 			     (unsigned long long)g->offset, (unsigned long long)g->length);
 	}
 	if (d->remedy)

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "guest_repo.h"
 
+#include <stdio.h>
 #include <string.h>
 
 void known_points_done(struct known_points *k)
@@ -9,22 +10,39 @@ void known_points_done(struct known_points *k)
 	k->last = NULL;
 }
 
-bool known_points_ask(void *data, const struct tm_id *point, unsigned disk, uint64_t *ret_size)
+/* A damaged point is no base for anything; that is told once. */
+static void tell_damaged(struct known_points *k, const struct tm_id *point, const struct error *e)
+{
+	if (id_equal(&k->damaged, point))
+		return;
+	k->damaged = *point;
+	say_warning(k->agent, "a bitmap's point cannot be read: %s", e->text);
+}
+
+int known_points_ask(void *data, const struct tm_id *point, unsigned disk, bool *ret,
+		     uint64_t *ret_size, struct error *err)
 {
 	struct known_points *k = data;
-	struct error err = {0};
+	struct error e = {0};
+	int r = 0;
 
+	*ret = false;
 	if (!k->last || !id_equal(&k->last->id, point)) {
 		known_points_done(k);
-		if (repo_point_get(k->agent->repo, k->guest, point, &k->last, &err)) {
-			log_debug("point %s of a bitmap: %s", id_text(point).s, err.text);
-			return false;
-		}
+		r = repo_point_get(k->agent->repo, k->guest, point, &k->last, &e);
 	}
-	if (disk >= k->last->ndisks)
-		return false;
-	*ret_size = k->last->disks[disk].size;
-	return true;
+	if (r == TM_E_NOTFOUND)
+		return 0;
+	if (r == TM_E_CORRUPT) {
+		tell_damaged(k, point, &e);
+		return 0;
+	}
+	if (r)
+		return error_set(err, r, "the point of a bitmap cannot be looked up: %s", e.text);
+	*ret = disk < k->last->ndisks;
+	if (*ret)
+		*ret_size = k->last->disks[disk].size;
+	return 0;
 }
 
 static const struct point_disk *disk_of(const struct point *p, const char *name)
@@ -49,25 +67,90 @@ void earlier_points_done(struct earlier_points *e)
 	*e = (struct earlier_points){0};
 }
 
-bool earlier_next(struct agent *a, const char *guest, const char *disk, struct earlier_points *e,
-		  const struct point **point, const struct point_disk **ret_disk)
+int earlier_next(struct agent *a, const char *guest, const char *disk, struct earlier_points *e,
+		 const struct point **point, const struct point_disk **ret_disk, struct error *err)
 {
 	struct point **v = reallocarray(e->v, e->n + 1, sizeof(*v));
 	auto_free char *name = strdup(disk);
-	struct error err = {0};
+	int r;
 
 	if (v)
 		e->v = v;
-	if (!v || !name ||
-	    repo_point_newest(a->repo, guest, *point ? &(*point)->id : NULL, has_disk, name,
-			      &v[e->n], &err)) {
-		log_debug("points of guest %s: %s", guest, err.text);
-		return false;
-	}
+	if (!v || !name)
+		return error_nomem(err);
+	r = repo_point_newest(a->repo, guest, *point ? &(*point)->id : NULL, has_disk, name,
+			      &v[e->n], err);
+	if (r)
+		return r;
 	*point = v[e->n++];
 	*ret_disk = disk_of(*point, disk);
-	return true;
+	return 0;
 }
+
+/* ---- what a backup would do ---- */
+
+static int outlook_epoch(struct agent *a, const struct guest_disk *d, const struct point *p,
+			 struct outlook *ret, struct error *err)
+{
+	uint64_t lost = 0;
+	int r = repo_disk_lost(a->repo, &p->disks[d->epoch.disk], &lost, err);
+
+	if (r)
+		return r;
+	if (lost) {
+		ret->rung = RUNG_HASH_DIFF;
+		ret->reason = "the bitmap's point is damaged";
+		return 0;
+	}
+	ret->rung = RUNG_BITMAP;
+	ret->reason = "";
+	ret->dirty_bytes = d->epoch.dirty_bytes;
+	ret->point = p->id;
+	ret->since_ms = p->created_ms;
+	ret->audit = p->disks[d->epoch.disk].audit;
+	(void)snprintf(ret->name, sizeof(ret->name), "%s", p->name);
+	return 0;
+}
+
+static int outlook_whole(struct agent *a, const char *guest, const struct guest_disk *d,
+			 struct outlook *ret, struct error *err)
+{
+	struct earlier_points earlier = {0};
+	const struct point *point = NULL;
+	const struct point_disk *disk;
+	struct error e = {0};
+	int r = earlier_next(a, guest, d->name, &earlier, &point, &disk, &e);
+
+	earlier_points_done(&earlier);
+	ret->rung = r == 0 ? RUNG_HASH_DIFF : RUNG_FULL;
+	return r == 0 || r == TM_E_NOTFOUND ? 0 : error_set(err, r, "%s", e.text);
+}
+
+int outlook(struct agent *a, const char *guest, const struct guest_disk *d, struct outlook *ret,
+	    struct error *err)
+{
+	struct known_points known = {.agent = a, .guest = guest};
+	uint64_t size;
+	bool there = false;
+	int r = 0;
+
+	*ret = (struct outlook){.rung = RUNG_FULL, .dirty_bytes = d->size};
+	if (a->opt.full) {
+		ret->reason = "asked for with --full";
+		return 0;
+	}
+	ret->reason = d->epoch.usable ? "the bitmap's point is gone" : d->epoch.reason;
+	if (d->epoch.usable)
+		r = known_points_ask(&known, &d->epoch.point, d->epoch.disk, &there, &size, err);
+	if (!r && there)
+		r = outlook_epoch(a, d, known.last, ret, err);
+	else if (!r)
+		r = outlook_whole(a, guest, d, ret, err);
+	known_points_done(&known);
+	return r;
+}
+
+/* ---- what interrupted runs left ---- */
 
 int snapshot_tick(void *data, const struct snapshot_progress *p, struct error *err)
 {

@@ -165,7 +165,9 @@ const struct command_spec option_commands[CMD_COUNT] = {
 		 "Shows everything about one point.\n"
 		 "\n"
 		 "POINT is an id or its beginning, a point's name, latest, GUEST, GUEST@latest,\n"
-		 "GUEST@NAME, or GUEST@2026-11-21T03:00 (the newest at or before).\n"},
+		 "GUEST@NAME, or GUEST@2026-11-21T03:00 (the newest at or before; local time, or "
+		 "with\n"
+		 "Z or +01:00 behind it).\n"},
 	[CMD_RESTORE] =
 		{"restore", "POINT", 1, 1, true, "write disks of a point",
 		 "Writes the disks of a point; every cluster is checked before it is written.\n"

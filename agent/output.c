@@ -16,9 +16,72 @@ static void clear_bar(struct agent *a)
 	a->progress.bar = false;
 }
 
+/*
+ * Bytes of the control character at p: C0, DEL, and C1 as UTF-8, which terminals obey
+ * as well.  0: it is none.
+ */
+static size_t control(const unsigned char *p)
+{
+	if (p[0] < 0x20 || p[0] == 0x7f)
+		return 1;
+	return p[0] == 0xc2 && p[1] >= 0x80 && p[1] < 0xa0 ? 2 : 0;
+}
+
+/* One character, shown; returns its bytes in the text.  ret has room for 9. */
+static size_t show_next(const unsigned char *p, char *ret)
+{
+	size_t n = control(p), len = 1;
+
+	if (n == 0) {
+		while ((p[len] & 0xc0) == 0x80 && len < 4)
+			len++;
+		memcpy(ret, p, len);
+		ret[len] = '\0';
+		return len;
+	}
+	for (size_t i = 0; i < n; i++)
+		(void)snprintf(ret + 4 * i, 5, "\\x%02x", p[i]);
+	return n;
+}
+
+struct shown shown(const char *text)
+{
+	const unsigned char *p = (const unsigned char *)text;
+	struct shown ret = {{0}};
+	size_t used = 0;
+
+	while (*p) {
+		char one[12];
+		size_t n = show_next(p, one), len = strlen(one);
+
+		if (used + len + sizeof("...") > sizeof(ret.s)) {
+			memcpy(ret.s + used, "...", sizeof("..."));
+			break;
+		}
+		memcpy(ret.s + used, one, len + 1);
+		used += len;
+		p += n;
+	}
+	return ret;
+}
+
+void show_text(FILE *out, const char *text)
+{
+	const unsigned char *p = (const unsigned char *)text;
+
+	while (*p) {
+		char one[12];
+
+		p += show_next(p, one);
+		(void)fputs(one, out);
+	}
+}
+
 void say_error(const struct agent *a, const struct error *err)
 {
-	(void)fprintf(stderr, "tidemark: %s\n", err->text);
+	(void)fputs("tidemark: ", stderr);
+	show_text(stderr, err->text);
+	(void)fputc('\n', stderr);
 	if (a->opt.verbose && err->file)
 		(void)fprintf(stderr, "tidemark: (code %d, %s:%d)\n", (int)err->code, err->file,
 			      err->line);
@@ -34,7 +97,9 @@ void say_warning(struct agent *a, const char *fmt, ...)
 		text[0] = '\0';
 	va_end(ap);
 	clear_bar(a);
-	(void)fprintf(stderr, "tidemark: warning: %s\n", text);
+	(void)fputs("tidemark: warning: ", stderr);
+	show_text(stderr, text);
+	(void)fputc('\n', stderr);
 	a->warned = true;
 	if (json_array_append_new(a->warnings, json_string(text)) < 0)
 		(void)fprintf(stderr,
@@ -43,14 +108,17 @@ void say_warning(struct agent *a, const char *fmt, ...)
 
 void say(struct agent *a, const char *fmt, ...)
 {
+	char text[1024];
 	va_list ap;
 
 	if (a->opt.quiet || a->opt.json)
 		return;
 	clear_bar(a);
 	va_start(ap, fmt);
-	(void)vfprintf(stderr, fmt, ap);
+	if (vsnprintf(text, sizeof(text), fmt, ap) < 0)
+		text[0] = '\0';
 	va_end(ap);
+	show_text(stderr, text);
 	(void)fputc('\n', stderr);
 }
 

@@ -9,6 +9,11 @@ static json_t *id_json(const struct tm_id *id)
 	return id_is_zero(id) ? json_null() : json_string(id_text(id).s);
 }
 
+json_t *json_bytes(uint64_t bytes)
+{
+	return bytes == UINT64_MAX ? json_null() : json_integer((json_int_t)bytes);
+}
+
 json_t *json_text(const char *text)
 {
 	auto_free char *clean = NULL;

@@ -51,6 +51,7 @@ static int decide(const struct guest_disk *d, const struct tm_id *repo, const st
 		struct disk_bitmap *b = &d->bitmaps[i];
 		struct settle_bitmap *v = &s->v[s->n];
 		uint64_t size = 0;
+		int r;
 
 		if (!is_wanted(b, repo, only))
 			continue;
@@ -58,7 +59,9 @@ static int decide(const struct guest_disk *d, const struct tm_id *repo, const st
 		v->recording = b->recording;
 		v->inconsistent = b->inconsistent;
 		v->busy = b->busy;
-		v->committed = known(data, &b->id.point, b->id.disk, &size);
+		r = known(data, &b->id.point, b->id.disk, &v->committed, &size, err);
+		if (r)
+			return r;
 		v->fits = d->size >= size;
 		v->same_chain = b->id.chain == d->chain_id;
 		s->of[s->n++] = b;
@@ -254,13 +257,16 @@ struct verdict {
  * The old bitmap was proven before the run, unless the run found it wrong; the new one is as good
  * as its point.
  */
-static bool run_knows(void *data, const struct tm_id *point, unsigned disk, uint64_t *ret_size)
+static int run_knows(void *data, const struct tm_id *point, unsigned disk, bool *ret,
+		     uint64_t *ret_size, struct error *err)
 {
 	const struct verdict *v = data;
 
 	(void)disk;
+	(void)err;
 	*ret_size = 0;
-	return id_equal(point, &v->j->point) ? v->committed : !v->jd->void_epoch;
+	*ret = id_equal(point, &v->j->point) ? v->committed : !v->jd->void_epoch;
+	return 0;
 }
 
 static struct guest_disk *find_disk(const struct guest *g, const struct journal_disk *jd)

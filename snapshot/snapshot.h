@@ -125,10 +125,10 @@ struct disk_epoch {
 
 /*
  * Is `point` committed in the repository in question, with a disk of this index in it?  *ret_size:
- * the disk's size in that point.
+ * the disk's size in that point, when it is.  An error when that cannot be told now.
  */
-typedef bool point_known_fn(void *data, const struct tm_id *point, unsigned disk,
-			    uint64_t *ret_size);
+typedef int point_known_fn(void *data, const struct tm_id *point, unsigned disk, bool *ret,
+			   uint64_t *ret_size, struct error *err);
 
 /* ---- guest and disks ---- */
 
