@@ -30,8 +30,7 @@ void name_key(const struct tm_id *kid, unsigned copy, char key[KEY_MAX])
 	(void)snprintf(key, KEY_MAX, "keys/%s%c", id_text(kid).s, (char)('a' + (char)copy));
 }
 
-/* "keys/<kid>a" */
-static bool parse_slot_name(const char *key, struct tm_id *ret, unsigned *ret_copy)
+bool name_parse_key(const char *key, struct tm_id *ret, unsigned *ret_copy)
 {
 	static const char folder[] = "keys/";
 	size_t at = sizeof(folder) - 1;
@@ -56,7 +55,7 @@ static int list_slot(void *data, const char *key, uint64_t size, struct error *e
 	unsigned copy;
 
 	(void)size;
-	if (!parse_slot_name(key, &kid, &copy))
+	if (!name_parse_key(key, &kid, &copy))
 		return 0; /* something foreign */
 	if (!s || !id_equal(&s->kid, &kid)) {
 		if (g->n == MAX_KEY_SLOTS)

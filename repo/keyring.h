@@ -34,6 +34,7 @@ struct key_slot *keyring_find(struct keyring *g, const struct tm_id *kid);
 
 /* "keys/<kid>a" or b */
 void name_key(const struct tm_id *kid, unsigned copy, char key[KEY_MAX]);
+bool name_parse_key(const char *key, struct tm_id *ret, unsigned *ret_copy);
 
 /* A new slot; nothing of it stays when it cannot be written whole. */
 int keyring_put(const struct repo *repo, enum repo_role role, const char *label,

@@ -4,6 +4,8 @@
  */
 #include "scrub.h"
 
+#include "keyring.h"
+
 #include <inttypes.h>
 #include <string.h>
 
@@ -44,12 +46,15 @@ static bool is_flag(const char *key)
 static const struct small_kind *kind_of(const char *key)
 {
 	const char *magic = NULL;
+	uint32_t generation;
+	unsigned copy;
+	struct tm_id id;
 
 	if (strcmp(key, "repo") == 0)
 		magic = MAGIC_REPO;
-	else if (strncmp(key, "keys/", 5) == 0)
+	else if (name_parse_key(key, &id, &copy))
 		magic = MAGIC_KEY;
-	else if (strncmp(key, "domains/", 8) == 0)
+	else if (name_parse_domain(key, &id, &generation))
 		magic = MAGIC_DOMAIN;
 	else if (strncmp(key, "d/", 2) == 0 && is_flag(key))
 		magic = MAGIC_FLAG;
