@@ -103,7 +103,27 @@ def repositories_that_are_none(scratch):
     says(tidemark("init", expect=1), tidemark.repo)
     if sorted(p.name for p in foreign.iterdir()) != ["letter.txt"]:
         raise HarnessError("a foreign directory was written to")
+    # letters in a repository stay there and hinder nobody
+    letters = [tidemark.repo / name for name in
+               ("letter.txt", "keys/letter", "d/Letter", "domains/.letter", "lost+found/letter")]
+    for letter in letters:
+        letter.parent.mkdir(exist_ok=True)
+        letter.write_text("dear reader")
+    tidemark("backup", vm.target())
+    for words in (("list",), ("verify", "--scrub"), ("prune", "--stale-hours", "0"), ("stats",)):
+        tidemark(*words)
+    if not all(letter.read_text() == "dear reader" for letter in letters):
+        raise HarnessError("a letter was touched")
     assert_clean(vm)
+
+
+def crc32c(data):
+    crc = 0xffffffff
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82f63b78 if crc & 1 else 0)
+    return (crc ^ 0xffffffff).to_bytes(4, "little")
 
 
 @case
@@ -112,13 +132,38 @@ def a_repository_of_a_newer_format_is_refused(scratch):
     descriptor = tidemark.repo / "repo"
     good = descriptor.read_bytes()
     descriptor.chmod(0o600)
-    # The version behind the magic; and an unknown incompatible feature.
-    for at in (8, 12):
-        descriptor.write_bytes(good[:at] + b"\xff\x7f" + good[at + 2:])
-        says(tidemark("backup", vm.target(), expect=(1, 4)), "repo")
+    # The version behind the magic; an unknown incompatible feature; a byte that was damaged.
+    for at, sound, words in ((8, True, ("format version", "this program knows")),
+                             (16, True, ("features",)), (8, False, ("checksum",))):
+        bad = good[:at] + bytes([good[at] + 2]) + good[at + 1:-4]
+        descriptor.write_bytes(bad + (crc32c(bad) if sound else good[-4:]))
+        for words_of in (("backup", vm.target()), ("list",), ("prune",)):
+            says(tidemark(*words_of, expect=(1, 4)), tidemark.repo, *words)
     descriptor.write_bytes(good)
     tidemark("backup", vm.target())
     assert_clean(vm)
+
+
+@case
+def two_hosts_with_guests_of_one_name_keep_their_own(scratch):
+    # Each host has its own state; the points lie among each other, each right and each incremental.
+    hosts = [Tidemark(scratch, state=scratch.dir(f"state{i}")) for i in range(2)]
+    paths = [image.create(scratch.dir("disks") / f"{i}.qcow2", SIZE) for i in range(2)]
+    hosts[0]("init")
+    made = []
+    for turn in range(5):
+        i = turn % 2
+        run(["qemu-io", "-c", f"write -P {turn + 1} {turn}M 1M", paths[i]])
+        point = hosts[i]("backup", f"image:{paths[i]},name=twin", "--audit", "0", expect=(0, 3)).json
+        if turn > 1 and point["disks"][0]["source"] != "bitmap":
+            raise HarnessError(f"host {i} lost its epoch: {point}")
+        image.to_raw(paths[i], scratch / f"{turn}.raw")
+        made.append(point["point"])
+    for turn, point in enumerate(made):
+        out, = hosts[0]("restore", point, "--to", scratch.dir("r"), "--force").json["disks"]
+        image.assert_same(scratch / f"{turn}.raw", out["to"], "raw", "raw")
+    if [p["point"] for p in hosts[1]("list", "--guest", "twin").json] != made:
+        raise HarnessError("list")
 
 
 def mounted(scratch, name, size):
