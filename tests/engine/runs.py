@@ -11,7 +11,6 @@ from . import operations
 from .world import World
 
 CYCLES = 20     # of one world
-WRONG_MAX = 20  # worlds; then something is broken for all of them
 
 
 def run_world(seed, number, cycles, deadline, counts):
@@ -40,12 +39,13 @@ def run_world(seed, number, cycles, deadline, counts):
     return True
 
 
-def run_worlds(seed, cycles, seconds, counts, first=0, last=None):
-    """Until `cycles` are done, or `seconds` have passed. `counts` is a Counter."""
+def run_worlds(seed, cycles, seconds, counts, first=0, last=None, wrong=20):
+    """Until `cycles` are done, `seconds` have passed, or `wrong` worlds went wrong.
+    `counts` is a Counter."""
     deadline, number = time.monotonic() + seconds, first
     while counts["cycles"] < cycles and time.monotonic() < deadline and number != last:
         counts["worlds"] += 1
         run_world(seed, number, min(CYCLES, cycles - counts["cycles"]), deadline, counts)
         number += 1
-        if counts["worlds that went wrong"] > WRONG_MAX:
+        if counts["worlds that went wrong"] >= wrong:
             break
