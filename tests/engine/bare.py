@@ -87,13 +87,16 @@ def flush(vm, model, contents, timeout=60):
 
 
 class Writer:
-    """Writes at random to all disks of a guest until `stop`; one window of open
-    requests over all of them. Survives the guest's death: `dead` says so."""
+    """Writes at random to all disks of a guest until `stop`: with one window of open
+    requests over all of them, or in chains of small writes each of which begins when
+    the one before has ended, a hundred microseconds later. Survives the guest's death:
+    `dead` says so."""
 
     def __init__(self, vm, model, contents, seed, pause=0.002):
         self.vm, self.model, self.contents = vm, model, contents
         self.rng = random.Random(seed)
         self.pause = pause
+        self.chains = self.rng.random() < 0.4
         self.dead = False
         self.failure = None
         self.writes = 0
@@ -118,6 +121,9 @@ class Writer:
             # An answer of its own ends the one who listens.
             self._stop_hearing()
         self._threads[1].join(timeout)
+        for done, *args in self._open.values():
+            if done == self.model.linked:
+                self.model.broken(args[-1])
         if self.failure:
             raise HarnessError(self.failure)
 
@@ -147,6 +153,9 @@ class Writer:
     def _write(self):
         try:
             while not self._stopping.is_set() and not self.dead:
+                if self.chains:
+                    self._chain()
+                    continue
                 if not self._room.acquire(timeout=0.05):
                     continue
                 if not self._one():
@@ -178,6 +187,32 @@ class Writer:
         self._open[write.generation] = (self.model.answer, content, lba, count, write)
         self.vm.ask(op, slot, count, content.number, lba, write.generation)
         return True
+
+    def _chain(self):
+        """A chain, to its end. Nothing else is open then."""
+        links = []
+        for _ in range(WINDOW):
+            slot = self.rng.randrange(len(self.contents))
+            content = self.contents[slot]
+            count = self.rng.choice((1, 1, 8))
+            lba = self.rng.randrange(content.size // SECTOR - count)
+            if write := self.model.issue(content, lba, count, False):
+                self.model.link(write)
+                self._open[write.generation] = (self.model.linked, content, lba, count, write)
+                links.append(("c", slot, count, content.number, lba, write.generation))
+        for _ in links:
+            self._room.acquire()
+        self.writes += len(links)
+        for link in links:
+            self.vm.ask(*link)
+        while self._open and not self.dead:
+            time.sleep(0.0005)
+        if self.rng.random() < 0.1 and not self.dead:
+            self._room.acquire()
+            slot = self.rng.randrange(len(self.contents))
+            self._flush(slot, self.contents[slot])
+            while self._open and not self.dead:
+                time.sleep(0.0005)
 
     def _flush(self, slot, content):
         with self.model.lock:

@@ -43,7 +43,7 @@ class Death:
         elif self.kind.startswith("stop"):
             self.env["TIDEMARK_DEBUG_STOP_AT"] = self.phase
         if self.kind == "interrupt":
-            self.expect = (0, 3, 130)
+            self.expect = (0, 3, 130, -signal.SIGINT, -signal.SIGTERM)      # the latter: too early
         elif self.kind in ("qemu", "quit", "stop, qemu"):
             self.expect = (0, 1, 3, 5)
         elif self.kind != "none":

@@ -4,7 +4,8 @@
  * virtio-blk disks (legacy interface) what it is told over the first serial port.
  *
  * A command is 16 bytes, an answer 8; both little endian, see struct command and struct answer.
- * Up to REQUESTS commands may be open, they end in any order.  Every sector that is written holds
+ * Up to REQUESTS commands may be open, they end in any order; but chained writes begin one after
+ * the other has ended, without a word from the host between.  Every sector that is written holds
  * its own tag 16 times: magic, disk, lba, generation, crc32 of these, and three words made of the
  * generation.  "h" is said once at the start, with the number of disks as its generation.
  */
@@ -21,7 +22,9 @@
 #define TAG_MAGIC   0x4b4d4454u /* TDMK */
 
 struct command {
-	uint8_t op;   /* w(rite), z(ero, may unmap), Z(ero), f(lush); others are refused */
+	/* w(rite), c(hained write: after the one before has ended), z(ero, may unmap), Z(ero),
+	 * f(lush); others are refused */
+	uint8_t op;
 	uint8_t slot; /* of the disk on the PCI bus: 0, 1, … */
 	uint16_t count;
 	uint32_t disk; /* what the tags say */
@@ -156,6 +159,9 @@ static struct queue queues[DISKS];
 static uint16_t ports[DISKS], sizes[DISKS], seen[DISKS];
 static unsigned ndisks;
 static struct request requests[REQUESTS];
+static struct command chain[REQUESTS];
+static unsigned chain_heard, chain_begun;
+static bool chain_runs;
 static uint32_t data[REQUESTS][SECTORS_MAX * SECTOR / 4];
 
 static uint32_t pci_read(unsigned device, unsigned reg)
@@ -244,13 +250,14 @@ static void submit(unsigned n)
 	const struct command *c = &r->command;
 	struct queue *q = &queues[c->slot];
 	uint16_t at = (uint16_t)(n * 3), next = at;
+	bool writes = c->op == 'w' || c->op == 'c';
 
-	r->head.type = c->op == 'w' ? TYPE_OUT : c->op == 'f' ? TYPE_FLUSH : TYPE_ZEROES;
+	r->head.type = writes ? TYPE_OUT : c->op == 'f' ? TYPE_FLUSH : TYPE_ZEROES;
 	r->head.priority = 0;
-	r->head.sector = c->op == 'w' ? c->lba : 0;
+	r->head.sector = writes ? c->lba : 0;
 	r->status = 0xff;
 	describe(q->desc, next++, &r->head, sizeof(r->head), DESC_NEXT);
-	if (c->op == 'w') {
+	if (writes) {
 		fill(data[n], c);
 		describe(q->desc, next++, data[n], c->count * SECTOR, DESC_NEXT);
 	} else if (c->op != 'f') {
@@ -279,21 +286,16 @@ static bool reap(void)
 
 			say(r->status, r->command.op, r->command.generation);
 			r->busy = false;
+			chain_runs = chain_runs && r->command.op != 'c';
 		}
 	}
 	return any;
 }
 
-static void take(const struct command *c)
+static void begin(const struct command *c)
 {
 	unsigned n = 0;
 
-	bool known = c->op == 'w' || c->op == 'z' || c->op == 'Z' || c->op == 'f';
-
-	if (!known || c->slot >= ndisks || c->count > SECTORS_MAX) {
-		say(0xff, c->op, c->generation);
-		return;
-	}
 	while (requests[n].busy) { /* the host keeps to REQUESTS, so this ends at once */
 		if (++n == REQUESTS) {
 			n = 0;
@@ -303,6 +305,29 @@ static void take(const struct command *c)
 	requests[n].busy = true;
 	requests[n].command = *c;
 	submit(n);
+}
+
+static bool go_on_with_chain(void)
+{
+	if (chain_runs || chain_begun == chain_heard)
+		return false;
+	chain_runs = true;
+	begin(&chain[chain_begun++ % REQUESTS]);
+	return true;
+}
+
+static void take(const struct command *c)
+{
+	bool known = c->op == 'w' || c->op == 'c' || c->op == 'z' || c->op == 'Z' || c->op == 'f';
+
+	if (!known || c->slot >= ndisks || c->count > SECTORS_MAX) {
+		say(0xff, c->op, c->generation);
+		return;
+	}
+	if (c->op == 'c')
+		chain[chain_heard++ % REQUESTS] = *c;
+	else
+		begin(c);
 }
 
 static bool listen(void)
@@ -386,9 +411,9 @@ __attribute__((used)) void start(void)
 	set_up_interrupts();
 	say(0, 'h', ndisks);
 	for (;;) {
-		bool heard = listen(), reaped = reap();
+		bool heard = listen(), reaped = reap(), went = go_on_with_chain();
 
-		if (heard || reaped)
+		if (heard || reaped || went)
 			continue;
 		__asm__ volatile("cli");
 		if (!(in8(0x3fd) & 1)) {

@@ -140,6 +140,22 @@ class Model:
             write.answered = self.tick()
             content.busy.difference_update(range(lba, lba + count))
 
+    def link(self, write):
+        """The end of a write in a chain, as seen by what comes after it in the chain: that
+        it has a place in their order is known before it has ended."""
+        with self.lock:
+            write.answered = self.tick()
+
+    def linked(self, content, lba, count, _write):
+        """It has ended indeed."""
+        with self.lock:
+            content.busy.difference_update(range(lba, lba + count))
+
+    def broken(self, write):
+        """Nobody will hear whether it has ended."""
+        with self.lock:
+            write.answered = _NEVER
+
     def flushed(self, content, issued):
         """A flush asked for at `issued` was answered."""
         with self.lock:

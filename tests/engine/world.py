@@ -73,7 +73,8 @@ class World:
         self.copied = None              # images: {drive: paths}, {drive: Content}
         self.copied_repos = [None] * REPOS      # their points then
         self.vm = BareVm(scratch, [], build(scratch))
-        self.identities = [tidemark("init").json["repository"] for tidemark in self.tidemarks]
+        for tidemark in self.tidemarks:
+            tidemark("init")
         for kind in rng.sample(("qcow2", "raw", "v2", "chain"), rng.randrange(1, DRIVES_MAX + 1)):
             self.drives.append(self.new_drive(rng, kind))
         self.writer = None
@@ -241,14 +242,14 @@ class World:
         if found := self.leftovers():
             raise HarnessError("left behind: " + "; ".join(found))
 
-    def assert_bitmaps(self, repo, names):
+    def assert_bitmaps(self, point):
         """After a backup: one bitmap of the repository on each disk, and a good one."""
-        prefix = f"tidemark-1-{self.identities[repo]}-"
-        for name in names:
-            drive = next(d for d in self.drives if d.name == name)
-            ours = [b for n, b in self.bitmaps(drive).items() if n.startswith(prefix)]
+        for disk in point["disks"]:
+            drive = next(d for d in self.drives if d.name == disk["disk"])
+            owner = "-".join(disk["bitmap"].split("-")[:3]) + "-"
+            ours = [b for n, b in self.bitmaps(drive).items() if n.startswith(owner)]
             if len(ours) != 1 or not ours[0]["recording"] or ours[0]["busy"] or ours[0].get("inconsistent"):
-                raise HarnessError(f"{name} has these bitmaps of repository {repo}: {ours}")
+                raise HarnessError(f"{drive.name} has these bitmaps of point {point['point']}'s repository: {ours}")
 
     def bitmaps(self, drive):
         for node in self.vm.nodes():
