@@ -97,6 +97,22 @@ struct model play_model(const struct play *p, unsigned done)
 	return m;
 }
 
+struct model model_both(const struct model *a, const struct model *b)
+{
+	return (struct model){.made = a->made && b->made,
+			      .points = a->points & b->points,
+			      .held = a->held & b->held,
+			      .secrets = a->secrets & b->secrets};
+}
+
+struct model model_either(const struct model *a, const struct model *b)
+{
+	return (struct model){.made = a->made || b->made,
+			      .points = a->points | b->points,
+			      .held = a->held | b->held,
+			      .secrets = a->secrets | b->secrets};
+}
+
 /* ---- opening ---- */
 
 struct secret_text {

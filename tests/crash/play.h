@@ -55,6 +55,10 @@ const char *step_name(enum step_kind kind);
 /* What is there when the first `done` steps have been done. */
 struct model play_model(const struct play *p, unsigned done);
 
+/* What both have, and what one of them has. */
+struct model model_both(const struct model *a, const struct model *b);
+struct model model_either(const struct model *a, const struct model *b);
+
 /*
  * Does step i on the repository at path, or what is left to do of it: a person who runs a command
  * again.  Opens and closes the repository.

@@ -22,22 +22,9 @@
  */
 #include "disk.h"
 #include "play.h"
+#include "script.h"
 
 #include <sys/stat.h>
-
-static const struct step points_script[] = {
-	{STEP_INIT, 0, 0},    {STEP_BACKUP, 0, 0},       {STEP_BACKUP, 1, 0},
-	{STEP_PROTECT, 0, 0}, {STEP_BACKUP, 2, 0},       {STEP_FORGET, 1U << 1, 0},
-	{STEP_ABANDON, 3, 0}, {STEP_PRUNE, 0, 0},        {STEP_UNPROTECT, 0, 0},
-	{STEP_BACKUP, 3, 0},  {STEP_FORGET, 5, 0},       {STEP_BACKUP, 4, 0},
-	{STEP_PRUNE, 0, 0},   {STEP_FORGET, 1U << 3, 0}, {STEP_PRUNE, 0, 0},
-};
-
-static const struct step keys_script[] = {
-	{STEP_INIT, 0, 0},       {STEP_BACKUP, 0, 0},     {STEP_KEY_ADD, 1, 0},
-	{STEP_KEY_REMOVE, 1, 0}, {STEP_KEY_CHANGE, 2, 0}, {STEP_KEY_ROTATE, 2, 0},
-	{STEP_BACKUP, 1, 0},     {STEP_KEY_ADD, 3, 0},    {STEP_KEY_REMOVE, 3, 0},
-};
 
 static uint64_t seed;
 
@@ -91,23 +78,6 @@ static void cuts_down(struct cuts *c)
 {
 	play_down(&c->play);
 	free(c->seen);
-}
-
-/* The points of a mask that both models have, or one of them. */
-static struct model both(const struct model *a, const struct model *b)
-{
-	return (struct model){.made = a->made && b->made,
-			      .points = a->points & b->points,
-			      .held = a->held & b->held,
-			      .secrets = a->secrets & b->secrets};
-}
-
-static struct model either(const struct model *a, const struct model *b)
-{
-	return (struct model){.made = a->made || b->made,
-			      .points = a->points | b->points,
-			      .held = a->held | b->held,
-			      .secrets = a->secrets | b->secrets};
 }
 
 /* The tree of step `i` begins the recording; moments from the returned tick on are the step's. */
@@ -208,7 +178,7 @@ static void cut_script(const struct step *script, unsigned steps, bool encrypted
 	cuts_up(&c, script, steps, encrypted);
 	for (unsigned i = 0; i < steps; i++) {
 		struct model a = play_model(&c.play, i), b = play_model(&c.play, i + 1);
-		struct model least = both(&a, &b), most = either(&a, &b);
+		struct model least = model_both(&a, &b), most = model_either(&a, &b);
 		unsigned from;
 
 		c.counts = (struct counts){0};
@@ -297,7 +267,7 @@ static int kill_and_follow(struct cuts *c, unsigned i, unsigned n, enum follower
 {
 	struct play *p = &c->play;
 	struct model a = play_model(p, i), b = play_model(p, i + 1);
-	struct model least = both(&a, &b), most = either(&a, &b);
+	struct model least = model_both(&a, &b), most = model_either(&a, &b);
 	struct error err = {0};
 	struct model while_it_runs = least, most_then = most;
 	unsigned from;
@@ -381,7 +351,7 @@ static void a_disk_that_does_not_sync_is_found_out(void **state)
 		cuts_up(&c, points_script, ARRAY_SIZE(points_script), false);
 		for (unsigned i = 0; r == 0 && i < c.play.steps; i++) {
 			struct model a = play_model(&c.play, i), b = play_model(&c.play, i + 1);
-			struct model least = both(&a, &b), most = either(&a, &b);
+			struct model least = model_both(&a, &b), most = model_either(&a, &b);
 			unsigned from = record(&c, i);
 
 			r = cut(&c, from, &least, &most, i, true, (enum disk_lie)lie, 1);
