@@ -342,8 +342,9 @@ static void record_damage(struct backup *b)
 		if (repo_verify(b->agent->repo, &opt, &rep, &err) || rep.unrecorded)
 			break;
 		if (rep.ndamaged)
-			say(b->agent, "the damage is recorded: the next backup reads disk %s whole",
-			    b->point->disks[i].name);
+			say_warning(b->agent,
+				    "the damage is recorded: the next backup reads disk %s whole",
+				    b->point->disks[i].name);
 		repo_verify_report_done(&rep);
 	}
 	if (err.code || rep.unrecorded)

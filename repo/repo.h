@@ -606,7 +606,10 @@ struct repo_verify_options {
 	void *data;
 };
 
-/* Damage is in the report and is no error here.  Runs the loop. */
+/*
+ * Damage is in the report and is no error here; where points are named, what hits none of them is
+ * left out.  Runs the loop.
+ */
 int repo_verify(struct repo *repo, const struct repo_verify_options *opt,
 		struct repo_verify_report *ret, struct error *err) TM_WUR;
 

@@ -334,7 +334,7 @@ static int find_gone(struct verifier *v, struct error *err)
 	return r;
 }
 
-/* Damage that hits none of the points that are left. */
+/* Damage that hits none of the points that are asked for, or left. */
 static void drop_unused(struct verifier *v, size_t first)
 {
 	struct repo_verify_report *r = v->report;
@@ -367,7 +367,7 @@ static int report_damage(struct verifier *v, struct error *err)
 		r = damage_add(v->report, s->key, s->reason, err);
 	}
 	r = r ? r : for_all_disks(v, verify_blame, err);
-	if (r == 0 && v->gone.n > 0)
+	if (r == 0 && (v->gone.n > 0 || v->opt->points))
 		drop_unused(v, first);
 	qsort(v->report->damaged, v->report->ndamaged, sizeof(*v->report->damaged), compare_damage);
 	return r;

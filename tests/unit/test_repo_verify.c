@@ -353,6 +353,30 @@ static void a_map_that_leads_to_an_old_version_is_found(void **state)
 	rig_down(&rig);
 }
 
+/* All of a disk becomes zeroes: the session has holes to tell of, and no node. */
+static void a_disk_that_became_empty_fits(void **state)
+{
+	auto_point_list struct point_list l = {0};
+	struct error err = {0};
+	struct tm_id id;
+	struct image im;
+	struct rig rig;
+
+	(void)state;
+	rig_up(&rig, BS, seed);
+	image_init(&im, 1024 * 1024, BS);
+	memset(im.data, 3, im.size);
+	memset(im.dirty, 1, im.blocks);
+	assert_int_equal(rig_backup(&rig, &im, NULL, &id, &err), 0);
+	assert_int_equal(repo_points(rig.repo, rig_guest, &l, NULL, &err), 0);
+	memset(im.data, 0, im.size);
+	memset(im.dirty, 1, im.blocks);
+	assert_int_equal(rig_backup(&rig, &im, l.v[0], &id, &err), 0);
+	sound(&rig);
+	image_done(&im);
+	rig_down(&rig);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -360,6 +384,7 @@ int main(void)
 		cmocka_unit_test(scrub_finds_damage_in_any_object),
 		cmocka_unit_test(maps_fit_what_their_sessions_stored),
 		cmocka_unit_test(a_map_that_leads_to_an_old_version_is_found),
+		cmocka_unit_test(a_disk_that_became_empty_fits),
 		cmocka_unit_test(a_budget_is_spent_on_what_was_verified_longest_ago),
 	};
 
