@@ -217,6 +217,8 @@ static int freeze(struct backup *b, struct error *err)
 		.quiesce = a->opt.quiesce,
 		.overlay_dir = a->opt.overlay_dir,
 		.overlay_limit = a->opt.overlay_limit,
+		.collapse = a->opt.collapse,
+		.keep_name = a->opt.keep_name,
 		.rate = a->opt.limit_rate,
 		.granularity = repo_block_size(a->repo),
 	};

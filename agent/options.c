@@ -117,6 +117,8 @@ static int check(const struct options *o, struct error *err)
 	if (o->before_start && (!o->args.n || o->check))
 		return error_set(err, TM_E_USAGE, "recover --before-start needs %s",
 				 o->check ? "no --check" : "a TARGET");
+	if (o->keep_name && o->collapse != COLLAPSE_MODE_PULL)
+		return error_set(err, TM_E_USAGE, "--keep-name needs --collapse pull");
 	if (o->password_file && o->key_file)
 		return error_set(err, TM_E_USAGE,
 				 "--password-file and --key-file exclude each other");

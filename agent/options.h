@@ -82,6 +82,8 @@ struct options {
 	unsigned max_unused; /* percent */
 	unsigned stale_hours;
 	enum quiesce quiesce;
+	enum collapse_mode collapse;
+	bool keep_name;
 	uint64_t overlay_limit; /* bytes, 0: none */
 	uint64_t limit_rate;    /* bytes per second, 0: none */
 	unsigned latency_limit; /* ms of a write of the guest, 0: none */

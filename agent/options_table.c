@@ -36,7 +36,7 @@
 
 static const char *const quiesce_words[] = {"never", "if-possible", "require", NULL};
 static const char *const progress_words[] = {"auto", "always", "never", NULL};
-static const char *const collapse_words[] = {"auto", "commit", NULL};
+static const char *const collapse_words[] = {"auto", "commit", "pull", NULL};
 static const char *const format_words[] = {"raw", "qcow2", NULL};
 static const char *const role_words[] = {"full", "backup", "janitor", NULL};
 
@@ -55,8 +55,10 @@ const struct option_spec option_specs[] = {
 	 "a point whose content a first backup may share"},
 	{0, "quiesce", "WHEN", ON(CMD_BACKUP), WORD(quiesce, QUIESCE_NEVER, quiesce_words),
 	 "freeze the guest's file systems: never, if-possible (default), require"},
-	{0, "collapse", "HOW", ON(CMD_BACKUP), KNOWN_WORD(collapse_words),
-	 "how the overlay is merged back: auto (default) or commit"},
+	{0, "collapse", "HOW", ON(CMD_BACKUP), WORD(collapse, COLLAPSE_MODE_AUTO, collapse_words),
+	 "what becomes of overlays: auto (default), commit or pull"},
+	{0, "keep-name", NULL, ON(CMD_BACKUP), FLAG(keep_name),
+	 "with --collapse pull: the overlay takes the disk's name at the end"},
 	{0, "overlay-dir", "DIR", ON(CMD_BACKUP), TEXT(overlay_dir),
 	 "where overlays lie while the backup runs (default: beside each disk)"},
 	{0, "overlay-limit", "BYTES", ON(CMD_BACKUP), SIZE(overlay_limit),

@@ -102,6 +102,15 @@ int io_sync_dir(const char *dir, struct error *err)
 	return 0;
 }
 
+int io_sync_file(const char *path, struct error *err)
+{
+	auto_close int fd = open(path, O_RDONLY | O_CLOEXEC);
+
+	if (fd < 0 || fsync(fd) < 0)
+		return error_errno(err, errno, "cannot sync %s", path);
+	return 0;
+}
+
 int io_dirname(const char *path, char **ret, struct error *err)
 {
 	const char *slash = strrchr(path, '/');

@@ -36,6 +36,8 @@ int io_mkdirs(const char *path, struct error *err) TM_WUR;
 /* fsync of a directory, of the directory that holds path. */
 int io_sync_dir(const char *dir, struct error *err) TM_WUR;
 int io_sync_parent(const char *path, struct error *err) TM_WUR;
+/* fsync of a file that others write. */
+int io_sync_file(const char *path, struct error *err) TM_WUR;
 
 /* Removes a file and syncs its directory; no such file is success. */
 int io_remove(const char *path, struct error *err) TM_WUR;

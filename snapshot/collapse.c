@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Whatever state a disk is in, look at it, and take the next step from there. */
 #include "collapse_disk.h"
+#include "names.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -86,12 +87,13 @@ int collapse_name_job(struct collapse *c, const char *kind, struct error *err)
 static int collapse_disk(struct collapse *c, struct error *err)
 {
 	bool done = false;
-	int r = collapse_name_job(c, "commit", err);
+	int r = collapse_name_job(c, c->d->how == COLLAPSE_COMMIT ? "commit" : "pull", err);
 
 	while (!r && !done) {
 		struct error e = {0};
 
-		r = collapse_commit_step(c, &done, &e);
+		r = c->d->how == COLLAPSE_COMMIT ? collapse_commit_step(c, &done, &e)
+						 : collapse_pull_step(c, &done, &e);
 		if (r && c->g->qmp && qmp_lost(c->g->qmp)) {
 			log_debug("%s", e.text);
 			e = (struct error){0};
@@ -120,6 +122,25 @@ int collapse_resume(struct guest *g, const struct journal *j, struct error *err)
 	if (strcmp(state, "io-error") == 0)
 		r = guest_do(g, "cont", NULL, err);
 	free(state);
+	return r;
+}
+
+void collapse_take_back(struct journal *j)
+{
+	for (size_t i = 0; j->phase < JOURNAL_PULLING && i < j->ndisks; i++)
+		j->disks[i].how = COLLAPSE_COMMIT;
+}
+
+int collapse_note_moved(const struct journal *j, struct error *err)
+{
+	int r = 0;
+
+	for (size_t i = 0; !r && i < j->ndisks; i++) {
+		const struct journal_disk *d = &j->disks[i];
+
+		if (d->how == COLLAPSE_PULL && d->pivot == PIVOT_DONE)
+			r = names_note_moved(d->base, d->overlay, err);
+	}
 	return r;
 }
 

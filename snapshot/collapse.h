@@ -21,6 +21,12 @@ struct collapse_options {
 int collapse_disks(struct guest *g, struct journal *j, const struct collapse_options *opt,
 		   struct error *err) TM_WUR;
 
+/* A run that did not come to its collapse leaves the guest on its own files: no pulls. */
+void collapse_take_back(struct journal *j);
+
+/* The last step before the journal is removed: bases that are no longer used say so. */
+int collapse_note_moved(const struct journal *j, struct error *err) TM_WUR;
+
 /* Where a disk of the journal stands now. */
 enum collapse_state {
 	COLLAPSE_GONE, /* the device uses neither base nor overlay, or is not there */

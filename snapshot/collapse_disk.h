@@ -12,7 +12,7 @@ struct collapse {
 	struct journal *j;
 	struct journal_disk *d;
 	const struct collapse_options *opt;
-	const char *phase;   /* of its progress: "commit" */
+	const char *phase;   /* of its progress: "commit", "pull" */
 	char job[32];        /* the id of the job, the same for whoever goes on with it */
 	unsigned jobs;       /* started */
 	uint64_t progress;   /* last seen */
@@ -45,3 +45,8 @@ int collapse_paused(struct collapse *c, const struct job_view *job, const char *
 
 /* One look and one step towards the base.  *done: the disk is on it, nothing is left. */
 int collapse_commit_step(struct collapse *c, bool *done, struct error *err) TM_WUR;
+
+/* ---- collapse_pull.c ---- */
+
+/* The same towards an overlay without its base; it may turn to the commit instead. */
+int collapse_pull_step(struct collapse *c, bool *done, struct error *err) TM_WUR;

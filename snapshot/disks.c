@@ -3,7 +3,7 @@
  * From QEMU's devices and nodes to disks as a person knows them.  A disk is known by its device
  * (qdev path or name of -drive) and its file; names of nodes are good for one look only.
  */
-#include "guest.h"
+#include "names.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -26,6 +26,7 @@ void guest_disks_free(struct guest_disk *v, size_t n)
 		free(d->qdev);
 		free(d->drive);
 		free(d->file);
+		free(d->alias);
 		free(d->format);
 		free(d->left_out);
 		free(d->overlay_of);
@@ -176,7 +177,7 @@ static int read_chain(const struct block_node *node, struct guest_disk *d, struc
 		d->chain = v;
 		l = &v[d->nchain++];
 		*l = (struct disk_layer){.size = layer->size};
-		r = text_copy(block_node_storage(layer)->file, &l->file, err);
+		r = names_true(block_node_storage(layer)->file, &l->file, err);
 		if (!r)
 			r = text_copy(block_node_format_name(layer), &l->format, err);
 	}
@@ -251,7 +252,9 @@ static int fill_medium(const struct block_device *dev, struct guest_disk *d, str
 	d->read_only = node->ro;
 	d->can_persist = block_node_can_persist(node) && !node->ro;
 	found = is_here(storage->file);
-	r = text_copy(storage->file, &d->file, err);
+	r = names_true(storage->file, &d->file, err);
+	if (!r && strcmp(d->file, storage->file) != 0)
+		r = text_copy(storage->file, &d->alias, err);
 	if (!r)
 		r = text_copy(block_node_format_name(node), &d->format, err);
 	if (!r)

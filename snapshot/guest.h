@@ -7,6 +7,8 @@
 
 #define OVERLAY_SUFFIX ".tidemark-overlay"
 #define JOURNAL_SUFFIX ".tidemark-journal"
+#define NAME_SUFFIX    ".tidemark-name" /* of a second name of an image, see names.h */
+#define MOVED_SUFFIX   ".tidemark-moved"
 
 #define QMP_GREETING_MS 5000
 

@@ -15,7 +15,8 @@
 
 static const char *const phase_names[] = {
 	[JOURNAL_PREPARING] = "preparing", [JOURNAL_FREEZING] = "freezing",
-	[JOURNAL_FROZEN] = "frozen",       [JOURNAL_COMMITTING] = "committing",
+	[JOURNAL_FROZEN] = "frozen",       [JOURNAL_PULLING] = "pulling",
+	[JOURNAL_PULLED] = "pulled",       [JOURNAL_COMMITTING] = "committing",
 	[JOURNAL_PIVOTING] = "pivoting",   [JOURNAL_PIVOTED] = "pivoted",
 	[JOURNAL_SETTLING] = "settling",
 };

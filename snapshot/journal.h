@@ -14,6 +14,8 @@ enum journal_phase {
 	JOURNAL_PREPARING = 1, /* overlays are being made; the guest knows nothing yet */
 	JOURNAL_FREEZING,      /* the transaction may happen from here on */
 	JOURNAL_FROZEN,        /* it has happened; the bases do not change */
+	JOURNAL_PULLING,       /* the exports are gone, bases are copied into their overlays */
+	JOURNAL_PULLED,        /* the overlay of the disk marked so has all that its base has */
 	JOURNAL_COMMITTING,    /* the exports are gone, overlays are merged into the bases */
 	JOURNAL_PIVOTING, /* the base of the disk marked so equals its overlay, which gets stale */
 	JOURNAL_PIVOTED,  /* that disk is on its base again */
@@ -23,11 +25,19 @@ enum journal_phase {
 const char *journal_phase_name(enum journal_phase phase);
 bool journal_phase_parse(const char *text, enum journal_phase *ret);
 
+/* With a commit the overlay must never be committed again from PIVOT_BEGUN on. */
 enum journal_pivot {
 	PIVOT_NONE,
-	PIVOT_BEGUN, /* written while the job is pending: the overlay must never be committed again
-		      */
-	PIVOT_DONE,
+	PIVOT_BEGUN, /* written while the job is pending: base and overlay are equal, or, with a
+			pull, nothing is missing in the overlay */
+	PIVOT_DONE,  /* the guest is on its base; with a pull: the overlay needs its base no more */
+};
+
+/* What becomes of the overlay. */
+enum collapse_how {
+	COLLAPSE_COMMIT, /* it is merged into the base */
+	COLLAPSE_PULL,   /* the base is copied into it, and it is the guest's disk from then on */
+	COLLAPSE_PULL_KEEP, /* the same, and it takes the base's name */
 };
 
 /* Strings are owned. */
@@ -43,6 +53,7 @@ struct journal_disk {
 	char *new_bitmap;   /* or NULL */
 	uint64_t size;
 	uint64_t frozen_mtime; /* of the base while frozen, ns; 0: not known */
+	enum collapse_how how;
 	enum journal_pivot pivot;
 	bool void_epoch; /* the old bitmap was found to be wrong: it is an epoch no more */
 

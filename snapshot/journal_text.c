@@ -18,6 +18,7 @@ static void sum_line(const void *bytes, size_t len, char text[SUM_LEN + 1])
 }
 
 static const char *const pivot_names[] = {"none", "begun", "done"};
+static const char *const how_names[] = {"commit", "pull", "pull-keep"};
 static const char *const kind_names[] = {"", "qmp", "image"};
 
 /* The index of text in names, or -1. */
@@ -34,13 +35,13 @@ static int find_name(const char *const *names, size_t n, const char *text)
 
 static int encode_disk(const struct journal_disk *d, json_t *list, struct error *err)
 {
-	json_t *v =
-		json_pack("{s:s, s:s?, s:s?, s:s, s:s, s:s?, s:s?, s:s?, s:s?, s:I, s:I, s:s, s:b}",
-			  "disk", d->name, "qdev", d->qdev, "drive", d->drive, "base", d->base,
-			  "format", d->format, "overlay", d->overlay, "overlay_node",
-			  d->overlay_node, "old_bitmap", d->old_bitmap, "new_bitmap", d->new_bitmap,
-			  "size", (json_int_t)d->size, "frozen_mtime", (json_int_t)d->frozen_mtime,
-			  "pivot", pivot_names[d->pivot], "void_epoch", d->void_epoch);
+	json_t *v = json_pack(
+		"{s:s, s:s?, s:s?, s:s, s:s, s:s?, s:s?, s:s?, s:s?, s:I, s:I, s:s, s:s, s:b}",
+		"disk", d->name, "qdev", d->qdev, "drive", d->drive, "base", d->base, "format",
+		d->format, "overlay", d->overlay, "overlay_node", d->overlay_node, "old_bitmap",
+		d->old_bitmap, "new_bitmap", d->new_bitmap, "size", (json_int_t)d->size,
+		"frozen_mtime", (json_int_t)d->frozen_mtime, "collapse", how_names[d->how], "pivot",
+		pivot_names[d->pivot], "void_epoch", d->void_epoch);
 
 	return jsonx_append(list, v, err);
 }
@@ -97,6 +98,8 @@ static int need_text(const json_t *v, const char *key, char **ret, struct error 
 static int decode_disk(const json_t *v, struct journal_disk *d, struct error *err)
 {
 	int pivot = find_name(pivot_names, ARRAY_SIZE(pivot_names), jsonx_text(v, "pivot"));
+	const char *how_text = jsonx_text(v, "collapse"); /* older ones knew one way only */
+	int how = how_text ? find_name(how_names, ARRAY_SIZE(how_names), how_text) : 0;
 	int r = need_text(v, "disk", &d->name, err);
 
 	if (!r)
@@ -117,11 +120,12 @@ static int decode_disk(const json_t *v, struct journal_disk *d, struct error *er
 		r = jsonx_copy(v, "new_bitmap", &d->new_bitmap, err);
 	if (r)
 		return r;
-	if (pivot < 0 || !jsonx_u64(v, "size", &d->size) ||
+	if (pivot < 0 || how < 0 || !jsonx_u64(v, "size", &d->size) ||
 	    !jsonx_u64(v, "frozen_mtime", &d->frozen_mtime))
 		return error_set(err, TM_E_CORRUPT, "a field of disk '%s' makes no sense", d->name);
 	d->pivot = (enum journal_pivot)pivot;
 	d->void_epoch = json_is_true(json_object_get(v, "void_epoch"));
+	d->how = (enum collapse_how)how;
 	return 0;
 }
 

@@ -11,11 +11,28 @@
 
 TM_CLEANUP(DIR, closedir)
 
+#define OVERLAY_STEM 180 /* characters of the base's name */
+
+static int overlay_name(const char *base_name, const struct tm_id *point, size_t index,
+			enum collapse_how how, char **ret, struct error *err)
+{
+	const char *dot = strrchr(base_name, '.');
+	size_t stem = dot && dot != base_name ? (size_t)(dot - base_name) : strlen(base_name);
+	const struct tm_id_text text = id_text(point);
+	const char *id = text.s + TM_ID_HEX - 12;
+
+	if (how == COLLAPSE_PULL)
+		return text_format(ret, err, "%.*s.%.12s-%zu.qcow2",
+				   (int)min_u64(stem, OVERLAY_STEM), base_name, id, index);
+	return text_format(ret, err, "%.*s.%.12s-%zu%s", OVERLAY_STEM, base_name, id, index,
+			   how == COLLAPSE_PULL_KEEP ? NAME_SUFFIX : OVERLAY_SUFFIX);
+}
+
 int overlay_path(const char *base, const char *dir, const struct tm_id *point, size_t index,
-		 char **ret, struct error *err)
+		 enum collapse_how how, char **ret, struct error *err)
 {
 	const char *slash = strrchr(base, '/'), *name = slash ? slash + 1 : base;
-	auto_free char *own = NULL, *full = NULL;
+	auto_free char *own = NULL, *full = NULL, *own_name = NULL;
 	struct stat st;
 	int r;
 
@@ -34,8 +51,8 @@ int overlay_path(const char *base, const char *dir, const struct tm_id *point, s
 	if (access(full ? full : own, W_OK | X_OK) < 0)
 		return error_errno(err, errno, "no overlay can be made in %s%s", full ? full : own,
 				   full ? "" : " (--overlay-dir names another directory)");
-	return text_format(ret, err, "%s/%.180s.%.12s-%zu" OVERLAY_SUFFIX, full ? full : own, name,
-			   id_text(point).s + TM_ID_HEX - 12, index);
+	r = overlay_name(name, point, index, how, &own_name, err);
+	return r ? r : io_join(full ? full : own, own_name, ret, err);
 }
 
 /* The base's owner and mode, so that QEMU's user can open it. */

@@ -3,12 +3,16 @@
 #pragma once
 
 #include "guest.h"
+#include "journal.h"
 
 #define IMG_TIMEOUT_MS 60000 /* qemu-img on metadata */
 
-/* Where the overlay of a base goes.  dir NULL: beside the base. */
+/*
+ * Where the overlay of a base goes, and what it is called: by what becomes of it.  dir NULL: beside
+ * the base.
+ */
 int overlay_path(const char *base, const char *dir, const struct tm_id *point, size_t index,
-		 char **ret, struct error *err) TM_WUR;
+		 enum collapse_how how, char **ret, struct error *err) TM_WUR;
 
 /*
  * Makes an empty overlay of exactly `size` bytes over base, with the base's owner and mode,

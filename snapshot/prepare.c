@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "prepare.h"
 
+#include "names.h"
 #include "overlay.h"
 #include "proc.h"
 
@@ -63,7 +64,9 @@ static int journal_disk(struct snapshot *s, const struct snapshot_options *opt, 
 	if (!r)
 		r = new_bitmap_name(s, d, i, &jd->new_bitmap, err);
 	if (!r && s->g->kind == GUEST_QMP) {
-		r = overlay_path(d->file, opt->overlay_dir, &opt->point, i, &jd->overlay, err);
+		jd->how = pull_choose(d, opt);
+		r = overlay_path(d->file, opt->overlay_dir, &opt->point, i, jd->how, &jd->overlay,
+				 err);
 		if (!r)
 			r = text_format(&jd->overlay_node, err, "tm-%.12s-%zu-ov",
 					id_text(&opt->point).s + TM_ID_HEX - 12, i);
@@ -129,8 +132,10 @@ int prepare_journal(struct snapshot *s, const struct snapshot_options *opt, stru
 
 	for (size_t i = 0; !r && i < opt->ndisks; i++) {
 		r = check_choice(s, opt, i, err);
-		if (!r)
-			r = journal_disk(s, opt, i, err);
+		if (r)
+			break;
+		names_tidy(s->g->disks[opt->disks[i]].file, s->g->disks[opt->disks[i]].alias);
+		r = journal_disk(s, opt, i, err);
 	}
 	if (!r)
 		r = socket_dir_make(j->disks[0].base, &j->socket_dir, err);

@@ -15,8 +15,10 @@ struct snapshot {
 	uint32_t granularity;
 	uint64_t overlay_limit; /* bytes; 0: none */
 	struct collapse_options collapse;
-	uint64_t state_ms; /* when the guest is asked next whether it runs, monotonic */
-	uint64_t slow_ns;  /* of snapshot_watch_writes(); 0: nobody watches */
+	json_t *pull_actions; /* for the transaction: bitmaps of overlays that are to stay */
+	bool may_commit;      /* the way is still to be chosen by what is allocated */
+	uint64_t state_ms;    /* when the guest is asked next whether it runs, monotonic */
+	uint64_t slow_ns;     /* of snapshot_watch_writes(); 0: nobody watches */
 	bool collapsed;
 	bool offline; /* by way of the files, for QEMU was gone: its bitmaps are left as they are */
 };
@@ -28,6 +30,15 @@ int prepare_journal(struct snapshot *s, const struct snapshot_options *opt,
 int prepare_overlays(struct snapshot *s, struct error *err) TM_WUR;
 /* Finds out per disk whether a bitmap can be added, persistent or not. */
 int prepare_bitmaps(struct snapshot *s, struct error *err) TM_WUR;
+
+/* ---- prepare_pull.c ---- */
+
+/* Which way a disk is prepared for. */
+enum collapse_how pull_choose(const struct guest_disk *d, const struct snapshot_options *opt);
+/* Can the disks that are to be pulled be?  Fills pull_actions. */
+int prepare_pulls(struct snapshot *s, struct error *err) TM_WUR;
+/* At the collapse: by commit after all, where that copies less. */
+void pull_decide(struct snapshot *s);
 
 /* A disk of the guest as the snapshot's i-th. */
 const struct guest_disk *prepare_disk(const struct snapshot *s, size_t i);

@@ -45,7 +45,9 @@ static int describe(const struct recovery *v, bool alive, struct error *err)
 		if (d->overlay && access(d->overlay, F_OK) == 0)
 			r = text_list_add(v->lines, err, "disk %s: overlay %s over %s%s", d->name,
 					  d->overlay, d->base,
-					  d->pivot == PIVOT_NONE ? "" : ", merged already");
+					  d->pivot == PIVOT_NONE      ? ""
+					  : d->how == COLLAPSE_COMMIT ? ", merged already"
+								      : ", complete");
 	}
 	return r;
 }
@@ -97,6 +99,7 @@ static int recover_online(const struct recovery *v, struct error *err)
 
 	if (!r && v->j->kind == GUEST_QMP)
 		r = exports_end(v->g, v->j, NULL, err);
+	collapse_take_back(v->j);
 	if (!r && v->j->kind == GUEST_QMP)
 		r = collapse_disks(v->g, v->j, &opt, err);
 	if (!r && v->j->kind == GUEST_QMP)
@@ -118,6 +121,8 @@ static int run_recovery(const struct recovery *v, bool alive, struct error *err)
 		exports_stop_servers(v->j, NULL);
 		r = recover_offline(v->g, v->j, v->lines, err);
 	}
+	if (!r)
+		r = collapse_note_moved(v->j, err);
 	if (!r)
 		r = journal_remove(v->j, err);
 	if (!r)
@@ -235,6 +240,8 @@ int recover_guest(const struct guest_target *target, const struct recover_option
 		r = look_at_disks(g, err);
 	if (!r)
 		r = recover_find(g, &j, err);
+	if (r == TM_E_STALE)
+		report->found = report->left = true; /* and a person has to decide */
 	if (r || !j)
 		return r;
 	return recover_found(g, j, opt, report, err);

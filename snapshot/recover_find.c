@@ -6,6 +6,8 @@
  */
 #include "recover.h"
 
+#include "names.h"
+
 #include <dirent.h>
 #include <errno.h>
 #include <string.h>
@@ -184,11 +186,17 @@ static int refuse_strays(const struct guest *g, struct error *err)
 	for (size_t i = 0; !r && i < g->ndisks; i++) {
 		const struct guest_disk *d = &g->disks[i];
 
-		if (!d->empty && d->file && !d->overlay_of && strchr(d->file, '/'))
-			r = refuse_stray(d->file, err);
+		if (d->empty || !d->file || d->overlay_of || !strchr(d->file, '/'))
+			continue;
+		r = refuse_stray(d->file, err);
+		if (!r)
+			r = names_check_moved(d->file, err);
 	}
-	for (size_t i = 0; !r && i < g->nimages; i++)
+	for (size_t i = 0; !r && i < g->nimages; i++) {
 		r = refuse_stray(g->images[i], err);
+		if (!r)
+			r = names_check_moved(g->images[i], err);
+	}
 	return r;
 }
 

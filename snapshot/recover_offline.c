@@ -8,6 +8,7 @@
 
 #include "base_lock.h"
 #include "epochs.h"
+#include "names.h"
 #include "overlay.h"
 #include "proc.h"
 
@@ -17,15 +18,6 @@
 #include <sys/stat.h>
 
 #define COMMIT_TIMEOUT_MS (6u * 3600 * 1000) /* as long as it takes, but not for ever */
-
-static int sync_file(const char *path, struct error *err)
-{
-	auto_close int fd = open(path, O_RDONLY | O_CLOEXEC);
-
-	if (fd < 0 || fsync(fd) < 0)
-		return error_errno(err, errno, "cannot sync %s", path);
-	return 0;
-}
 
 static int check_free(const char *path, struct error *err)
 {
@@ -57,7 +49,8 @@ static int check_base_unchanged(const struct journal *j, const struct journal_di
 
 	if (stat(d->base, &base) < 0)
 		return error_errno(err, errno, "cannot look at %s", d->base);
-	if (j->phase == JOURNAL_FROZEN && d->frozen_mtime)
+	if (d->frozen_mtime && (j->phase == JOURNAL_FROZEN ||
+				(j->phase > JOURNAL_FROZEN && d->how != COLLAPSE_COMMIT)))
 		changed = mtime_ns(&base) != d->frozen_mtime;
 	else if (j->phase == JOURNAL_FREEZING && stat(d->overlay, &overlay) == 0)
 		changed = mtime_ns(&base) > mtime_ns(&overlay);
@@ -80,6 +73,15 @@ static int set_backing(const struct journal_disk *d, struct error *err)
 	return spawn_run(argv, IMG_TIMEOUT_MS, NULL, err);
 }
 
+/* From here on the base does change: a recovery that dies in the middle is simply run again. */
+static int begin_commit(struct journal *j, struct journal_disk *d, struct error *err)
+{
+	d->how = COLLAPSE_COMMIT; /* whatever it was to be */
+	d->pivot = PIVOT_NONE;
+	d->frozen_mtime = 0;
+	return journal_write(j, j->phase < JOURNAL_FROZEN ? JOURNAL_FROZEN : j->phase, err);
+}
+
 static int commit(struct journal *j, struct journal_disk *d, struct error *err)
 {
 	const char *const argv[] = {"qemu-img", "commit", "-q",       "-d",
@@ -88,17 +90,43 @@ static int commit(struct journal *j, struct journal_disk *d, struct error *err)
 
 	if (!r)
 		r = check_free(d->base, err);
+	if (!r)
+		r = begin_commit(j, d, err);
 	base_unlock(d);
 	if (!r)
 		r = set_backing(d, err);
 	if (!r)
 		r = spawn_run(argv, COMMIT_TIMEOUT_MS, NULL, err);
 	if (!r)
-		r = sync_file(d->base, err);
+		r = io_sync_file(d->base, err);
 	if (r)
 		return r;
 	d->pivot = PIVOT_DONE;
 	return journal_write(j, JOURNAL_PIVOTED, err);
+}
+
+/*
+ * The overlay has the newest data, and they are to get into the base.  A pull that was not reported
+ * to be at its end is no reason to leave the guest's own file.
+ */
+static bool is_needed(const struct journal_disk *d)
+{
+	if (d->how == COLLAPSE_COMMIT)
+		return d->pivot == PIVOT_NONE;
+	return d->how != COLLAPSE_PULL_KEEP || d->pivot != PIVOT_DONE;
+}
+
+/* The overlay has become the guest's own file; what may be missing is its name. */
+static int finish_taking_over(const struct journal_disk *d, struct text_list *lines,
+			      struct error *err)
+{
+	int r = access(d->overlay, F_OK) == 0 ? names_take_over(d->overlay, d->base, err) : 0;
+
+	if (!r)
+		r = io_remove(d->overlay, err);
+	return r ? r
+		 : text_list_add(lines, err, "disk %s: its overlay has the name %s now", d->name,
+				 d->base);
 }
 
 static int recover_disk(struct journal *j, struct journal_disk *d, struct text_list *lines,
@@ -107,10 +135,12 @@ static int recover_disk(struct journal *j, struct journal_disk *d, struct text_l
 	bool there = access(d->overlay, F_OK) == 0, empty = true;
 	int r = 0;
 
+	if (d->how == COLLAPSE_PULL_KEEP && d->pivot == PIVOT_DONE)
+		return finish_taking_over(d, lines, err);
 	/* With the base changed since the freeze somebody chose the base, as the text above says.
 	 */
-	if (!there && j->phase >= JOURNAL_FROZEN && j->phase < JOURNAL_SETTLING &&
-	    d->pivot == PIVOT_NONE && check_base_unchanged(j, d, NULL) == 0)
+	if (!there && j->phase >= JOURNAL_FROZEN && j->phase < JOURNAL_SETTLING && is_needed(d) &&
+	    check_base_unchanged(j, d, NULL) == 0)
 		return error_set(err, TM_E_STALE,
 				 "its overlay %s is gone, with what the guest wrote since the "
 				 "freeze; if the guest's "
@@ -118,7 +148,7 @@ static int recover_disk(struct journal *j, struct journal_disk *d, struct text_l
 				 d->overlay, j->path);
 	if (there)
 		r = check_free(d->overlay, err);
-	if (!r && there && d->pivot == PIVOT_NONE)
+	if (!r && there && is_needed(d))
 		r = overlay_empty(d->overlay, &empty, err);
 	if (!r && !empty) {
 		r = commit(j, d, err);
@@ -126,6 +156,8 @@ static int recover_disk(struct journal *j, struct journal_disk *d, struct text_l
 			r = text_list_add(lines, err, "disk %s: merged its overlay into %s",
 					  d->name, d->base);
 	}
+	if (!r)
+		r = names_forget_moved(d->base, err);
 	if (!r && there)
 		r = io_remove(d->overlay, err);
 	if (!r && there)

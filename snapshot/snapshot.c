@@ -30,6 +30,7 @@ static void snapshot_free(struct snapshot *s)
 	free(s->info.disks);
 	text_list_done(&s->info.warnings);
 	journal_free(s->j);
+	json_decref(s->pull_actions);
 	free(s->state);
 	free(s);
 }
@@ -46,6 +47,7 @@ static int snapshot_new(struct guest *g, const struct snapshot_options *opt, str
 	s->g = g;
 	s->granularity = opt->granularity ? opt->granularity : SNAPSHOT_GRANULARITY;
 	s->overlay_limit = opt->overlay_limit;
+	s->may_commit = opt->collapse == COLLAPSE_MODE_AUTO;
 	s->collapse = (struct collapse_options){.rate = opt->rate, .room_ms = COLLAPSE_ROOM_MS};
 	s->info.disks = calloc(opt->ndisks + 1, sizeof(*s->info.disks));
 	s->exports = calloc(opt->ndisks + 1, sizeof(*s->exports));
@@ -96,14 +98,20 @@ static int transaction(struct snapshot *s, unsigned timeout_ms, struct error *er
 	json_t *args;
 	int r = actions ? 0 : error_nomem(err);
 
-	for (size_t i = 0; !r && i < s->j->ndisks; i++)
-		r = add_bitmap_actions(s, i, actions, err);
+	/*
+	 * First, for from here on the disk is drained until the transaction ends: a guest with
+	 * iothreads could write between two actions otherwise.
+	 */
 	for (size_t i = 0; !r && i < s->j->ndisks; i++)
 		r = jsonx_append(actions,
 				 json_pack("{s:s, s:{s:s, s:s}}", "type", "blockdev-snapshot",
 					   "data", "node", prepare_disk(s, i)->node, "overlay",
 					   s->j->disks[i].overlay_node),
 				 err);
+	for (size_t i = 0; !r && i < s->j->ndisks; i++)
+		r = add_bitmap_actions(s, i, actions, err);
+	if (!r && json_array_extend(actions, s->pull_actions))
+		r = error_nomem(err);
 	if (!r)
 		r = jsonx_make(&args, err, "{s:O}", "actions", actions);
 	return r ? r : qmp_call(s->g->qmp, "transaction", args, timeout_ms, NULL, err);
@@ -249,6 +257,8 @@ static int begin_qmp(struct snapshot *s, const struct snapshot_options *opt, str
 	if (!r)
 		r = prepare_bitmaps(s, err);
 	if (!r)
+		r = prepare_pulls(s, err);
+	if (!r)
 		r = journal_write(s->j, JOURNAL_FREEZING, err);
 	if (!r)
 		r = freeze_and_switch(s, opt, err);
@@ -380,6 +390,7 @@ int snapshot_collapse(struct snapshot *s, struct error *err)
 	if (s->collapsed)
 		return 0;
 	(void)guest_tick(s->g, "collapse", NULL, 0, 0, NULL);
+	pull_decide(s);
 	latency_end(s);
 	r = s->g->kind == GUEST_QMP ? collapse_qmp(s, err) : image_collapse(s, err);
 	if (r && s->g->kind == GUEST_QMP && guest_is_gone(s->g))
@@ -412,7 +423,9 @@ int snapshot_finish(struct snapshot *s, bool committed, struct error *err)
 
 	if (!s)
 		return 0;
-	s->collapse.rate = 0; /* something went wrong, or it is done: the guest does not wait */
+	/* Something went wrong, or it is done: the guest does not wait, and is not moved. */
+	s->collapse.rate = 0;
+	collapse_take_back(s->j);
 	r = snapshot_collapse(s, err);
 	if (!r)
 		r = journal_write(s->j, JOURNAL_SETTLING, err);
@@ -421,7 +434,9 @@ int snapshot_finish(struct snapshot *s, bool committed, struct error *err)
 		if (!s->offline)
 			rs = settle(s, committed, &e);
 		/* Bitmaps that could not be settled now are settled by the next run. */
-		r = journal_remove(s->j, err);
+		r = collapse_note_moved(s->j, err);
+		if (!r)
+			r = journal_remove(s->j, err);
 	}
 	if (!r && rs)
 		r = error_set(err, rs, "%s", e.text);

@@ -27,10 +27,10 @@
 /* ---- what the caller hears while a call waits ---- */
 
 struct snapshot_progress {
-	const char *phase; /* "freeze", "export", "collapse", "commit", "settle", "recover",
-			      "wait" */
+	const char *phase; /* "freeze", "export", "collapse", "commit", "pull", "settle",
+			      "recover", "wait" */
 	const char *disk;  /* or NULL */
-	uint64_t done;     /* bytes of the commit; 0 of 0 where nothing is counted */
+	uint64_t done;     /* bytes of the commit or pull; 0 of 0 where nothing is counted */
 	uint64_t total;
 	const char *remark; /* for the person, to be told now, as a full disk is; or NULL */
 };
@@ -143,6 +143,7 @@ struct guest_disk {
 	char *qdev;    /* QOM path of the device, or NULL */
 	char *drive;   /* name of -drive, or NULL */
 	char *file;    /* absolute path of the active image, or what QEMU calls it */
+	char *alias;   /* QEMU's own name for it, where that is a second one; or NULL */
 	char *format;  /* "qcow2", "raw", … of the active image */
 	uint64_t size; /* exact virtual size, bytes */
 	bool read_only;
@@ -214,6 +215,13 @@ enum quiesce {
 	QUIESCE_REQUIRE,
 };
 
+/* What becomes of the overlays; docs/epochs.md says what each way costs and leaves. */
+enum collapse_mode {
+	COLLAPSE_MODE_AUTO,
+	COLLAPSE_MODE_COMMIT, /* merged into the bases */
+	COLLAPSE_MODE_PULL,   /* bases are copied into them, and they are the guest's disks then */
+};
+
 struct snapshot_options {
 	struct tm_id repo;
 	struct tm_id point;
@@ -222,10 +230,12 @@ struct snapshot_options {
 	size_t ndisks;
 	enum quiesce quiesce;
 	const char *overlay_dir; /* or NULL: beside each base */
-	uint32_t granularity;    /* 0: SNAPSHOT_GRANULARITY */
-	unsigned freeze_ms;      /* bound on the guest's freeze; 0: 5000 */
-	uint64_t overlay_limit;  /* bytes of all overlays, see snapshot_check_room(); 0: none */
-	uint64_t rate;           /* bytes a second that snapshot_collapse() may copy; 0: no limit */
+	enum collapse_mode collapse;
+	bool keep_name;         /* with COLLAPSE_MODE_PULL: under the base's name at the end */
+	uint32_t granularity;   /* 0: SNAPSHOT_GRANULARITY */
+	unsigned freeze_ms;     /* bound on the guest's freeze; 0: 5000 */
+	uint64_t overlay_limit; /* bytes of all overlays, see snapshot_check_room(); 0: none */
+	uint64_t rate;          /* bytes a second that snapshot_collapse() may copy; 0: no limit */
 };
 
 struct snapshot_disk {
