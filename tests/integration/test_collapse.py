@@ -4,7 +4,7 @@
 does to it. Every point that is made meanwhile has what was there at its instant,
 and every write of the guest is kept."""
 
-import shutil
+import os
 import signal
 import time
 from pathlib import Path
@@ -16,15 +16,16 @@ from harness.vm import Disk
 
 SIZE = 64 * image.MIB + 512
 MIB = image.MIB
+LONG = "COLLAPSE_LONG" in os.environ    # all kinds of disks and deaths, and large disks
 
 
 class Rig:
     """A guest without an operating system, and a shadow of each of its disks."""
 
-    def __init__(self, scratch, disks, extra=()):
+    def __init__(self, scratch, disks, extra=(), size=SIZE):
         self.scratch = scratch
         self.rng = make_rng("collapse")
-        self.shadows = {d.id: image.Shadow(scratch / f"{d.id}.shadow", SIZE) for d in disks}
+        self.shadows = {d.id: image.Shadow(scratch / f"{d.id}.shadow", size) for d in disks}
         self.overlays = scratch.dir("overlays")
         self.vm = Vm(scratch, disks, guest=False, extra=extra).start()
         note_baseline(self.vm, [self.overlays])
@@ -188,6 +189,357 @@ def the_rate_holds_for_the_commit_and_is_lifted_for_a_guest_that_outruns_it(scra
     assert_clean(rig.vm)
     rig.assert_point(result.json, frozen)
     rig.go_on()
+
+
+# --- pull ------------------------------------------------------------------------
+
+
+class PullRig(Rig):
+    """A guest whose overlays are to stay. `paths` are its own files at first."""
+
+    def __init__(self, scratch, disks, extra=()):
+        super().__init__(scratch, disks, extra)
+        self.where = Path(disks[0].path).parent
+        self.write_all(4)
+        self.backup(expect=(0, 3))
+        self.write_all(4)
+
+    def pull(self, *options, expect=0, write=None):
+        """A backup with a pull, while which the guest writes; its point is right."""
+        running = self.start_stopped("frozen", "--collapse", "pull", *options)
+        frozen = self.keep_shadows() if write is None else None
+        self.write_all()
+        running.signal(signal.SIGCONT)
+        result = running.finish(expect)
+        self.assert_point(result.json, frozen)
+        for disk in result.json["disks"]:
+            if disk["source"] != "bitmap":
+                raise HarnessError(f"{disk['disk']}: {disk['source']}, {disk['reason']}")
+        return result
+
+    def adopt(self):
+        """What the guest runs on now is what it starts from."""
+        for disk in self.vm.disks:
+            active = self.vm.active_file(disk.id)
+            if active != disk.path:
+                disk.path, disk.fmt = active, "qcow2"
+        return {disk.id: disk.path for disk in self.vm.disks}
+
+    def assert_images(self, paths=None):
+        """The guest is off, and the files have all that it wrote."""
+        for disk in self.vm.disks:
+            image.assert_same((paths or {}).get(disk.id, disk.path), self.shadows[disk.id].path,
+                              disk.fmt)
+            if disk.fmt == "qcow2":
+                image.check((paths or {}).get(disk.id, disk.path), leaks_ok=True)
+
+    def surplus(self):
+        wanted = {Path(disk.path) for disk in self.vm.disks}
+        return {p for p in self.where.iterdir() if p not in wanted}
+
+
+def two_disks(scratch):
+    where = scratch.dir("disks")
+    return [Disk(image.create(where / f"{n}.qcow2", SIZE), n) for n in ("vda", "vdb")]
+
+
+@case
+def a_pull_leaves_the_guest_on_its_overlays_and_says_so(scratch):
+    rig = PullRig(scratch, two_disks(scratch))
+    before = {d.id: d.path for d in rig.vm.disks}
+    result = rig.pull(expect=3)
+    after = rig.adopt()
+    if "pull" not in {event["phase"] for event in result.events}:
+        raise HarnessError(f"no progress of the pull: {result.events}")
+    for name in rig.names:
+        if after[name] == before[name] or not before[name].exists():
+            raise HarnessError(f"{name}: {before[name]} and then {after[name]}")
+        if not any(str(after[name]) in text for text in result.json["warnings"]):
+            raise HarnessError(f"{after[name]} is not in {result.json['warnings']}")
+        if "backing-filename" in image.info(after[name], True):
+            raise HarnessError(f"{after[name]} has a backing file")
+    if rig.vm.jobs() or rig.vm.exports():
+        raise HarnessError(f"left: {rig.vm.jobs()} {rig.vm.exports()}")
+    rig.go_on()
+    # Its old definition names files that are out of use.
+    rig.vm.terminate()
+    old = "image:" + ",".join(map(str, before.values())) + ",name=vm"
+    result = rig.tidemark("recover", "--before-start", old, expect=5)
+    if str(after["vda"]) not in result.err:
+        raise HarnessError(f"it says: {result.err}")
+    rig.assert_images()
+    rig.vm.start()
+    rig.go_on()
+
+
+@case
+def a_pulled_disk_keeps_its_name_where_that_is_asked_for(scratch):
+    rig = PullRig(scratch, two_disks(scratch))
+    rig.pull("--keep-name")
+    for _ in range(2):
+        rig.go_on()
+    rig.pull("--keep-name")         # once more, from a disk with two names
+    names = [p for p in rig.surplus() if not p.name.endswith(".tidemark-name")]
+    if names or len(rig.surplus()) != 2:
+        raise HarnessError(f"left: {rig.surplus()}")
+    # A death now, and recovery of a guest whose disks have two names.
+    running = rig.start_stopped("frozen")
+    rig.write_all()
+    rig.vm.kill()
+    running.kill()
+    images = "image:" + ",".join(str(d.path) for d in rig.vm.disks) + ",name=vm"
+    rig.tidemark("recover", "--before-start", images)
+    rig.assert_images()
+    rig.vm.start()
+    rig.go_on()
+    if rig.surplus():
+        raise HarnessError(f"left after a restart: {rig.surplus()}")
+    note_baseline(rig.vm)
+    rig.go_on()
+    assert_clean(rig.vm)
+
+
+def add_kinds():
+    """Every kind of disk, by each way; what follows is incremental and right."""
+    def plain(where):
+        return [Disk(image.create(where / "vda.qcow2", SIZE), "vda", style="drive")], ()
+
+    def raw(where):
+        return [Disk(image.create(where / "vda.raw", SIZE, fmt="raw"), "vda", fmt="raw")], ()
+
+    def version_2(where):
+        path = image.create(where / "vda.qcow2", SIZE, options={"compat": "0.10"})
+        return [Disk(path, "vda")], ()
+
+    def chain(where):
+        image.create(where / "bottom.qcow2", SIZE)
+        run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", "bottom.qcow2", "-F", "qcow2",
+             where / "vda.qcow2"])
+        return [Disk(where / "vda.qcow2", "vda", style="drive")], ()
+
+    def throttled(where):
+        return [Disk(image.create(where / "vda.qcow2", SIZE), "vda", throttle=True)], ()
+
+    def iothread(where):
+        path = image.create(where / "vda.qcow2", SIZE)
+        return ([Disk(path, "vda", device={"iothread": "io0"})], ("-object", "iothread,id=io0"))
+
+    short = ((plain, ()), (raw, ()), (chain, ("--keep-name",)), (iothread, ("--keep-name",)))
+    for kind in (plain, raw, version_2, chain, throttled, iothread):
+        for options in ((), ("--keep-name",)):
+            if options and kind == raw:
+                continue
+
+            def pulls(scratch, kind=kind, options=options):
+                disks, extra = kind(scratch.dir("disks"))
+                rig = PullRig(scratch, disks, extra)
+                path = disks[0].path
+                backing = image.info(path, True).get("backing-filename")
+                rig.pull(*options, expect=0 if options else 3)
+                rig.adopt()
+                rig.go_on()
+                rig.vm.terminate()
+                if options:
+                    disks[0].path = path
+                elif disks[0].path == path:
+                    raise HarnessError("the guest has its old file")
+                if image.info(disks[0].path).get("backing-filename") != backing:
+                    raise HarnessError(f"{image.info(disks[0].path)}, was over {backing}")
+                rig.assert_images()
+                rig.vm.start()
+                rig.go_on()
+            if not LONG and (kind, options) not in short:
+                continue
+            pulls.__name__ = f"pull_of_{kind.__name__}{'_keeps_its_name' if options else ''}"
+            case(pulls)
+
+
+add_kinds()
+
+
+@case
+def a_raw_disk_cannot_keep_its_name(scratch):
+    path = image.create(scratch.dir("disks") / "vda.raw", SIZE, fmt="raw")
+    rig = Rig(scratch, [Disk(path, "vda", fmt="raw")])
+    rig.write_all()
+    result = rig.tidemark("backup", rig.vm.target(), "--collapse", "pull", "--keep-name", expect=2)
+    if "--keep-name" not in result.err:
+        raise HarnessError(f"it says: {result.err}")
+    assert_clean(rig.vm)
+    rig.tidemark("backup", rig.vm.target(), "--keep-name", expect=2)
+
+
+@case
+def a_point_that_is_not_committed_gives_its_changes_back_after_a_pull(scratch):
+    rig = PullRig(scratch, two_disks(scratch))
+    running = rig.start_stopped("settling", "--collapse", "pull")
+    rig.write_all()
+    # Its session goes, and the point with it: as if the repository had refused it.
+    newest = rig.tidemark("list").json[-1]["point"]
+    running.kill()
+    rig.tidemark("forget", newest)
+    rig.tidemark("recover", rig.vm.target(), expect=3)
+    rig.adopt()
+    rig.go_on()
+
+
+@case
+def two_repositories_stay_incremental_through_a_pull(scratch):
+    rig = PullRig(scratch, two_disks(scratch))
+    other = Tidemark(scratch, repo=scratch / "repo2", state=rig.tidemark.state)
+    other("init")
+    other("backup", rig.vm.target(), "--quiesce", "never")
+    rig.write_all()
+    rig.pull("--keep-name")
+    rig.write_all()
+    point = other("backup", rig.vm.target(), "--quiesce", "never").json
+    if {disk["source"] for disk in point["disks"]} != {"bitmap"}:
+        raise HarnessError(f"the other repository: {point['disks']}")
+    for disk in other("restore", point["point"], "--to", scratch.dir("other")).json["disks"]:
+        image.assert_same(disk["to"], rig.shadows[disk["disk"]].path, "raw")
+    rig.go_on()
+
+
+@case
+def a_pull_without_room_turns_to_a_commit(scratch):
+    where = small_file_system(scratch / "small", "24M")
+    scratch.defer(lambda: run(["umount", "-l", where]))
+    path = image.create(scratch.dir("disks") / "vda.qcow2", SIZE)
+    rig = Rig(scratch, [Disk(path, "vda")])
+    rig.write("vda", 0, 40 * MIB)
+    rig.backup()
+    for mode, status in (("commit", 0), ("pull", 3)):
+        rig.write_all()
+        frozen = rig.keep_shadows()
+        running = rig.start_stopped("frozen", "--overlay-dir", where, "--collapse", mode)
+        rig.write("vda", 50 * MIB, MIB)
+        running.signal(signal.SIGCONT)
+        point = running.finish(status).json
+        if status and not any("by commit" in text for text in point["warnings"]):
+            raise HarnessError(f"warnings {point['warnings']}")
+        assert_clean(rig.vm)
+        rig.assert_point(point, frozen)
+        if rig.vm.qmp.execute("query-status")["status"] != "running":
+            raise HarnessError("the guest was stopped")
+    rig.go_on()
+
+
+def auto(scratch, style, fill_first):
+    size = 1 << 30
+    path = image.create(scratch.dir("disks") / "vda.qcow2", size)
+    rig = Rig(scratch, [Disk(path, "vda", style=style)], size=size)
+    inode = path.stat().st_ino
+    if fill_first:
+        rig.write("vda", 0, 32 * MIB)
+    rig.backup()
+    running = rig.start_stopped("frozen")
+    for number in range(300 // 4):
+        rig.write("vda", number * 4 * MIB, 4 * MIB)
+    running.signal(signal.SIGCONT)
+    events = running.finish(0).events
+    rig.go_on()
+    rig.vm.terminate()
+    image.assert_same(path, rig.shadows["vda"].path)
+    rig.vm.start()
+    rig.go_on()
+    if left := [p for p in path.parent.iterdir() if p != path]:
+        raise HarnessError(f"left: {left}")
+    return path.stat().st_ino != inode, {event["phase"] for event in events}
+
+
+if LONG:
+    @case
+    def auto_pulls_a_new_disk_that_was_filled_meanwhile(scratch):
+        pulled, phases = auto(scratch, "drive", False)
+        if not pulled or "pull" not in phases or "commit" in phases:
+            raise HarnessError(f"it was {'' if pulled else 'not '}pulled, phases {phases}")
+
+    @case
+    def auto_commits_where_a_node_has_a_name_or_the_disk_has_data(scratch):
+        for number, (style, fill_first) in enumerate((("blockdev", False), ("drive", True))):
+            pulled, _ = auto(Sub(scratch, str(number)), style, fill_first)
+            if pulled:
+                raise HarnessError(f"{style} was pulled")
+
+
+class Sub:
+    """A part of a Scratch with the same manners."""
+
+    def __init__(self, scratch, name):
+        self._scratch, self.path = scratch, scratch / name
+        self.defer = scratch.defer
+
+    def __truediv__(self, name):
+        return self.path / name
+
+    def dir(self, name):
+        path = self.path / name
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return path
+
+
+def add_deaths():
+    """Whoever dies wherever: the newest data are in the file the guest starts from."""
+    short = (("agent", "pulling", True), ("agent", "completed", False), ("both", "completed", True),
+             ("both", "pulled", True), ("qemu", "pulled", False), ("agent", "renamed", True))
+    for phase in ("pulling", "completed", "pulled", "renamed", "settling"):
+        for keep in (False, True):
+            if phase == "renamed" and not keep:
+                continue
+            for dies in ("agent", "qemu", "both"):
+                if not LONG and (dies, phase, keep) not in short:
+                    continue
+
+                def death(scratch, phase=phase, keep=keep, dies=dies):
+                    rig = PullRig(scratch, two_disks(scratch))
+                    options = ("--collapse", "pull") + ("--keep-name",) * keep
+                    running = rig.start_stopped("frozen", *options)
+                    rig.write_all()
+                    running.kill()
+                    # Again, with the stop where it is wanted; by itself it recovers first.
+                    running = rig.start_stopped(phase, *options)
+                    rig.write_all()
+                    die(rig, running, phase, keep, dies)
+                death.__name__ = (f"{dies}_killed_in_{phase}{'_keeping_the_name' if keep else ''}")
+                case(death)
+
+
+def die(rig, running, phase, keep, dies):
+    before = {disk.id: disk.path for disk in rig.vm.disks}
+    images = "image:" + ",".join(str(d.path) for d in rig.vm.disks) + ",name=vm"
+    if dies != "agent":
+        rig.vm.kill()
+    if dies != "qemu":
+        running.kill()
+    if dies == "agent":
+        rig.write_all()
+        rig.tidemark("recover", "--check", rig.vm.target(), expect=5)
+        rig.tidemark("recover", rig.vm.target(), expect=0 if keep else (0, 3))
+        if keep:
+            rig.vm.terminate()
+            rig.assert_images(before)
+            rig.vm.start()
+        else:
+            rig.adopt()
+        rig.go_on()
+    else:
+        if dies == "qemu":
+            running.signal(signal.SIGCONT)
+            running.finish((0, 1, 3, 5))
+        rig.tidemark("recover", "--before-start", images)
+        rig.assert_images()
+        if not keep and rig.surplus():
+            raise HarnessError(f"left: {rig.surplus()}")
+        rig.vm.start()
+        rig.write_all()
+        point = rig.backup(expect=(0, 3))
+        rig.assert_point(point)
+        if rig.surplus():
+            raise HarnessError(f"left: {rig.surplus()}")
+        rig.go_on()
+
+
+add_deaths()
 
 
 if __name__ == "__main__":

@@ -110,6 +110,22 @@ def a_guest_that_was_stopped_for_lack_of_room_goes_on(scratch):
 
 
 @case
+def a_guest_that_is_stopped_while_its_overlay_is_merged_goes_on(scratch):
+    rig = Rig(scratch, "16M")
+    running = rig.start(env={"TIDEMARK_DEBUG_STOP_AT": "committing"})
+    rig.vm.console.background("dd if=/dev/urandom of=/dev/vda bs=1M seek=40 count=40 "
+                              "conv=notrunc; sync; echo $? >/tmp/status")
+    wait_for("the guest to be stopped",
+             lambda: rig.vm.qmp.execute("query-status")["status"] == "io-error", 60)
+    running.signal(signal.SIGCONT)
+    running.finish(0, timeout=60)
+    wait_for("the guest's write", lambda: rig.vm.console.run("cat /tmp/status")[0] == 0, 60, 0.5)
+    if rig.vm.console.sh("cat /tmp/status").strip() != "0":
+        raise HarnessError("the guest saw an error")
+    rig.go_on()
+
+
+@case
 def recovery_continues_a_guest_that_was_stopped_for_lack_of_room(scratch):
     rig = Rig(scratch, "16M")
     running = rig.start("--limit-rate", "512K", env={"TIDEMARK_DEBUG_STOP_AT": "frozen"})
