@@ -40,6 +40,15 @@ static bool is_wanted(const struct disk_bitmap *b, const struct tm_id *repo,
 	       (only->new_bitmap && strcmp(b->name, only->new_bitmap) == 0);
 }
 
+/*
+ * Bitmaps call the new end of a disk that grew clean.  QEMU makes it zeroes in qcow2; below a raw
+ * disk there may be anything, as on a volume that was made larger.
+ */
+static bool size_fits(const struct guest_disk *d, uint64_t then)
+{
+	return d->size == then || (d->size > then && strcmp(d->format, "qcow2") == 0);
+}
+
 static int decide(const struct guest_disk *d, const struct tm_id *repo, const struct only *only,
 		  point_known_fn *known, void *data, struct settlement *s, struct error *err)
 {
@@ -62,7 +71,7 @@ static int decide(const struct guest_disk *d, const struct tm_id *repo, const st
 		r = known(data, &b->id.point, b->id.disk, &v->committed, &size, err);
 		if (r)
 			return r;
-		v->fits = d->size >= size;
+		v->fits = size_fits(d, size);
 		v->same_chain = b->id.chain == d->chain_id;
 		s->of[s->n++] = b;
 	}
@@ -264,7 +273,7 @@ static int run_knows(void *data, const struct tm_id *point, unsigned disk, bool 
 
 	(void)disk;
 	(void)err;
-	*ret_size = 0;
+	*ret_size = v->jd->size;
 	*ret = id_equal(point, &v->j->point) ? v->committed : !v->jd->void_epoch;
 	return 0;
 }

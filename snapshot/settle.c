@@ -74,7 +74,7 @@ static const char *no_epoch_reason(const struct settle_bitmap *v, size_t n)
 		return "its bitmap was inconsistent after an unclean stop of QEMU";
 	if (shrunk)
 		return "the disk was resized: it is smaller than in the point its bitmap belongs "
-		       "to";
+		       "to, or larger by what need not be zeroes";
 	if (moved)
 		return "the images below it are not those of the time of its bitmap";
 	if (unproven)

@@ -16,8 +16,8 @@ struct settle_bitmap {
 	bool recording;
 	bool inconsistent;
 	bool busy;
-	bool committed;            /* its point is in the repository, with this disk */
-	bool fits;                 /* the disk is not smaller than it was in that point */
+	bool committed; /* its point is in the repository, with this disk */
+	bool fits; /* what the disk has now that it had not in that point is known to be zeroes */
 	bool same_chain;           /* the images below are those of that time */
 	enum settle_action action; /* the answer */
 };

@@ -3,6 +3,7 @@
 """Every kind of disk: how it was given, what lies below it, what it cannot do."""
 
 import json
+import os
 
 from harness import Tidemark, Vm, assert_clean, image, note_baseline, run
 from harness.base import HarnessError
@@ -235,6 +236,32 @@ def a_raw_disk_is_incremental_until_qemu_ends(scratch):
     if not any("vda" in w for w in point["warnings"]):
         raise HarnessError(f"the fall-back is not in the warnings: {point['warnings']}")
     rig.assert_point(point)
+
+
+@case
+def a_raw_disk_that_grows_over_old_data_is_read_again(scratch):
+    """QEMU's bitmaps call the new end of a disk clean, whatever is there."""
+    path = image.create(scratch.dir("disks") / "vda.raw", SIZE, fmt="raw")
+    size = os.stat(path).st_size
+    vm = Vm(scratch, [Disk(path, "vda", fmt="raw")], guest=False).start()
+    note_baseline(vm)
+    tidemark = Tidemark(scratch)
+    tidemark("init")
+    vm.write("vda", 0, 65536, 1)
+    tidemark("backup", vm.target(), "--quiesce", "never")
+    with open(path, "ab") as file:  # as a volume does that is made larger
+        file.write(b"old data" * 131072)
+    vm.qmp.execute("block_resize", {"node-name": vm.disk("vda").node, "size": size + (1 << 20)})
+    point = tidemark("backup", vm.target(), "--quiesce", "never", "--audit", "0", expect=3).json
+    if point["disks"][0]["source"] != "hash-diff" or "larger" not in point["disks"][0]["reason"]:
+        raise HarnessError(f"{point}")
+    vm.write("vda", 1 << 20, 65536, 2)
+    point = tidemark("backup", vm.target(), "--quiesce", "never").json
+    if point["disks"][0]["source"] != "bitmap":
+        raise HarnessError(f"{point}")
+    vm.terminate()
+    disk, = tidemark("restore", point["point"], "--to", scratch.dir("r")).json["disks"]
+    image.assert_same(path, disk["to"], "raw", "raw")
 
 
 @case
