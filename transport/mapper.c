@@ -318,12 +318,19 @@ static void pump_refined(struct mapper *m)
 	}
 }
 
+/* Windows in which nothing is set are done at once: the next ones take their places, or nobody
+ * would answer and wake us. */
 void mapper_pump(struct mapper *m)
 {
+	unsigned windows;
+
 	if (m->code || m->stopped)
 		return;
-	pump_windows(m);
-	pump_refined(m);
+	do {
+		pump_windows(m);
+		windows = m->windows.count;
+		pump_refined(m);
+	} while (m->windows.count < windows);
 }
 
 /* The next part of a complete ask: an extent of its set, or the gap before it. */

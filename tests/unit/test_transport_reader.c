@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The reader against a source and a sink of memory, with random maps and faults. */
-#include "transport/transport.h"
+#include "bench/sim_disk.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -645,12 +645,55 @@ static void the_tick_may_change_the_rate(void **unused)
 	block_source_free(&f->src);
 }
 
+/* ---- large and sparse ---- */
+
+struct counting_sink {
+	struct piece_sink sink;
+	uint64_t clusters;
+};
+
+static int counting_put(struct piece_sink *sink, struct piece *p, struct error *err)
+{
+	(void)err;
+	((struct counting_sink *)(void *)sink)->clusters += p->nclusters;
+	piece_release(p);
+	return 0;
+}
+
+static int count_tick(void *data, const struct reader_counts *counts, struct error *err)
+{
+	(void)counts;
+	(void)err;
+	++*(unsigned *)data;
+	return 0;
+}
+
+/* Thousands of windows with nothing in them: none may wait for the next tick. */
+static void an_empty_map_is_passed_without_a_pause(void **state)
+{
+	struct counting_sink sink = {.sink.put = counting_put};
+	unsigned ticks = 0;
+	const struct reader_options opt = {
+		.block_size = 65536, .pieces = 4, .tick = count_tick, .data = &ticks};
+	struct reader_counts counts;
+	struct sim_disk disk;
+
+	(void)state;
+	sim_disk_init(&disk, loop, UINT64_C(16) << 40, 65536);
+	sim_disk_choose(&disk, 3, 1, 1);
+	assert_int_equal(reader_run(loop, &disk.src, &sink.sink, &opt, &counts, NULL), 0);
+	assert_int_equal(sink.clusters, 3);
+	assert_true(ticks < 500); /* a pause in each round of windows: 1024 */
+	sim_disk_done(&disk);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(every_dirty_byte_comes_once),
 		cmocka_unit_test(of_a_sample_what_is_clean_comes_once),
 		cmocka_unit_test(a_sample_is_checked),
+		cmocka_unit_test(an_empty_map_is_passed_without_a_pause),
 		cmocka_unit_test(a_failing_request_ends_the_run_with_its_place),
 		cmocka_unit_test(a_failing_sink_ends_the_run),
 		cmocka_unit_test(bad_maps_are_the_peers_fault),
