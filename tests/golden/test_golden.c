@@ -8,8 +8,9 @@
  * On them, damage is complete: every byte is flipped, every object cut at many lengths, made longer
  * and removed.  Each time opening fails, or scrub or the structure check names the object; a point
  * that the report does not name restores right, one that it names restores right or
- * fails as damage.  GOLDEN_STRIDE=1 takes every byte (default: every 17th, from a place that the
- * seed chooses).
+ * fails as damage.  After a repair, maps are whole whatever happened to them, and the same holds of
+ *the rest.  GOLDEN_STRIDE=1 takes every byte (default: every 17th, from a place that the seed
+ *chooses).
  *
  *	test_golden --make DIR	writes new ones into DIR; only for a new format version
  */
@@ -330,6 +331,61 @@ static void check_points(struct frozen *f, const struct repo_verify_report *repo
 	}
 }
 
+/* ---- repair ---- */
+
+struct names {
+	const char *part;
+	char v[8][KEY_MAX];
+	size_t n;
+};
+
+static int add_name(void *data, const char *key, uint64_t size, struct error *err)
+{
+	struct names *l = data;
+
+	(void)size;
+	(void)err;
+	if (strstr(key, l->part)) {
+		assert_true(l->n < ARRAY_SIZE(l->v));
+		memcpy(l->v[l->n++], key, strlen(key) + 1);
+	}
+	return 0;
+}
+
+static void remove_all(struct frozen *f, const char *prefix, const char *part)
+{
+	struct names l = {.part = part};
+
+	assert_int_equal(f->st->ops->list(f->st, prefix, add_name, &l, NULL), 0);
+	for (size_t i = 0; i < l.n; i++)
+		assert_int_equal(f->st->ops->remove(f->st, l.v[i], NULL), 0);
+}
+
+/* Maps are whole again after a repair; data is, or is still named.  What repair made goes. */
+static void try_repair(struct frozen *f, const char *key)
+{
+	const struct repo_repair_options opt = {.pool = f->rig.pool};
+	const struct repo_verify_options verify = {.pool = f->rig.pool, .scrub = true};
+	struct repo_verify_report report = {0};
+	struct error err = {0};
+	char prefix[KEY_MAX];
+
+	if (repo_repair(f->rig.repo, &opt, &report, &err) < 0)
+		fail_msg("%s: %s", key, err.text);
+	for (size_t i = 0; i < report.ndamaged; i++)
+		if (strstr(key, "/000/m") && !report.damaged[i].repaired)
+			fail_msg("%s: %s", key, report.damaged[i].remedy);
+	repo_verify_report_done(&report);
+	assert_int_equal(repo_verify(f->rig.repo, &verify, &report, &err), 0);
+	assert_true(!strstr(key, "/000/m") || report.ndamaged == 0);
+	check_points(f, &report, 0);
+	repo_verify_report_done(&report);
+	(void)snprintf(prefix, sizeof(prefix), "%s", key);
+	strrchr(prefix, '.')[1] = 0;
+	remove_all(f, prefix, "/");
+	remove_all(f, "d/", "/x/");
+}
+
 /* Object i is now `len` bytes (SIZE_MAX: gone). */
 static void try_damage(struct frozen *f, size_t i, const uint8_t *bytes, size_t len)
 {
@@ -360,6 +416,8 @@ static void try_damage(struct frozen *f, size_t i, const uint8_t *bytes, size_t 
 	}
 	check_points(f, &report, gone && strstr(key, "/p/"));
 	repo_verify_report_done(&report);
+	if (strstr(key, "/s/"))
+		try_repair(f, key);
 	(void)f->st->ops->remove(f->st, key, NULL);
 	assert_int_equal(
 		store_put_wait(f->st, key, f->object[i].bytes.data, f->object[i].bytes.len, NULL),

@@ -163,7 +163,7 @@ def a_running_guest_gives_back_what_was_lost(scratch):
     backup()
     for letter, meets in (("m", True), ("d", False)):
         segments = sorted(tidemark.repo.glob(f"d/*/s/*/000/{letter}*"))
-        segment = segments[-1 if meets else 0]
+        segment = segments[0 if meets else 1]        # of the first, of the one that read all again
         flip(segment, segment.stat().st_size - 3)
         vm.write("disk", 5 * CLUSTER, CLUSTER, 77 + meets)
         if meets:                                    # a node of the map that the run needs
