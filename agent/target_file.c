@@ -1,23 +1,32 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "target_file.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 
 #define CONNECT_MS  10000 /* for a server to answer */
 #define QEMU_IMG_MS 60000 /* to create an empty image */
 #define QEMU_NBD_MS 60000 /* to write out its caches and end */
+
+#define PARTIAL_BYTES 4  /* random ones in a temporary name */
+#define YOUNG_S       10 /* a file that was written this recently may not be locked yet */
+
+TM_CLEANUP(DIR, closedir)
 
 struct target_file {
 	struct target_file_options opt;
 	struct disk_sink *sink;
 	char *partial; /* the temporary name, NULL: written in place */
 	bool made;     /* partial exists */
+	int lock;      /* on partial, as long as somebody fills it; or -1 */
 	bool in_place; /* a device or a server: old data may show through */
 	char *dir;     /* private folder of qemu-nbd's socket */
+	int dir_lock;  /* rundir.h; or -1 */
 	char *socket;
 	pid_t qemu_nbd; /* 0: none */
 };
@@ -30,7 +39,7 @@ static bool is_nbd_address(const char *to)
 
 static int make_partial_name(struct target_file *t, struct error *err)
 {
-	uint8_t random[4];
+	uint8_t random[PARTIAL_BYTES];
 	char hex[2 * sizeof(random) + 1];
 	int r = random_bytes(random, sizeof(random), err);
 
@@ -38,6 +47,58 @@ static int make_partial_name(struct target_file *t, struct error *err)
 		return r;
 	hex_encode(random, sizeof(random), hex);
 	return text_format(&t->partial, err, "%s.%s.partial", t->opt.to, hex);
+}
+
+/* A byte that nobody else locks, QEMU least of all (block/file-posix.c: below 1000). */
+#define LOCK_BYTE 4096
+
+/* Nobody else fills the file, nor removes it. */
+static bool lock_partial(int fd)
+{
+	struct flock lock = {
+		.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = LOCK_BYTE, .l_len = 1};
+
+	return fcntl(fd, F_OFD_SETLK, &lock) == 0;
+}
+
+/* As soon as the file is there.  Takes fd over. */
+static void hold_partial(struct target_file *t, int fd)
+{
+	t->lock = fd;
+	if (!lock_partial(fd))
+		log_debug("%s: no locks on its file system", t->partial);
+}
+
+static bool is_partial_of(const char *file, const char *name)
+{
+	size_t len = strlen(name);
+
+	return strncmp(file, name, len) == 0 && file[len] == '.' &&
+	       strspn(file + len + 1, "0123456789abcdef") == 2 * PARTIAL_BYTES &&
+	       strcmp(file + len + 1 + 2 * PARTIAL_BYTES, ".partial") == 0;
+}
+
+/* What a restore to the same name left that was killed. */
+static void remove_stale_partials(const char *to)
+{
+	const char *slash = strrchr(to, '/'), *name = slash ? slash + 1 : to;
+	auto_clean(closedir) DIR *dir = NULL;
+	auto_free char *path = NULL;
+	const struct dirent *e;
+
+	if (io_dirname(to, &path, NULL) == 0)
+		dir = opendir(path);
+	while (dir && (e = readdir(dir))) {
+		auto_close int fd = -1;
+		struct stat st;
+
+		if (!is_partial_of(e->d_name, name))
+			continue;
+		fd = openat(dirfd(dir), e->d_name, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+		if (fd >= 0 && fstat(fd, &st) == 0 && st.st_mtim.tv_sec + YOUNG_S < time(NULL) &&
+		    lock_partial(fd) && unlinkat(dirfd(dir), e->d_name, 0) == 0)
+			log_debug("removed %s/%s of a restore that was killed", path, e->d_name);
+	}
 }
 
 /* What lies under the final name already, if anything. */
@@ -66,21 +127,18 @@ static int look_at_target(struct target_file *t, struct error *err)
 	return 0;
 }
 
+/* It ends with its last connection, and so when we are killed. */
 static int start_server(struct target_file *t, struct error *err)
 {
-	char dir[] = "/tmp/tidemark-XXXXXX";
-	int r;
+	int r = rundir_make(NULL, &t->dir, &t->dir_lock, err);
 
-	if (!mkdtemp(dir))
-		return error_errno(err, errno, "cannot make a private directory in /tmp");
-	r = text_copy(dir, &t->dir, err);
 	if (!r)
-		r = text_format(&t->socket, err, "%s/nbd.sock", dir);
+		r = text_format(&t->socket, err, "%s/nbd.sock", t->dir);
 	if (r)
 		return r;
-	const char *const argv[] = {
-		"qemu-nbd", "--format=qcow2", "--persistent", "--shared=8", "--discard=unmap",
-		"--socket", t->socket,        "--",           t->partial,   NULL};
+	const char *const argv[] = {"qemu-nbd", "--format=qcow2", "--shared=8", "--discard=unmap",
+				    "--socket", t->socket,        "--",         t->partial,
+				    NULL};
 	return spawn_start(argv, &t->qemu_nbd, err);
 }
 
@@ -113,11 +171,12 @@ static int open_qcow2(struct target_file *t, struct error *err)
 	(void)snprintf(size, sizeof(size), "%llu", (unsigned long long)t->opt.size);
 	const char *const argv[] = {"qemu-img", "create",   "-q", "-f",
 				    "qcow2",    t->partial, size, NULL};
-	auto_close int fd = open(t->partial, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+	int fd = open(t->partial, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
 
 	if (fd < 0)
 		return error_errno(err, errno, "cannot create %s", t->partial);
 	t->made = true;
+	hold_partial(t, fd);
 	r = spawn_run(argv, QEMU_IMG_MS, NULL, err);
 	if (!r)
 		r = start_server(t, err);
@@ -133,7 +192,7 @@ static int open_qcow2(struct target_file *t, struct error *err)
 static int open_any(struct target_file *t, struct error *err)
 {
 	struct nbd_address addr = {.uri = t->opt.to};
-	int r;
+	int fd, r;
 
 	if (is_nbd_address(t->opt.to)) {
 		t->in_place = true;
@@ -146,6 +205,7 @@ static int open_any(struct target_file *t, struct error *err)
 	if (t->in_place)
 		return file_sink_open(t->opt.loop, t->opt.to, t->opt.size, t->opt.block_size, true,
 				      &t->sink, err);
+	remove_stale_partials(t->opt.to);
 	r = make_partial_name(t, err);
 	if (r)
 		return r;
@@ -154,7 +214,13 @@ static int open_any(struct target_file *t, struct error *err)
 	r = file_sink_open(t->opt.loop, t->partial, t->opt.size, t->opt.block_size, false, &t->sink,
 			   err);
 	t->made = r == 0;
-	return r;
+	if (r)
+		return r;
+	fd = open(t->partial, O_RDWR | O_CLOEXEC);
+	if (fd < 0)
+		return error_errno(err, errno, "cannot open %s", t->partial);
+	hold_partial(t, fd);
+	return 0;
 }
 
 int target_file_open(const struct target_file_options *opt, struct target_file **ret,
@@ -166,6 +232,7 @@ int target_file_open(const struct target_file_options *opt, struct target_file *
 	if (!t)
 		return error_nomem(err);
 	t->opt = *opt;
+	t->lock = t->dir_lock = -1;
 	r = open_any(t, err);
 	if (r)
 		return r;
@@ -188,10 +255,8 @@ static void stop_server(struct target_file *t)
 	if (t->qemu_nbd)
 		spawn_stop(t->qemu_nbd, QEMU_NBD_MS);
 	t->qemu_nbd = 0;
-	if (t->socket)
-		(void)unlink(t->socket);
 	if (t->dir)
-		(void)rmdir(t->dir);
+		rundir_remove(t->dir);
 }
 
 static int sync_file(const char *path, struct error *err)
@@ -241,6 +306,10 @@ void target_file_free(struct target_file *t)
 	stop_server(t);
 	if (t->made)
 		(void)unlink(t->partial);
+	if (t->lock >= 0)
+		(void)close(t->lock);
+	if (t->dir_lock >= 0)
+		(void)close(t->dir_lock);
 	free(t->partial);
 	free(t->socket);
 	free(t->dir);

@@ -16,5 +16,6 @@
 #include "loop.h"
 #include "piece.h"
 #include "pool.h"
+#include "rundir.h"
 #include "spawn.h"
 #include "text.h"

@@ -34,6 +34,15 @@ int id_new_timed(uint64_t now_ms, struct tm_id *ret, struct error *err)
 	return random_bytes(ret->b + 6, sizeof(ret->b) - 6, err);
 }
 
+uint64_t id_time_ms(const struct tm_id *id)
+{
+	uint64_t ms = 0;
+
+	for (unsigned i = 0; i < 6; i++)
+		ms = ms << 8 | id->b[i];
+	return ms;
+}
+
 void hex_encode(const void *bytes, size_t len, char *text)
 {
 	static const char digits[] = "0123456789abcdef";

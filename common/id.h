@@ -30,6 +30,9 @@ int id_new(struct tm_id *ret, struct error *err) TM_WUR;
  */
 int id_new_timed(uint64_t now_ms, struct tm_id *ret, struct error *err) TM_WUR;
 
+/* The time of a timed id, Unix milliseconds. */
+uint64_t id_time_ms(const struct tm_id *id);
+
 struct tm_id_text id_text(const struct tm_id *id);
 
 /* Exactly 32 lower-case hex digits, nothing after them. */

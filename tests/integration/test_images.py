@@ -5,6 +5,7 @@
 import os
 import signal
 import subprocess
+from pathlib import Path
 
 from harness import HarnessError, Tidemark, Vm, assert_clean, image, make_rng, note_baseline, run, wait_for
 from harness.cases import case, main
@@ -234,6 +235,52 @@ def restores_go_to_files_devices_and_servers(scratch):
     with image.nbd(target, scratch / "s.sock", "raw", writable=True):
         tidemark("restore", "g", "--to", f"nbd+unix:///?socket={scratch / 's.sock'}")
     image.assert_same(path, target, "qcow2", "raw")
+
+
+@case
+def what_a_killed_restore_leaves_is_gone_with_the_next(scratch):
+    path, tidemark = setup(scratch)
+    qemu_io(path, *(f"write -P {n} {n}M 1M" for n in range(2, 20)))
+    point = tidemark("backup", f"image:{path},name=off").json["point"]
+    for fmt in ("qcow2", "raw"):
+        to = scratch.dir(f"to-{fmt}") / "disk.img"
+
+        def partials(to=to):
+            return list(to.parent.glob("*.partial"))
+        for _ in range(10):
+            killed = tidemark.start("restore", point, "--to", to, "--format", fmt, "--force")
+            wait_for("the file", lambda: partials() or not killed.running, 30, 0.001)
+            killed.kill()
+            if left := partials():
+                break
+        else:
+            raise HarnessError("it was always quicker")
+        wait_for("its server's end", lambda: not opened_by(left[0]), 10)
+        os.utime(left[0], (0, 0))
+        # One that lives is left alone.
+        other = tidemark.start("restore", point, "--to", to, "--format", fmt, "--force")
+        wait_for("the other file", lambda: set(partials()) - set(left) or not other.running, 30, 0.001)
+        other.signal(signal.SIGSTOP)
+        for path_ in partials():
+            os.utime(path_, (0, 0))
+        tidemark("restore", point, "--to", to, "--format", fmt, "--force")
+        other.signal(signal.SIGCONT)
+        other.finish(0)
+        image.assert_same(path, to, "qcow2", fmt)
+        if partials():
+            raise HarnessError(f"{partials()} are left")
+
+
+def opened_by(path):
+    """The processes that have a file open."""
+    found = []
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            if os.readlink(link) == str(path):
+                found.append(link)
+        except OSError:
+            pass
+    return found
 
 
 @case
