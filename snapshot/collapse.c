@@ -3,6 +3,8 @@
 #include "collapse_disk.h"
 #include "names.h"
 
+#include "guard.h"
+
 #include <stdio.h>
 #include <string.h>
 
@@ -18,6 +20,15 @@ void collapse_say(struct collapse *c, const char *what)
 	log_debug("disk %s: %s", c->d->name, what);
 	if (c->opt->lines && text_list_add(c->opt->lines, NULL, "disk %s: %s", c->d->name, what))
 		log_debug("no memory for a line of the report");
+}
+
+void collapse_hold(struct collapse *c, bool held)
+{
+	guest_set_quiet(c->g, held);
+	if (held)
+		guard_hold(c->g->guard);
+	else
+		guard_release(c->g->guard);
 }
 
 static bool is_file(const struct block_node *format, const char *file)
@@ -102,8 +113,7 @@ static int collapse_disk(struct collapse *c, struct error *err)
 		if (r && err && !err->code)
 			*err = e;
 	}
-	if (c->g->qmp)
-		qmp_set_quiet(c->g->qmp, false);
+	collapse_hold(c, false);
 	if (r)
 		error_prefix(err, "disk %s", c->d->name);
 	return r;

@@ -36,6 +36,7 @@ static int pivot(struct collapse *c, struct error *err)
 {
 	int r;
 
+	collapse_hold(c, true);
 	c->d->pivot = PIVOT_BEGUN;
 	r = journal_write(c->j, JOURNAL_PIVOTING, err);
 	if (r) {
@@ -101,7 +102,7 @@ static int drive_job(struct collapse *c, const struct job_view *job, struct erro
 	switch (job->status) {
 	case JOB_READY:
 		r = jsonx_make(&args, err, "{s:s}", "device", c->job);
-		qmp_set_quiet(c->g->qmp, true);
+		collapse_hold(c, true);
 		r = r ? r : guest_do(c->g, "block-job-complete", args, err);
 		if (r == TM_E_PEER && !qmp_lost(c->g->qmp)) { /* it may just have moved on */
 			error_clear(err);
@@ -177,9 +178,10 @@ int collapse_commit_step(struct collapse *c, bool *done, struct error *err)
 		return pivot(c, err);
 	if (!r && job.status != JOB_NONE && job.status != JOB_CONCLUDED)
 		return drive_job(c, &job, err);
-	qmp_set_quiet(c->g->qmp, false);
-	if (!r)
-		r = block_graph_load(c->g->qmp, &graph, err);
+	if (r)
+		return r;
+	collapse_hold(c, false);
+	r = block_graph_load(c->g->qmp, &graph, err);
 	if (r)
 		return r;
 	v = collapse_look(&graph, c->d);

@@ -26,6 +26,12 @@ struct collapse {
 /* A line of the report. */
 void collapse_say(struct collapse *c, const char *what);
 
+/*
+ * The guest's I/O may stand from here on: hooks are not called, and the guard ends us if we say
+ * nothing for long.
+ */
+void collapse_hold(struct collapse *c, bool held);
+
 /* Sets c->job to this run's name for a job on the disk, and starts counting anew. */
 int collapse_name_job(struct collapse *c, const char *kind, struct error *err) TM_WUR;
 

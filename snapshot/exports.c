@@ -250,7 +250,7 @@ static void stop_process(pid_t pid)
 	uint64_t deadline = now_ms() + STOP_TIMEOUT_MS;
 
 	(void)kill(pid, SIGTERM);
-	while (kill(pid, 0) == 0 && now_ms() < deadline)
+	while (proc_start(pid) && now_ms() < deadline)
 		clock_sleep_ms(&clock_system, 20);
 	if (now_ms() >= deadline)
 		(void)kill(pid, SIGKILL);
@@ -272,7 +272,7 @@ void exports_stop_servers(const struct journal *j, struct export *v)
 		}
 	}
 	if (j->socket_dir)
-		socket_dir_remove(j->socket_dir);
+		rundir_remove(j->socket_dir);
 }
 
 int exports_end(struct guest *g, struct journal *j, struct export *v, struct error *err)

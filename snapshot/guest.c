@@ -2,7 +2,7 @@
 /* A guest that was opened: who it is, how to reach it, what disks it has. */
 #include "guest.h"
 
-#include "journal.h"
+#include "guard.h"
 
 #include <errno.h>
 #include <string.h>
@@ -55,6 +55,15 @@ static int set_target(struct guest *g, const struct guest_target *target, struct
 	return r;
 }
 
+/* A wait is bounded, and no silence of ours. */
+static int wait_tick(void *data, const struct snapshot_progress *p, struct error *err)
+{
+	const struct guest *g = data;
+
+	guard_beat(g->guard);
+	return g->quiet || !g->hooks.tick ? 0 : g->hooks.tick(g->hooks.data, p, err);
+}
+
 int guest_new(const struct guest_target *target, const struct guest_options *opt,
 	      struct guest **ret, struct error *err)
 {
@@ -66,6 +75,7 @@ int guest_new(const struct guest_target *target, const struct guest_options *opt
 	g->lock = g->lock_journal = -1;
 	g->kind = target->kind;
 	g->hooks = opt->hooks;
+	g->qmp_hooks = (struct snapshot_hooks){wait_tick, g};
 	r = set_target(g, target, err);
 	if (!r)
 		r = text_copy(opt->state_dir, &g->state_dir, err);
@@ -85,6 +95,7 @@ void guest_free(struct guest *g)
 {
 	if (!g)
 		return;
+	guard_end(g->guard);
 	qmp_free(g->qmp);
 	guest_disks_free(g->disks, g->ndisks);
 	for (size_t i = 0; i < g->nimages; i++)
@@ -108,7 +119,7 @@ void guest_free(struct guest *g)
 int guest_connect(struct guest *g, struct error *err)
 {
 	qmp_free(tm_steal(g->qmp));
-	return qmp_open(g->qmp_socket, QMP_GREETING_MS, &g->hooks, &g->qmp, err);
+	return qmp_open(g->qmp_socket, QMP_GREETING_MS, &g->qmp_hooks, &g->qmp, err);
 }
 
 int guest_do(struct guest *g, const char *command, json_t *args, struct error *err)
@@ -148,12 +159,17 @@ int guest_query_state(struct guest *g, char **ret, struct error *err)
 	return text_copy(text ? text : "unknown", ret, err);
 }
 
+void guest_set_quiet(struct guest *g, bool quiet)
+{
+	g->quiet = quiet;
+}
+
 int guest_tick(const struct guest *g, const char *phase, const char *disk, uint64_t done,
 	       uint64_t total, struct error *err)
 {
 	const struct snapshot_progress p = {phase, disk, done, total, NULL};
 
-	return g->hooks.tick ? g->hooks.tick(g->hooks.data, &p, err) : 0;
+	return g->qmp_hooks.tick(g->qmp_hooks.data, &p, err);
 }
 
 void guest_remark(const struct guest *g, const char *phase, const char *disk, const char *text)

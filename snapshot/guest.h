@@ -28,7 +28,10 @@ struct guest {
 	int lock_journal; /* of the guest whose journal is recovered, where that is another; or -1
 			   */
 	struct snapshot_hooks hooks;
-	struct qmp *qmp; /* NULL for images, and when recovery found QEMU dead */
+	struct snapshot_hooks qmp_hooks; /* around them */
+	bool quiet;                      /* hooks are not called: the guest's I/O stands */
+	struct guard *guard;             /* of the run; or NULL */
+	struct qmp *qmp;                 /* NULL for images, and when recovery found QEMU dead */
 	struct guest_disk *disks;
 	size_t ndisks;
 };
@@ -49,6 +52,9 @@ int guest_delete_node(struct guest *g, const char *node, struct error *err) TM_W
 
 /* status of query-status; the caller owns *ret. */
 int guest_query_state(struct guest *g, char **ret, struct error *err) TM_WUR;
+
+/* While set, hooks are not called: for the moments when the guest's I/O stands. */
+void guest_set_quiet(struct guest *g, bool quiet);
 
 /* Calls the hook; its answer. */
 int guest_tick(const struct guest *g, const char *phase, const char *disk, uint64_t done,

@@ -4,6 +4,7 @@
 
 #include "base_lock.h"
 #include "guest.h"
+#include "proc.h"
 
 #include <ctype.h>
 #include <errno.h>
@@ -43,6 +44,7 @@ int journal_new(struct journal **ret, struct error *err)
 
 	if (!j)
 		return error_nomem(err);
+	j->socket_lock = -1;
 	j->phase = JOURNAL_PREPARING;
 	j->kind = GUEST_QMP;
 	*ret = j;
@@ -67,6 +69,8 @@ void journal_free(struct journal *j)
 		free(d->old_bitmap);
 		free(d->new_bitmap);
 	}
+	if (j->socket_lock >= 0)
+		(void)close(j->socket_lock);
 	free(j->disks);
 	free(j->guest);
 	free(j->qmp_socket);
@@ -208,6 +212,8 @@ int journal_remove(const struct journal *j, struct error *err)
 	return r;
 }
 
+#define GUARD_WAIT_MS 30000
+
 #define FNV_OFFSET UINT64_C(0xcbf29ce484222325)
 #define FNV_PRIME  UINT64_C(0x100000001b3)
 #define KEY_NAME   48 /* readable characters of a key */
@@ -232,15 +238,36 @@ int journal_path(const char *state_dir, const char *key, char **ret, struct erro
 	return text_format(ret, err, "%s/journal/%s.json", state_dir, key);
 }
 
-static int busy_lock(int fd, const char *key, struct error *err)
+static pid_t lock_holder(int fd)
 {
 	char pid[32];
 	ssize_t n = pread(fd, pid, sizeof(pid) - 1, 0);
 
 	pid[n > 0 ? n : 0] = '\0';
-	pid[strcspn(pid, "\n")] = '\0';
-	return error_set(err, TM_E_BUSY, "another tidemark%s%s is at work on this guest (lock %s)",
-			 *pid ? ", process " : "", pid, key);
+	return (pid_t)strtol(pid, NULL, 10);
+}
+
+/* The guard of a run that died puts the guest in order, which is worth waiting for. */
+static int take_lock(int fd, const char *path, const char *key, struct error *err)
+{
+	uint64_t deadline = clock_monotonic_ms(&clock_system) + GUARD_WAIT_MS;
+
+	for (;;) {
+		pid_t holder;
+
+		if (flock(fd, LOCK_EX | LOCK_NB) == 0)
+			return 0;
+		if (errno != EWOULDBLOCK)
+			return error_errno(err, errno, "cannot lock %s", path);
+		holder = lock_holder(fd);
+		if (!proc_is_guard(holder) || holder == getpid() ||
+		    clock_monotonic_ms(&clock_system) >= deadline)
+			return error_set(err, TM_E_BUSY,
+					 "another tidemark, process %d, is at work on this guest "
+					 "(lock %s)",
+					 (int)holder, key);
+		clock_sleep_ms(&clock_system, 50);
+	}
 }
 
 int journal_lock(const char *state_dir, const char *key, int *ret, struct error *err)
@@ -260,9 +287,9 @@ int journal_lock(const char *state_dir, const char *key, int *ret, struct error 
 	fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
 	if (fd < 0)
 		return error_errno(err, errno, "cannot open the lock %s", path);
-	if (flock(fd, LOCK_EX | LOCK_NB) < 0)
-		return errno == EWOULDBLOCK ? busy_lock(fd, key, err)
-					    : error_errno(err, errno, "cannot lock %s", path);
+	r = take_lock(fd, path, key, err);
+	if (r)
+		return r;
 	n = snprintf(pid, sizeof(pid), "%d\n", (int)getpid());
 	if (n < 0 || ftruncate(fd, 0) < 0)
 		return error_errno(err, errno, "cannot write the lock %s", path);

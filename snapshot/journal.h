@@ -78,6 +78,8 @@ struct journal {
 	struct journal_disk *disks;
 	size_t ndisks;
 
+	int socket_lock; /* not stored: of socket_dir, rundir.h; -1: none */
+
 	/* Not stored: where it stands. */
 	char *path;
 	char *copy; /* beside the first overlay, or NULL */
@@ -111,6 +113,6 @@ int journal_key(const char *path, char **ret, struct error *err) TM_WUR;
 int journal_path(const char *state_dir, const char *key, char **ret, struct error *err) TM_WUR;
 /*
  * Takes the guest's lock, held until *ret is closed or the process ends.  TM_E_BUSY names the
- * process that has it.
+ * process that has it; a guard that is just recovering the guest is waited for, 30 s at most.
  */
 int journal_lock(const char *state_dir, const char *key, int *ret, struct error *err) TM_WUR;

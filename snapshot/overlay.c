@@ -1,15 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "overlay.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/un.h>
-
-TM_CLEANUP(DIR, closedir)
 
 #define OVERLAY_STEM 180 /* characters of the base's name */
 
@@ -141,44 +137,4 @@ int overlay_empty(const char *path, bool *ret, struct error *err)
 			*ret = false;
 	}
 	return 0;
-}
-
-int socket_dir_make(const char *base, char **ret, struct error *err)
-{
-	const char *run = getenv("XDG_RUNTIME_DIR");
-	auto_free char *dir = NULL;
-	struct stat st;
-	int r;
-
-	if (geteuid() == 0 || !run ||
-	    strlen(run) > sizeof(((struct sockaddr_un *)0)->sun_path) / 2 || access(run, W_OK) < 0)
-		run = geteuid() == 0 && access("/run", W_OK) == 0 ? "/run" : "/tmp";
-	r = text_format(&dir, err, "%s/tidemark-XXXXXX", run);
-	if (r)
-		return r;
-	if (!mkdtemp(dir))
-		return error_errno(err, errno, "cannot make a directory for sockets in %s", run);
-	if (geteuid() == 0 && stat(base, &st) == 0 && st.st_uid != 0 &&
-	    chown(dir, st.st_uid, st.st_gid) < 0) {
-		r = error_errno(err, errno, "cannot give %s to QEMU's user", dir);
-		(void)rmdir(dir);
-		return r;
-	}
-	*ret = tm_steal(dir);
-	return 0;
-}
-
-void socket_dir_remove(const char *path)
-{
-	auto_clean(closedir) DIR *dir = opendir(path);
-	const struct dirent *e;
-
-	while (dir && (e = readdir(dir))) {
-		struct stat st;
-
-		if (fstatat(dirfd(dir), e->d_name, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
-		    !S_ISDIR(st.st_mode))
-			(void)unlinkat(dirfd(dir), e->d_name, 0);
-	}
-	(void)rmdir(path);
 }

@@ -23,8 +23,3 @@ int overlay_create(const char *path, const char *base, const char *format, uint6
 
 /* Is there nothing of the guest in it?  No such file is true as well. */
 int overlay_empty(const char *path, bool *ret, struct error *err) TM_WUR;
-
-/* A private directory for sockets that the owner of `base` (QEMU's user) can use. */
-int socket_dir_make(const char *base, char **ret, struct error *err) TM_WUR;
-/* Removes it and the files and sockets in it. */
-void socket_dir_remove(const char *dir);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "prepare.h"
 
+#include "guard.h"
 #include "names.h"
 #include "overlay.h"
 #include "proc.h"
@@ -125,6 +126,15 @@ static int fill_head(struct snapshot *s, const struct snapshot_options *opt, str
 	return r;
 }
 
+static int start_guard(struct snapshot *s, struct error *err)
+{
+	struct error e = {0};
+
+	if (guard_start(s->j, s->g->state_dir, &s->g->guard, &e) == 0)
+		return 0;
+	return text_list_add(&s->info.warnings, err, "nobody watches over this run: %s", e.text);
+}
+
 int prepare_journal(struct snapshot *s, const struct snapshot_options *opt, struct error *err)
 {
 	struct journal *j = s->j;
@@ -138,14 +148,14 @@ int prepare_journal(struct snapshot *s, const struct snapshot_options *opt, stru
 		r = journal_disk(s, opt, i, err);
 	}
 	if (!r)
-		r = socket_dir_make(j->disks[0].base, &j->socket_dir, err);
+		r = rundir_make(j->disks[0].base, &j->socket_dir, &j->socket_lock, err);
 	/* Beside the base: there everybody looks who has to start the guest, wherever overlays lie.
 	 */
 	if (!r && j->disks[0].overlay)
 		r = text_format(&j->copy, err, "%s" JOURNAL_SUFFIX, j->disks[0].base);
-	if (r)
-		return r;
-	return journal_write(j, JOURNAL_PREPARING, err);
+	if (!r)
+		r = start_guard(s, err);
+	return r ? r : journal_write(j, JOURNAL_PREPARING, err);
 }
 
 /* The overlay's options follow those of the base, so that the guest notices no difference. */

@@ -71,7 +71,20 @@ static bool read_proc(pid_t pid, const char *name, char *text, size_t max, size_
 	return true;
 }
 
-/* starttime in proc(5); the second field ends with the last ')' and may hold anything. */
+/* The third field of proc(5); the second ends with the last ')' and may hold anything. */
+char proc_state(pid_t pid)
+{
+	char text[1024];
+	const char *p;
+	size_t len;
+
+	if (!read_proc(pid, "stat", text, sizeof(text), &len))
+		return 'X';
+	p = strrchr(text, ')');
+	return p && p[1] == ' ' && p[2] ? p[2] : 'X';
+}
+
+/* starttime in proc(5) */
 #define START_TIME_FIELD 22
 
 uint64_t proc_start(pid_t pid)
@@ -83,9 +96,20 @@ uint64_t proc_start(pid_t pid)
 	if (!read_proc(pid, "stat", text, sizeof(text), &len))
 		return 0;
 	p = strrchr(text, ')'); /* the name may hold anything */
+	if (proc_state(pid) == 'Z')
+		return 0; /* dead, and its parent has not heard yet */
 	for (unsigned field = 2; p && field < START_TIME_FIELD; field++)
 		p = strchr(p + 1, ' ');
 	return p ? strtoull(p + 1, NULL, 10) : 0;
+}
+
+bool proc_is_guard(pid_t pid)
+{
+	char name[PROC_NAME_MAX];
+	size_t len;
+
+	return read_proc(pid, "comm", name, sizeof(name), &len) &&
+	       strcmp(name, PROC_GUARD_NAME "\n") == 0;
 }
 
 bool proc_find_holder(const char *path, pid_t *ret_pid, char name[PROC_NAME_MAX])

@@ -6,7 +6,8 @@
 
 #include <sys/types.h>
 
-#define PROC_NAME_MAX 64
+#define PROC_NAME_MAX   64
+#define PROC_GUARD_NAME "tidemark-guard" /* of the process that watches over a run */
 
 /* A process other than ours that has the file open. */
 bool proc_find_holder(const char *path, pid_t *ret_pid, char name[PROC_NAME_MAX]);
@@ -19,7 +20,11 @@ bool proc_find_command(const char *program, const char *argument_end, pid_t *ret
  * connections for a moment, of which QEMU's monitor has one.
  */
 bool proc_listener(const char *path, pid_t *ret_pid);
-/* When a process started, in clock ticks since boot; 0: there is no such process. */
+/* When a process started, in clock ticks since boot; 0: there is no such process, or it is dead. */
 uint64_t proc_start(pid_t pid);
+/* 'R', 'S', 'D', 'T', 'Z', …: what it is doing; 'X': there is no such process. */
+char proc_state(pid_t pid);
+/* Is it the guard of a run that ended? */
+bool proc_is_guard(pid_t pid);
 /* " (process 12, qemu-system-x86)" for messages, "" when nobody is found. */
 void proc_holder_text(const char *path, char text[PROC_NAME_MAX + 32]);

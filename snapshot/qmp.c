@@ -18,7 +18,6 @@ struct qmp {
 	char *path;
 	const struct snapshot_hooks *hooks;
 	uint64_t last_id;
-	bool quiet;
 	pid_t peer; /* 0: not asked yet; -1: cannot be told */
 	struct buf line;
 	struct qmp_fault fault;
@@ -66,17 +65,12 @@ pid_t qmp_peer(struct qmp *q)
 	return q->peer > 0 ? q->peer : 0;
 }
 
-void qmp_set_quiet(struct qmp *q, bool quiet)
-{
-	q->quiet = quiet;
-}
-
 /* What was asked goes on: the command is on its way.  The caller looks at the request to stop. */
 static void tick(struct qmp *q)
 {
 	static const struct snapshot_progress waiting = {.phase = "wait"};
 
-	if (q->hooks && q->hooks->tick && !q->quiet)
+	if (q->hooks && q->hooks->tick)
 		(void)q->hooks->tick(q->hooks->data, &waiting, NULL);
 }
 

@@ -55,6 +55,3 @@ void qmp_pause(struct qmp *q, unsigned ms);
 
 /* The oldest event not yet taken; false when there is none. */
 bool qmp_next_event(struct qmp *q, char name[QMP_EVENT_NAME_MAX]);
-
-/* While set, hooks are not called: for the moments when the guest's I/O stands. */
-void qmp_set_quiet(struct qmp *q, bool quiet);

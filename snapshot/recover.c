@@ -8,6 +8,7 @@
 #include "collapse.h"
 #include "epochs.h"
 #include "exports.h"
+#include "guard.h"
 #include "overlay.h"
 #include "proc.h"
 #include "quiesce.h"
@@ -24,6 +25,8 @@ struct recovery {
 void recover_report_done(struct recover_report *r)
 {
 	text_list_done(&r->lines);
+	free(r->running.guest);
+	free(r->running.repo_url);
 	*r = (struct recover_report){0};
 }
 
@@ -130,15 +133,39 @@ static int run_recovery(const struct recovery *v, bool alive, struct error *err)
 	return r;
 }
 
-static int check_agent_dead(const struct journal *j, struct error *err)
+static bool agent_lives(const struct journal *j)
 {
 	uint64_t start =
 		j->agent_pid && j->agent_pid <= INT32_MAX ? proc_start((pid_t)j->agent_pid) : 0;
 
-	if (start && start == j->agent_start && j->agent_pid != (uint64_t)getpid())
-		return error_set(err, TM_E_BUSY,
-				 "another tidemark, process %llu, is at work on this guest",
-				 (unsigned long long)j->agent_pid);
+	return start && start == j->agent_start && j->agent_pid != (uint64_t)getpid();
+}
+
+/* Fills report->running by the journal of an agent that lives, and says so. */
+static int tell_running(const struct journal *j, struct recover_report *report, struct error *err)
+{
+	struct recover_running *v = &report->running;
+	char since[TIME_TEXT_MAX];
+	int r;
+
+	if (v->pid)
+		return 0;
+	time_format_utc(id_time_ms(&j->point), since);
+	r = text_copy(j->guest, &v->guest, err);
+	if (!r && j->repo_url)
+		r = text_copy(j->repo_url, &v->repo_url, err);
+	if (!r)
+		r = text_list_add(&report->lines, err,
+				  "guest %s: process %llu backs it up since %s%s%s, and is in the "
+				  "phase '%s'",
+				  j->guest, (unsigned long long)j->agent_pid, since,
+				  j->repo_url ? " to " : "", j->repo_url ? j->repo_url : "",
+				  journal_phase_name(j->phase));
+	if (r)
+		return r;
+	v->pid = j->agent_pid;
+	v->phase = journal_phase_name(j->phase);
+	v->point = j->point;
 	return 0;
 }
 
@@ -190,9 +217,18 @@ static int recover_found(struct guest *g, struct journal *j, const struct recove
 {
 	struct recovery v = {g, j, opt, &report->lines};
 	bool alive, gone = false;
-	int r = check_agent_dead(j, err);
+	struct error e = {0};
+	int r = 0;
 
-	if (!r)
+	if (agent_lives(j)) {
+		r = tell_running(j, report, err);
+		if (r || opt->check_only)
+			return r;
+		return error_set(err, TM_E_BUSY,
+				 "another tidemark, process %llu, is at work on this guest",
+				 (unsigned long long)j->agent_pid);
+	}
+	if (!opt->check_only)
 		r = lock_journal_of(g, j, &gone, err);
 	if (r || gone)
 		return r;
@@ -204,7 +240,11 @@ static int recover_found(struct guest *g, struct journal *j, const struct recove
 		return r;
 	/* An image's guest may have been one with a socket: settle and find it as what it was. */
 	g->kind = j->kind;
-	r = run_recovery(&v, alive, err);
+	if (!opt->unguarded && guard_start(j, g->state_dir, &g->guard, &e))
+		r = text_list_add(&report->lines, err, "%s", e.text);
+	if (!r)
+		r = run_recovery(&v, alive, err);
+	guard_end(tm_steal(g->guard));
 	report->left = r != 0;
 	return r;
 }
@@ -225,17 +265,13 @@ static int look_at_disks(struct guest *g, struct error *err)
 	return r ? error_set(err, r, "%s", e.text) : 0;
 }
 
-int recover_guest(const struct guest_target *target, const struct recover_options *opt,
-		  struct recover_report *report, struct error *err)
+static int recover_opened(struct guest *g, const struct recover_options *opt,
+			  struct recover_report *report, struct error *err)
 {
-	const struct guest_options gopt = {opt->state_dir, true, opt->hooks};
-	auto_clean(guest_free) struct guest *g = NULL;
 	auto_clean(journal_free) struct journal *j = NULL;
 	auto_free char *path = NULL;
-	int r = guest_new(target, &gopt, &g, err);
+	int r = journal_path(g->state_dir, g->key, &path, err);
 
-	if (!r)
-		r = journal_path(g->state_dir, g->key, &path, err);
 	if (!r && access(path, F_OK) < 0)
 		r = look_at_disks(g, err);
 	if (!r)
@@ -247,9 +283,35 @@ int recover_guest(const struct guest_target *target, const struct recover_option
 	return recover_found(g, j, opt, report, err);
 }
 
-/* One journal of the state directory, as the guest that it names. */
-static int recover_one(const char *path, const struct recover_options *opt,
-		       struct recover_report *report, struct error *err)
+/* Somebody holds the guest's lock: a backup, which its journal tells of, or another command. */
+static void tell_locked(const struct guest_target *target, const struct recover_options *opt,
+			struct recover_report *report)
+{
+	const struct guest_options gopt = {opt->state_dir, false, opt->hooks};
+	auto_clean(guest_free) struct guest *g = NULL;
+	auto_clean(journal_free) struct journal *j = NULL;
+	auto_free char *path = NULL;
+
+	if (guest_new(target, &gopt, &g, NULL) == 0 &&
+	    journal_path(g->state_dir, g->key, &path, NULL) == 0 &&
+	    journal_read(path, &j, NULL) == 0 && agent_lives(j) && tell_running(j, report, NULL))
+		log_debug("no memory for a line of the report");
+}
+
+int recover_guest(const struct guest_target *target, const struct recover_options *opt,
+		  struct recover_report *report, struct error *err)
+{
+	const struct guest_options gopt = {opt->state_dir, !opt->check_only, opt->hooks};
+	auto_clean(guest_free) struct guest *g = NULL;
+	int r = guest_new(target, &gopt, &g, err);
+
+	if (r == TM_E_BUSY)
+		tell_locked(target, opt, report);
+	return r ? r : recover_opened(g, opt, report, err);
+}
+
+int recover_journal(const char *path, const struct recover_options *opt,
+		    struct recover_report *report, struct error *err)
 {
 	auto_clean(journal_free) struct journal *j = NULL;
 	auto_free const char **images = NULL;
@@ -287,8 +349,10 @@ int recover_all(const struct recover_options *opt, struct recover_report *report
 	for (size_t i = 0; i < files.n; i++) {
 		struct recover_report one = {0};
 		struct error e = {0};
-		int rl = recover_one(files.v[i], opt, &one, &e);
+		int rl = recover_journal(files.v[i], opt, &one, &e);
 
+		if (rl == TM_E_BUSY && one.running.pid)
+			rl = 0; /* it is in good hands */
 		report->found |= one.found;
 		report->left |= one.left || rl;
 		for (size_t k = 0; !r && k < one.lines.n; k++)

@@ -12,6 +12,10 @@
 int recover_offline(struct guest *g, struct journal *j, struct text_list *lines,
 		    struct error *err) TM_WUR;
 
+/* One journal of a state directory, as the guest that it names. No such journal is success. */
+int recover_journal(const char *path, const struct recover_options *opt,
+		    struct recover_report *report, struct error *err) TM_WUR;
+
 /* ---- recover_find.c ---- */
 
 /* The journal that concerns g: its own, a copy beside its files.  *ret NULL: there is none. */

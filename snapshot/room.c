@@ -8,6 +8,7 @@
 
 #include "migration.h"
 #include "prepare.h"
+#include "proc.h"
 
 #include <errno.h>
 #include <string.h>
@@ -73,9 +74,15 @@ static int check_state(struct snapshot *s, struct error *err)
 	const char *text;
 	int r;
 
-	if (now < s->state_ms || !s->g->qmp || qmp_lost(s->g->qmp))
+	if (now < s->state_ms)
 		return 0;
 	s->state_ms = now + STATE_MS;
+	if (!s->g->qmp || qmp_lost(s->g->qmp)) {
+		/* What is read outlives QEMU; but a guest that ended may have to start again. */
+		if (proc_listener(s->g->qmp_socket, NULL))
+			return 0;
+		return error_set(err, TM_E_STALE, "the guest's QEMU has ended");
+	}
 	if (qmp_call(s->g->qmp, "query-status", NULL, STATE_WAIT, &status, NULL))
 		return 0; /* QEMU that hangs or is gone is found out by whoever reads */
 	text = jsonx_text(status, "status");

@@ -6,6 +6,7 @@
 #include "base_lock.h"
 #include "collapse.h"
 #include "epochs.h"
+#include "guard.h"
 #include "migration.h"
 #include "overlay.h"
 #include "prepare.h"
@@ -29,6 +30,7 @@ static void snapshot_free(struct snapshot *s)
 	free(s->reasons);
 	free(s->info.disks);
 	text_list_done(&s->info.warnings);
+	guard_end(tm_steal(s->g->guard));
 	journal_free(s->j);
 	json_decref(s->pull_actions);
 	free(s->state);
@@ -147,12 +149,12 @@ static int freeze_and_switch(struct snapshot *s, const struct snapshot_options *
 	if (frozen)
 		journal_debug_point("quiesced");
 	s->info.created_ms = clock_unix_ms(&clock_system);
-	qmp_set_quiet(s->g->qmp, true);
+	guest_set_quiet(s->g, true);
 	r = transaction(s, freeze_left_ms(&f), err);
 	if (!r && !frozen)
 		journal_debug_point("switched");
 	rt = freeze_end(s->g, &f, &res, &thaw_err);
-	qmp_set_quiet(s->g->qmp, false);
+	guest_set_quiet(s->g, false);
 	s->info.quiesced = res.quiesced;
 	s->info.freeze_ms = res.held_ms;
 	if (!r && rt)
@@ -298,7 +300,7 @@ int snapshot_begin(struct guest *g, const struct snapshot_options *opt, struct s
 	r = prepare_journal(s, opt, err);
 	if (r) { /* at most a directory and a journal that says that nothing was done */
 		if (s->j->socket_dir)
-			socket_dir_remove(s->j->socket_dir);
+			rundir_remove(s->j->socket_dir);
 		if (s->j->sequence)
 			(void)!journal_remove(s->j, NULL);
 		snapshot_free(s);

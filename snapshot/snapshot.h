@@ -328,6 +328,7 @@ struct recover_options {
 	const char *state_dir;
 	struct snapshot_hooks hooks;
 	bool check_only; /* look, say, change nothing */
+	bool unguarded;  /* no process watches over this one: it is that process itself */
 	/*
 	 * When known: is the journal's point committed?  May be NULL, then the bitmaps are left to
 	 * the next guest_settle().  TM_E_* when it cannot be told now.
@@ -337,7 +338,17 @@ struct recover_options {
 	void *data;
 };
 
+/* A backup whose agent lives. */
+struct recover_running {
+	uint64_t pid;      /* 0: there is none */
+	const char *phase; /* of its journal, docs/epochs.md; static */
+	struct tm_id point;
+	char *guest;    /* owned */
+	char *repo_url; /* owned, or NULL */
+};
+
 struct recover_report {
+	struct recover_running running;
 	bool found;             /* something was left by an interrupted run */
 	bool left;              /* something still is (check_only, or it could not be done) */
 	struct text_list lines; /* what was left and what was done, in order */
@@ -347,7 +358,8 @@ void recover_report_done(struct recover_report *r);
 
 /*
  * Finishes or undoes what an interrupted run left on one guest.  Without a journal in state_dir
- * the copies beside overlays are looked for.  TM_E_BUSY: another agent is at work on this guest.
+ * the copies beside overlays are looked for.  TM_E_BUSY: another agent is at work on this guest,
+ * report->running tells which where it backs it up; with check_only that is no error.
  * TM_E_STALE: the evidence cannot decide, nothing was touched, the text says what to do.
  * *report is filled on failure too; it may hold lines of before (they are kept).
  */
@@ -367,3 +379,13 @@ int recover_all(const struct recover_options *opt, struct recover_report *report
  */
 #define FREEZE_GUARD_WORD "__guard-freeze"
 int freeze_guard_main(const char *socket, const char *limit_ms);
+
+/* ---- the guard of a run ---- */
+
+/*
+ * A backup and a recovery are watched over by such a process as well: RECOVERY_GUARD_WORD, the
+ * state directory, the path of the journal, the agent's process.  When the agent ends without a
+ * word it puts the guest in order.
+ */
+#define RECOVERY_GUARD_WORD "__guard-recovery"
+int recovery_guard_main(const char *state_dir, const char *journal, const char *agent);

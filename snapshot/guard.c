@@ -1,0 +1,243 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * While a guest is on overlays, and above all in the moment when a merged overlay is left and the
+ * guest's I/O stands (PENDING), somebody has to go on whatever becomes of the agent.  The guard is
+ * a process of its own that does nothing but listen:
+ *
+ *   the agent said "end"                          it ends
+ *   the agent's socket closed without that        it runs the recovery that anybody could run
+ *   silence for SILENCE_MS after "hold"           it kills the agent, then the same
+ *
+ * A stopped agent, or one that waits for something that does not come, is of no more use to the
+ * guest than a dead one.
+ */
+#include "guard.h"
+
+#include "proc.h"
+#include "recover.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/pidfd.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <syslog.h>
+
+#define AGENT_FD      0     /* the socket to the agent */
+#define SILENCE_MS    5000  /* while the guest's I/O may stand */
+#define WORK_MS       60000 /* the same of one that waits for a disk */
+#define BEAT_MS       500   /* how often the agent says that it lives */
+#define END_MS        500   /* for a guard to end */
+#define KILL_MS       60000
+#define TRY_AGAIN_MS  500
+#define FAILURES_MAX  3
+#define TRY_AGAIN_FOR (UINT64_C(600) * 1000) /* after which it is left to the next command */
+
+#define WORD_HOLD    'h'
+#define WORD_RELEASE 'r'
+#define WORD_END     'e'
+
+static uint64_t now_ms(void)
+{
+	return clock_monotonic_ms(&clock_system);
+}
+
+/* ---- the agent's side ---- */
+
+struct guard {
+	int fd;
+	pid_t pid;
+	bool held;
+	uint64_t said_ms; /* when it heard of us last */
+};
+
+int guard_start(const struct journal *j, const char *state_dir, struct guard **ret,
+		struct error *err)
+{
+	char pid[16];
+	const char *const argv[] = {
+		"/proc/self/exe", RECOVERY_GUARD_WORD, state_dir, j->path, pid, NULL};
+	auto_free struct guard *g = NULL;
+	int pair[2], r;
+
+	*ret = NULL;
+	if (getenv("TIDEMARK_DEBUG_KILL_AT"))
+		return 0;
+	g = calloc(1, sizeof(*g));
+	if (!g)
+		return error_nomem(err);
+	(void)snprintf(pid, sizeof(pid), "%d", (int)getpid());
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
+		return error_errno(err, errno, "socketpair");
+	r = spawn_start_with(argv, pair[1], &g->pid, err);
+	(void)close(pair[1]);
+	if (r) {
+		(void)close(pair[0]);
+		return r;
+	}
+	g->fd = pair[0];
+	*ret = tm_steal(g);
+	return 0;
+}
+
+static void say(struct guard *g, char word)
+{
+	if (send(g->fd, &word, 1, MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
+		log_debug("the guard does not listen");
+	g->said_ms = now_ms();
+}
+
+void guard_hold(struct guard *g)
+{
+	if (!g || g->held)
+		return;
+	g->held = true;
+	say(g, WORD_HOLD);
+}
+
+void guard_beat(struct guard *g)
+{
+	if (g && g->held && now_ms() - g->said_ms >= BEAT_MS)
+		say(g, WORD_HOLD);
+}
+
+void guard_release(struct guard *g)
+{
+	if (!g || !g->held)
+		return;
+	g->held = false;
+	say(g, WORD_RELEASE);
+}
+
+void guard_end(struct guard *g)
+{
+	uint64_t deadline = now_ms() + END_MS;
+
+	if (!g)
+		return;
+	say(g, WORD_END);
+	(void)close(g->fd);
+	while (!spawn_ended(g->pid) && now_ms() < deadline)
+		clock_sleep_ms(&clock_system, 2);
+	free(g);
+}
+
+/* ---- the guard's side ---- */
+
+/* What ended the wait. */
+enum verdict {
+	AGENT_DONE,
+	AGENT_DEAD,
+	AGENT_SILENT,
+};
+
+/*
+ * An agent that waits for its disk or for a processor does what it can: who takes its place would
+ * have to wait for the same.
+ */
+static bool is_at_work(pid_t agent)
+{
+	char state = proc_state(agent);
+
+	return state == 'D' || state == 'R';
+}
+
+static enum verdict listen_to_agent(pid_t agent)
+{
+	uint64_t deadline = UINT64_MAX, last = UINT64_MAX;
+
+	for (;;) {
+		struct pollfd p = {AGENT_FD, POLLIN, 0};
+		uint64_t now = now_ms();
+		char word = 0;
+		ssize_t n;
+
+		if (now >= deadline && (now >= last || !is_at_work(agent)))
+			return AGENT_SILENT;
+		if (now >= deadline)
+			deadline = now + BEAT_MS;
+		if (poll(&p, 1, (int)min_u64(deadline - now, 60000)) <= 0)
+			continue;
+		n = recv(AGENT_FD, &word, 1, MSG_DONTWAIT);
+		if (n < 0 && (errno == EINTR || errno == EAGAIN))
+			continue;
+		if (n <= 0)
+			return AGENT_DEAD;
+		if (word == WORD_END)
+			return AGENT_DONE;
+		deadline = last = UINT64_MAX;
+		if (word == WORD_HOLD) {
+			deadline = now_ms() + SILENCE_MS;
+			last = now_ms() + WORK_MS;
+		}
+	}
+}
+
+/* A process in the middle of a request to a disk that hangs ends only when that comes back. */
+static void kill_agent(int pidfd)
+{
+	struct pollfd p = {pidfd, POLLIN, 0};
+
+	if (pidfd_send_signal(pidfd, SIGKILL, NULL, 0) < 0)
+		return;
+	syslog(LOG_WARNING, "the agent said nothing while the guest's writes stood: killed");
+	(void)poll(&p, 1, KILL_MS);
+}
+
+static void put_in_order(const char *state_dir, const char *journal)
+{
+	const struct recover_options opt = {.state_dir = state_dir, .unguarded = true};
+	uint64_t deadline = now_ms() + TRY_AGAIN_FOR;
+	struct error last = {0};
+
+	for (unsigned failures = 0; failures < FAILURES_MAX && now_ms() < deadline;) {
+		auto_recover_report struct recover_report report = {0};
+		struct error err = {0};
+		int r = recover_journal(journal, &opt, &report, &err);
+
+		if (!r) {
+			for (size_t i = 0; i < report.lines.n; i++)
+				syslog(LOG_NOTICE, "%s", report.lines.v[i]);
+			return;
+		}
+		if (strcmp(err.text, last.text) != 0)
+			syslog(LOG_ERR, "%s", err.text);
+		last = err;
+		/* An agent that is just dying, a QEMU that hangs; the rest a person decides. */
+		if (r != TM_E_BUSY && r != TM_E_TIMEOUT)
+			failures++;
+		clock_sleep_ms(&clock_system, TRY_AGAIN_MS);
+	}
+}
+
+int recovery_guard_main(const char *state_dir, const char *journal, const char *agent)
+{
+	static const int ignored[] = {SIGINT, SIGTERM, SIGHUP, SIGPIPE, SIGQUIT};
+	const struct sigaction ignore = {.sa_handler = SIG_IGN};
+	auto_close int pidfd = -1;
+	enum verdict verdict;
+	pid_t pid = (pid_t)strtol(agent, NULL, 10);
+
+	for (size_t i = 0; i < ARRAY_SIZE(ignored); i++)
+		(void)sigaction(ignored[i], &ignore, NULL);
+	/* What the agent was started with may be somebody's lock or pipe. */
+	(void)close_range(AGENT_FD + 3, ~0u, 0);
+	(void)unsetenv("TIDEMARK_DEBUG_STOP_AT"); /* that was meant for the agent */
+	(void)prctl(PR_SET_NAME, PROC_GUARD_NAME);
+	openlog("tidemark", LOG_PID, LOG_DAEMON);
+	/* As long as it is our parent, its number is its own. */
+	if (pid > 0 && getppid() == pid)
+		pidfd = pidfd_open(pid, 0);
+	if (getppid() != pid)
+		(void)close(tm_steal_fd(&pidfd));
+	verdict = listen_to_agent(pid);
+	if (verdict == AGENT_DONE)
+		return EXIT_SUCCESS;
+	if (verdict == AGENT_SILENT && pidfd >= 0)
+		kill_agent(pidfd);
+	put_in_order(state_dir, journal);
+	return EXIT_SUCCESS;
+}
