@@ -48,6 +48,9 @@ static int recover_one(struct agent *a, const struct guest_target *target,
 			if (text_list_add(&report->lines, NULL, "%s", one.lines.v[i]))
 				log_debug("no memory for a line of the report");
 		}
+		/* A backup that runs is not to be recovered from; only its guest must not start. */
+		if (r == TM_E_BUSY && one.running.pid && !a->opt.before_start)
+			r = 0;
 		recover_report_done(&one);
 		return r ? error_set(err, r, "%s", e.text) : 0;
 	}
@@ -94,7 +97,7 @@ int cmd_recover(struct agent *a, enum exit_status *status, struct error *err)
 	} else {
 		for (size_t i = 0; i < report.lines.n; i++)
 			(void)printf("%s\n", shown(report.lines.v[i]).s);
-		if (!report.found && !r && !a->opt.before_start)
+		if (!report.lines.n && !r && !a->opt.before_start)
 			(void)printf("nothing is left of interrupted runs\n");
 	}
 	if (report.left)
@@ -282,6 +285,25 @@ static struct outlook *ask_repository(struct agent *a, struct guest *g)
 	return o;
 }
 
+/* QEMU speaks with the backup that runs, and its images change: its journal has to do. */
+static int tell_running(struct agent *a, const struct recover_report *left, struct error *err)
+{
+	const struct recover_running *v = &left->running;
+	char since[TIME_TEXT_MAX];
+
+	if (!a->opt.json) {
+		for (size_t i = 0; i < left->lines.n; i++)
+			(void)printf("%s\n", shown(left->lines.v[i]).s);
+		return 0;
+	}
+	time_format_utc(id_time_ms(&v->point), since);
+	return print_json(json_pack("{s:s, s:b, s:{s:I, s:s, s:s, s:s, s:o}}", "guest", v->guest,
+				    "recovery_needed", 0, "running", "process", (json_int_t)v->pid,
+				    "phase", v->phase, "since", since, "point",
+				    id_text(&v->point).s, "repository", json_text(v->repo_url)),
+			  err);
+}
+
 int cmd_status(struct agent *a, enum exit_status *status, struct error *err)
 {
 	auto_recover_report struct recover_report left = {0};
@@ -298,6 +320,8 @@ int cmd_status(struct agent *a, enum exit_status *status, struct error *err)
 		return r;
 	recover = recover_options_of(a, true);
 	r = recover_guest(&t.guest, &recover, &left, err);
+	if (!r && left.running.pid)
+		return tell_running(a, &left, err);
 	if (r)
 		return r;
 	opt = (struct guest_options){.state_dir = a->state_dir, .hooks = {snapshot_tick, a}};
