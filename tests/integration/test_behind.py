@@ -1,0 +1,181 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""Ways in which an image changes behind the back of its bitmap: either QEMU keeps
+the bitmap right, or that it cannot be used is noticed. The audit is off, so that
+only the rules of docs/epochs.md are at work; what is restored is always compared."""
+
+import shutil
+
+from harness import HarnessError, Tidemark, image, run
+from harness.cases import case, main
+
+SIZE = 16 * image.MIB + 512
+
+
+def qemu_io(path, *commands, fmt="qcow2"):
+    run(["qemu-io", "-f", fmt] + [part for c in commands for part in ("-c", c)] + [path])
+
+
+class Rig:
+    """An image with two points, and a repository."""
+
+    def __init__(self, scratch, **create):
+        self.scratch = scratch
+        self.path = image.create(scratch.dir("disks") / "disk.qcow2", SIZE, **create)
+        self.tidemark = Tidemark(scratch)
+        self.tidemark("init")
+        qemu_io(self.path, "write -P 1 0 3M", "write -P 2 9M 100k")
+        self.backup("full")
+        qemu_io(self.path, "write -P 3 1M 64k")
+        self.backup("bitmap")
+
+    def backup(self, source, reason="", path=None, name="guest"):
+        path = path or self.path
+        point = self.tidemark("backup", f"image:{path},name={name}", "--audit", "0",
+                              expect=(0, 3)).json
+        disk, = point["disks"]
+        if disk["source"] != source or reason not in disk["reason"]:
+            raise HarnessError(f"expected {source} ({reason}): {disk}")
+        to, = self.tidemark("restore", point["point"], "--to", self.scratch.dir("r"),
+                            "--force").json["disks"]
+        image.assert_same(path, to["to"], "qcow2", "raw")
+        return point
+
+    def keep(self, name):
+        return image.copy(self.path, self.scratch / name)
+
+
+@case
+def edited_by_a_tool_of_qemu(scratch):
+    rig = Rig(scratch)
+    qemu_io(rig.path, "write -P 4 5M 64k", "write -z 0 64k", "discard 9M 64k")
+    rig.backup("bitmap")
+
+
+@case
+def an_older_copy_brings_its_older_bitmap(scratch):
+    rig = Rig(scratch)
+    old = rig.keep("old")
+    qemu_io(rig.path, "write -P 4 5M 64k")
+    rig.backup("bitmap")
+    qemu_io(rig.path, "write -P 5 6M 64k")
+    rig.backup("bitmap")
+    # As it was then, and with a life of its own since.
+    qemu_io(old, "write -P 6 7M 64k")
+    shutil.copyfile(old, rig.path)
+    rig.backup("bitmap")
+    qemu_io(rig.path, "write -P 7 8M 64k")
+    rig.backup("bitmap")
+
+
+@case
+def a_copy_of_an_image_in_use_has_no_bitmap_to_trust(scratch):
+    rig = Rig(scratch)
+    with image.nbd(rig.path, scratch / "s", writable=True) as handle:
+        handle.pwrite(b"\7" * 65536, 5 << 20)
+        handle.flush()
+        torn = rig.keep("torn")
+        handle.pwrite(b"\7" * 65536, 6 << 20)
+    shutil.copyfile(torn, rig.path)
+    rig.backup("hash-diff", "inconsistent")
+    rig.backup("bitmap")
+
+
+@case
+def a_clone_of_the_image_is_another_guests_disk(scratch):
+    rig = Rig(scratch)
+    clone = rig.keep("clone.qcow2")
+    qemu_io(rig.path, "write -P 4 5M 64k")
+    qemu_io(clone, "write -P 5 6M 64k")
+    rig.backup("full", "does not hold", path=clone, name="other")
+    rig.backup("bitmap")
+    qemu_io(clone, "write -P 6 7M 64k")
+    rig.backup("bitmap", path=clone, name="other")
+    # Even under one name each image brings the bitmap that is its own.
+    qemu_io(clone, "write -P 7 8M 64k")
+    twin = rig.keep("twin.qcow2")
+    qemu_io(rig.path, "write -P 8 2M 64k")
+    qemu_io(twin, "write -P 9 3M 64k")
+    rig.backup("bitmap")
+    rig.backup("bitmap", path=twin)
+    rig.backup("bitmap")
+
+
+@case
+def the_repository_goes_back_in_time(scratch):
+    rig = Rig(scratch)
+    shutil.copytree(rig.tidemark.repo, scratch / "then")
+    qemu_io(rig.path, "write -P 4 5M 64k")
+    rig.backup("bitmap")
+    qemu_io(rig.path, "write -P 5 6M 64k")
+    shutil.rmtree(rig.tidemark.repo)
+    shutil.move(scratch / "then", rig.tidemark.repo)
+    rig.backup("hash-diff", "does not hold")
+    rig.backup("bitmap")
+
+
+@case
+def two_copies_of_a_repository_take_the_bitmap_from_each_other(scratch):
+    rig = Rig(scratch)
+    shutil.copytree(rig.tidemark.repo, scratch / "second")
+    one, two = rig.tidemark.repo, scratch / "second"
+    for repo, source in ((one, "bitmap"), (two, "hash-diff"), (one, "hash-diff"), (one, "bitmap")):
+        qemu_io(rig.path, "write -P 4 5M 64k")
+        rig.tidemark.repo = repo
+        rig.backup(source)
+
+
+@case
+def reverted_to_an_internal_snapshot(scratch):
+    rig = Rig(scratch)
+    run(["qemu-img", "snapshot", "-c", "then", rig.path])
+    qemu_io(rig.path, "write -P 4 5M 64k")
+    rig.backup("bitmap")
+    done = run(["qemu-img", "snapshot", "-a", "then", rig.path], check=False)
+    print(f"# snapshot -a: exit {done.returncode}: {done.stderr.strip()}", flush=True)
+    if done.returncode == 0:
+        raise HarnessError("QEMU reverts an image that has bitmaps")
+    rig.backup("bitmap")
+
+
+@case
+def resized_while_it_is_off(scratch):
+    rig = Rig(scratch)
+    done = run(["qemu-img", "resize", "-f", "qcow2", rig.path, str(SIZE + image.MIB)], check=False)
+    print(f"# resize: exit {done.returncode}: {done.stderr.strip()}", flush=True)
+    qemu_io(rig.path, "write -P 4 16M 512")
+    rig.backup("bitmap")
+
+
+@case
+def rebased_and_converted(scratch):
+    low = image.create(scratch.dir("disks") / "low.qcow2", SIZE)
+    other = image.create(scratch.dir("disks") / "other.qcow2", SIZE)
+    qemu_io(other, "write -P 9 12M 1M")
+    rig = Rig(scratch, backing=low)
+    run(["qemu-img", "rebase", "-u", "-b", other, "-F", "qcow2", rig.path])
+    rig.backup("hash-diff", "below it")
+    rig.backup("bitmap")
+    for options, source in (([], "hash-diff"), (["--bitmaps"], "bitmap")):
+        out = scratch / "converted"
+        run(["qemu-img", "convert", "-O", "qcow2", "-B", other, "-F", "qcow2", *options, rig.path, out])
+        qemu_io(out, "write -P 6 7M 64k")
+        shutil.copyfile(out, rig.path)
+        rig.backup(source)
+
+
+@case
+def edited_by_a_tool_that_knows_no_bitmaps(scratch):
+    rig = Rig(scratch)
+    with open(rig.path, "r+b") as file:
+        file.seek(88)       # autoclear_features: who does not know a bit, clears it
+        flags = int.from_bytes(file.read(8), "big")
+        file.seek(88)
+        file.write((flags & ~1).to_bytes(8, "big"))
+    qemu_io(rig.path, "write -P 4 5M 64k")
+    rig.backup("hash-diff")
+    rig.backup("bitmap")
+
+
+if __name__ == "__main__":
+    main()
