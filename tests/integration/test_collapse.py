@@ -55,7 +55,10 @@ class Rig:
 
     def start_stopped(self, phase, *options, env=None):
         """The same, stopped right after `phase` was journalled."""
-        running = self.start(*options, env={"TIDEMARK_DEBUG_STOP_AT": phase, **(env or {})})
+        running = self.start(*options, env={
+            "TIDEMARK_DEBUG_STOP_AT": phase,
+            # No guard, as when the host dies: what it would do at once is done by the test.
+            "TIDEMARK_DEBUG_KILL_AT": "nowhere", **(env or {})})
         wait_stopped(running, phase)
         return running
 
