@@ -27,6 +27,7 @@ static int run(struct backup *b, const struct snapshot_disk *sd, struct repo_aud
 	auto_extents struct extents sample = {0};
 	struct repo_audit_counts c = {0};
 	struct error e = {0};
+	uint64_t all;
 	int r;
 
 	for (;;) {
@@ -43,6 +44,7 @@ static int run(struct backup *b, const struct snapshot_disk *sd, struct repo_aud
 	pd->audit.data = c.data;
 	pd->audit.empty = c.empty;
 	pd->audit.differed = c.differed;
+	all = c.data + c.empty;
 	if (c.differed)
 		say_warning(b->agent,
 			    "disk %s: ITS BITMAP IS WRONG: %llu of %llu clusters that it calls "
@@ -50,8 +52,8 @@ static int run(struct backup *b, const struct snapshot_disk *sd, struct repo_aud
 			    "behind QEMU's back. The disk is read whole and compared now, so that "
 			    "this point is right; points of this disk since it was last read "
 			    "whole may lack such changes",
-			    sd->name, (unsigned long long)c.differed,
-			    (unsigned long long)(c.data + c.empty), (unsigned long long)c.first);
+			    sd->name, (unsigned long long)c.differed, (unsigned long long)all,
+			    (unsigned long long)c.first);
 	return 0;
 }
 

@@ -92,6 +92,7 @@ struct base {
 static int describe_reason(struct point_disk *pd, const struct snapshot_disk *sd,
 			   const struct base *base, bool forced, struct error *err)
 {
+	uint64_t audited = pd->audit.data + pd->audit.empty;
 	char lost[SIZE_TEXT_MAX];
 
 	if (base->rung == RUNG_BITMAP)
@@ -102,7 +103,7 @@ static int describe_reason(struct point_disk *pd, const struct snapshot_disk *sd
 				   "the audit found %llu of %llu clusters changed that the bitmap "
 				   "called clean",
 				   (unsigned long long)pd->audit.differed,
-				   (unsigned long long)(pd->audit.data + pd->audit.empty));
+				   (unsigned long long)audited);
 	size_format(base->lost, lost);
 	if (base->lost)
 		return text_format(&pd->reason, err, "%s of point %.12s are damaged", lost,

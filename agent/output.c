@@ -87,14 +87,22 @@ void say_error(const struct agent *a, const struct error *err)
 			      err->line);
 }
 
+#define LINE_MAX_BYTES 1024
+
+TM_PRINTF(2, 0)
+static void format_line(char text[LINE_MAX_BYTES], const char *fmt, va_list ap)
+{
+	if (vsnprintf(text, LINE_MAX_BYTES, fmt, ap) < 0)
+		text[0] = '\0';
+}
+
 void say_warning(struct agent *a, const char *fmt, ...)
 {
-	char text[1024];
+	char text[LINE_MAX_BYTES];
 	va_list ap;
 
 	va_start(ap, fmt);
-	if (vsnprintf(text, sizeof(text), fmt, ap) < 0)
-		text[0] = '\0';
+	format_line(text, fmt, ap);
 	va_end(ap);
 	clear_bar(a);
 	(void)fputs("tidemark: warning: ", stderr);
@@ -108,15 +116,14 @@ void say_warning(struct agent *a, const char *fmt, ...)
 
 void say(struct agent *a, const char *fmt, ...)
 {
-	char text[1024];
+	char text[LINE_MAX_BYTES];
 	va_list ap;
 
 	if (a->opt.quiet || a->opt.json)
 		return;
 	clear_bar(a);
 	va_start(ap, fmt);
-	if (vsnprintf(text, sizeof(text), fmt, ap) < 0)
-		text[0] = '\0';
+	format_line(text, fmt, ap);
 	va_end(ap);
 	show_text(stderr, text);
 	(void)fputc('\n', stderr);

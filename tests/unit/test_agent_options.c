@@ -94,7 +94,7 @@ static void wrong_lines_name_the_wrong_word(void **state)
 		{"tidemark -r /r backup t --audit 99999999999", "'99999999999'"},
 		{"tidemark -r /r backup t --audit 1%", "'1%'"},
 		{"tidemark -r /r backup t --audit -1", "'-1'"},
-		{"tidemark -r /r backup t --collapse pull", "'pull'"},
+		{"tidemark -r /r backup t --collapse push", "'push'"},
 		{"tidemark -r /r verify --budget 30", "'30'"},
 		{"tidemark -r /r verify --budget 0m", "'0m'"},
 		{"tidemark -r /r verify --budget 3mm", "'3mm'"},
