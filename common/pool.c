@@ -2,6 +2,9 @@
 /*
  * The worker pool.  Two queues under one lock: tasks to run, and tasks that ran
  * and wait for the loop thread.  The loop is woken once for a full out-queue.
+ *
+ * Workers wait at a semaphore, which is raised once for each task: glibc before 2.41 may lose
+ * a signal of a condition variable for ever (its bug 25847).
  */
 #include "pool.h"
 
@@ -11,6 +14,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <string.h>
 
 struct task_queue {
@@ -27,7 +31,7 @@ struct pool {
 	struct loop *loop;
 	struct loop_waker waker;
 	pthread_mutex_t lock;
-	pthread_cond_t work;    /* with lock: something in `todo`, or stopping */
+	sem_t work;             /* tasks in `todo`; when stopping, one more for each worker */
 	struct task_queue todo; /* with lock */
 	struct task_queue ran;  /* with lock */
 	bool stopping;          /* with lock */
@@ -55,14 +59,15 @@ static void *worker_main(void *data)
 	struct pool *pool = w->pool;
 	bool wake;
 
-	(void)pthread_mutex_lock(&pool->lock);
-	while (!pool->stopping) {
-		struct pool_task *t = pool->todo.first;
+	for (;;) {
+		struct pool_task *t;
 
-		if (!t) {
-			(void)pthread_cond_wait(&pool->work, &pool->lock);
-			continue;
-		}
+		while (sem_wait(&pool->work) < 0)
+			continue; /* a signal */
+		(void)pthread_mutex_lock(&pool->lock);
+		t = pool->stopping ? NULL : pool->todo.first;
+		if (!t)
+			break;
 		pool->todo.first = t->next;
 		if (!t->next)
 			pool->todo.end = &pool->todo.first;
@@ -73,6 +78,7 @@ static void *worker_main(void *data)
 		queue_push(&pool->ran, t);
 		if (wake)
 			loop_wake(pool->loop);
+		(void)pthread_mutex_unlock(&pool->lock);
 	}
 	(void)pthread_mutex_unlock(&pool->lock);
 	return NULL;
@@ -98,8 +104,9 @@ static void stop_workers(struct pool *pool)
 {
 	(void)pthread_mutex_lock(&pool->lock);
 	pool->stopping = true;
-	(void)pthread_cond_broadcast(&pool->work);
 	(void)pthread_mutex_unlock(&pool->lock);
+	for (unsigned i = 0; i < pool->nworkers; i++)
+		(void)sem_post(&pool->work);
 	for (unsigned i = 0; i < pool->nworkers; i++)
 		(void)pthread_join(pool->workers[i].thread, NULL);
 }
@@ -120,7 +127,7 @@ int pool_new(struct loop *loop, unsigned workers, struct pool **ret, struct erro
 	queue_init(&pool->todo);
 	queue_init(&pool->ran);
 	(void)pthread_mutex_init(&pool->lock, NULL);
-	(void)pthread_cond_init(&pool->work, NULL);
+	(void)sem_init(&pool->work, 0, 0); /* fails for no such arguments */
 	loop_add_waker(loop, &pool->waker);
 	for (unsigned i = 0; i < workers; i++) {
 		pool->workers[i] = (struct worker){.pool = pool, .number = i};
@@ -143,7 +150,7 @@ void pool_free(struct pool *pool)
 	assert(!pool->outstanding);
 	stop_workers(pool);
 	loop_del_waker(pool->loop, &pool->waker);
-	(void)pthread_cond_destroy(&pool->work);
+	(void)sem_destroy(&pool->work);
 	(void)pthread_mutex_destroy(&pool->lock);
 	free(pool);
 }
@@ -158,6 +165,6 @@ void pool_submit(struct pool *pool, struct pool_task *task)
 	pool->outstanding++;
 	(void)pthread_mutex_lock(&pool->lock);
 	queue_push(&pool->todo, task);
-	(void)pthread_cond_signal(&pool->work);
 	(void)pthread_mutex_unlock(&pool->lock);
+	(void)sem_post(&pool->work); /* fails only at INT_MAX tasks */
 }
