@@ -308,18 +308,23 @@ static int take_last(void *data, const char *key, uint64_t size, struct error *e
 	return 0;
 }
 
-/* Compaction writes a later generation before it removes the earlier one. */
+/* Compaction writes a later generation before it removes the earlier one.  TM_E_NOTFOUND: there is
+ * none; a listing that fails says nothing about that. */
 static int tables_relist(struct tables_load *l)
 {
 	struct store *st = l->c->repo->st;
 	struct newest n = {{0}};
 	char prefix[KEY_MAX];
-	struct error err = {0};
+	int r;
 
 	memcpy(prefix, l->key, sizeof(prefix));
 	*strrchr(prefix, '.') = 0;
 	l->relists++;
-	if (st->ops->list(st, prefix, take_last, &n, &err) < 0 || !n.key[0])
+	error_clear(&l->req.err);
+	r = st->ops->list(st, prefix, take_last, &n, &l->req.err);
+	if (r < 0)
+		return r;
+	if (!n.key[0])
 		return TM_E_NOTFOUND;
 	memcpy(l->key, n.key, sizeof(l->key));
 	l->got = 0; /* of another object */
@@ -333,9 +338,12 @@ static void tables_got(struct store_req *req, int code)
 	size_t need;
 	int r;
 
-	if (code == TM_E_NOTFOUND && l->relists < MAX_RELISTS && tables_relist(l) == 0) {
-		tables_get(l);
-		return;
+	if (code == TM_E_NOTFOUND && l->relists < MAX_RELISTS) {
+		code = tables_relist(l);
+		if (code == 0) {
+			tables_get(l);
+			return;
+		}
 	}
 	if (code < 0) {
 		tables_loaded(l, code);
