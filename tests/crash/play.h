@@ -18,6 +18,7 @@ enum step_kind {
 	STEP_PROTECT,
 	STEP_UNPROTECT,
 	STEP_PRUNE,
+	STEP_REPAIR,     /* of what play_damage() does before */
 	STEP_KEY_ADD,    /* secret `arg`, full */
 	STEP_KEY_REMOVE, /* that of secret `arg` */
 	STEP_KEY_CHANGE, /* to secret `arg`, from `from` */
@@ -32,7 +33,8 @@ struct step {
 /* Sets as bit masks. */
 struct model {
 	bool made;
-	bool any; /* at least one point */
+	bool any;     /* at least one point */
+	bool damaged; /* points may be unreadable, which has to be said */
 	unsigned points, held, secrets;
 };
 
@@ -64,6 +66,9 @@ struct model model_either(const struct model *a, const struct model *b);
  * again.  Opens and closes the repository.
  */
 int play_step(struct play *p, unsigned i, const char *path, struct error *err);
+
+/* Damages a map segment of the newest session. */
+void play_damage(const char *path);
 
 /* Opens with a secret that works; TM_E_NOTFOUND: there is no repository. */
 int play_open(struct play *p, const char *path, unsigned secrets, struct error *err);

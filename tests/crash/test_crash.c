@@ -159,6 +159,8 @@ static unsigned record(struct cuts *c, unsigned i)
 	size_t before;
 
 	copy_tree(c->after, c->before);
+	if (p->script[i].kind == STEP_REPAIR)
+		play_damage(c->before);
 	from = begin_recording(c);
 	before = shim.nevents;
 	if (play_step(p, i, p->place.repo, &err) < 0)
@@ -181,6 +183,7 @@ static void cut_script(const struct step *script, unsigned steps, bool encrypted
 		struct model least = model_both(&a, &b), most = model_either(&a, &b);
 		unsigned from;
 
+		least.damaged = script[i].kind == STEP_REPAIR;
 		c.counts = (struct counts){0};
 		from = record(&c, i);
 		if (cut(&c, from, &least, &most, i, true, LIE_NONE, setting("CRASH_STATES", 3)) < 0)
@@ -269,11 +272,13 @@ static int kill_and_follow(struct cuts *c, unsigned i, unsigned n, enum follower
 	struct model a = play_model(p, i), b = play_model(p, i + 1);
 	struct model least = model_both(&a, &b), most = model_either(&a, &b);
 	struct error err = {0};
-	struct model while_it_runs = least, most_then = most;
+	struct model while_it_runs, most_then = most;
 	unsigned from;
 	bool killed;
 	int r;
 
+	least.damaged = p->script[i].kind == STEP_REPAIR;
+	while_it_runs = least;
 	(void)begin_recording(c);
 	shim_arm(FAULT_EIO, n, true);
 	(void)play_step(p, i, p->place.repo, &err);
@@ -312,6 +317,9 @@ static void kill_script(const struct step *script, unsigned steps, bool encrypte
 		for (unsigned f = 0; f < FOLLOWERS; f++) {
 			int r;
 
+			/* the others want what is whole */
+			if (script[i].kind == STEP_REPAIR && f > A_REPORT)
+				continue;
 			for (; (r = kill_and_follow(&c, i, n, f)) > 0; n += stride) {
 				kills++;
 				calls = n;

@@ -78,6 +78,7 @@ static bool fault_step(struct faults *f, unsigned i, enum shim_fault fault, unsi
 	must(f, i, n, "an error without a text", r == 0 || err.text[0], "");
 	must(f, i, n, "half a transfer is no error", r == 0 || fault != FAULT_SHORT, err.text);
 	must(f, i, n, "taken for damage", r != TM_E_CORRUPT, err.text);
+	least.damaged = p->script[i].kind == STEP_REPAIR;
 	if (r == 0)
 		least = most = b;
 	must(f, i, n, fault_name[fault], play_check(p, p->place.repo, &least, &most) == 0,
@@ -103,6 +104,10 @@ static void fault_script(const struct step *script, unsigned steps, bool encrypt
 		struct error err = {0};
 
 		copy_tree(f.after, f.before);
+		if (script[i].kind == STEP_REPAIR) {
+			play_damage(f.before);
+			copy_tree(f.before, p->place.run);
+		}
 		if (play_step(p, i, p->place.repo, &err) < 0)
 			fail_msg("%s: %s", step_name(script[i].kind), err.text);
 		copy_tree(p->place.run, f.after);
