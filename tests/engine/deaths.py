@@ -42,6 +42,8 @@ class Death:
             self.env["TIDEMARK_DEBUG_KILL_AT"] = self.phase
         elif self.kind.startswith("stop"):
             self.env["TIDEMARK_DEBUG_STOP_AT"] = self.phase
+        if "power" in self.kind:        # takes the guard as well: there is none
+            self.env["TIDEMARK_DEBUG_KILL_AT"] = "nowhere"
         if self.kind == "interrupt":
             self.expect = (0, 3, 130, -signal.SIGINT, -signal.SIGTERM)      # the latter: too early
         elif self.kind in ("qemu", "quit", "stop, qemu"):
@@ -52,7 +54,7 @@ class Death:
     def __str__(self):
         if self.kind == "none":
             return "nobody dies"
-        where = f" {self.phase}" if "TIDEMARK" in str(self.env) else f" after {self.delay:.2f} s"
+        where = f" {self.phase}" if self.phase in self.env.values() else f" after {self.delay:.2f} s"
         return f"death: {self.kind}{where}"
 
     def strike(self, run):
