@@ -32,6 +32,7 @@ static struct journal *sample(void)
 		d->size = UINT64_C(33558016);
 		d->frozen_mtime = UINT64_C(1795310000123456789);
 		d->pivot = i ? PIVOT_NONE : PIVOT_BEGUN;
+		d->how = i ? COLLAPSE_COMMIT : COLLAPSE_PULL_KEEP;
 	}
 	return j;
 }
@@ -59,6 +60,7 @@ static void what_was_written_is_read(void **state)
 	assert_int_equal(j->ndisks, 2);
 	assert_string_equal(j->disks[0].base, "/images/a b.qcow2");
 	assert_int_equal(j->disks[0].pivot, PIVOT_BEGUN);
+	assert_int_equal(j->disks[0].how, COLLAPSE_PULL_KEEP);
 	assert_int_equal(j->disks[0].frozen_mtime, UINT64_C(1795310000123456789));
 	assert_null(j->disks[1].qdev);
 	assert_int_equal(j->point.b[15], 0x5a);
