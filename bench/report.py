@@ -107,16 +107,25 @@ def table(result):
     return lines
 
 
-def markdown(document):
+def _head(document):
     m = document["machine"]
-    rounds = document["arguments"]
-    lines = [f"{m['date']}, commit {m['commit']}: {m['cpu']}, {m['cores']} cores, {m['memory_gib']} GiB, "
-             f"Linux {m['kernel']}; load {m['load']:.1f} at the start. {rounds['rounds']} rounds, "
-             f"{rounds['data']} MiB of files, seed {rounds['seed']}. "
-             + "; ".join(v for v in m["programs"].values() if v) + "."]
-    for name, result in document["scenarios"].items():
-        lines += ["", f"### {name}: {result['title']}", "", result["what"], "", *table(result)]
-    return "\n".join(lines)
+    return (f"{m['date']}: {m['cpu']}, {m['cores']} cores, {m['memory_gib']} GiB, Linux {m['kernel']}; "
+            f"{document['arguments']['data']} MiB of files, seed {document['arguments']['seed']}; "
+            + "; ".join(v for v in m["programs"].values() if v) + ".")
+
+
+def markdown(documents):
+    """Markdown of several runs; what they have in common is said once."""
+    lines = []
+    for document in documents:
+        head = _head(document)
+        if head not in lines:
+            lines += ["", head]
+        for name, result in document["scenarios"].items():
+            lines += ["", f"### {name}: {result['title']}", "", result["what"],
+                      f"(Rounds: {document['arguments']['rounds']}; commit {document['machine']['commit']}; "
+                      f"load {document['machine']['load']:.0f}.)", "", *table(result)]
+    return "\n".join(lines[1:])
 
 
 def save(path, document):
