@@ -22,8 +22,8 @@ def random_operations_and_deaths(_scratch):
     print(f"# seed {os.environ.get('SEED', seed)}: " + ", ".join(f"{n} {w}" for w, n in sorted(counts.items())))
     if counts["worlds that went wrong"]:
         raise HarnessError("see above")
-    if counts["cycles"] < CYCLES / 4:
-        raise HarnessError(f"only {counts['cycles']} cycles in {SECONDS} s")
+    if not counts["points"]:
+        raise HarnessError(f"no point in {counts['cycles']} cycles")
 
 
 # --- the model itself -------------------------------------------------------------
