@@ -70,7 +70,7 @@ void earlier_points_done(struct earlier_points *e)
 int earlier_next(struct agent *a, const char *guest, const char *disk, struct earlier_points *e,
 		 const struct point **point, const struct point_disk **ret_disk, struct error *err)
 {
-	struct point **v = reallocarray(e->v, e->n + 1, sizeof(*v));
+	struct point **v = reallocarray(e->v, e->n + 1, sizeof(struct point *));
 	auto_free char *name = strdup(disk);
 	int r;
 

@@ -169,7 +169,7 @@ static int load_one(struct repo *repo, const char *key, struct lost *l, struct e
 
 	r = r ? r : parse(repo, key, &b, &h, err);
 	r = r ? r : get(l, &h.session, h.type, le32_get(h.index), &bits, err);
-	if (r < 0)
+	if (r)
 		return r;
 	body = b.data + sizeof(h);
 	for (size_t i = 0; i < slots_of(h.type); i++)
