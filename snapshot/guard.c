@@ -145,22 +145,29 @@ static bool is_at_work(pid_t agent)
 	return state == 'D' || state == 'R';
 }
 
+/*
+ * Silence is counted in beats that the guard itself was awake for.  Where the guard was stopped,
+ * alone or with the agent (a frozen control group, a host that was paused), what the agent said is
+ * still to be read, and what it did not say in that time proves nothing.
+ */
 static enum verdict listen_to_agent(pid_t agent)
 {
-	uint64_t deadline = UINT64_MAX, last = UINT64_MAX;
+	uint64_t silent = 0;
+	bool held = false;
 
 	for (;;) {
 		struct pollfd p = {AGENT_FD, POLLIN, 0};
-		uint64_t now = now_ms();
+		uint64_t began = now_ms();
 		char word = 0;
 		ssize_t n;
 
-		if (now >= deadline && (now >= last || !is_at_work(agent)))
-			return AGENT_SILENT;
-		if (now >= deadline)
-			deadline = now + BEAT_MS;
-		if (poll(&p, 1, (int)min_u64(deadline - now, 60000)) <= 0)
+		if (poll(&p, 1, held ? BEAT_MS : -1) <= 0) {
+			silent += min_u64(now_ms() - began, BEAT_MS);
+			if (held && silent >= SILENCE_MS &&
+			    (silent >= WORK_MS || !is_at_work(agent)))
+				return AGENT_SILENT;
 			continue;
+		}
 		n = recv(AGENT_FD, &word, 1, MSG_DONTWAIT);
 		if (n < 0 && (errno == EINTR || errno == EAGAIN))
 			continue;
@@ -168,11 +175,8 @@ static enum verdict listen_to_agent(pid_t agent)
 			return AGENT_DEAD;
 		if (word == WORD_END)
 			return AGENT_DONE;
-		deadline = last = UINT64_MAX;
-		if (word == WORD_HOLD) {
-			deadline = now_ms() + SILENCE_MS;
-			last = now_ms() + WORK_MS;
-		}
+		held = word == WORD_HOLD;
+		silent = 0;
 	}
 }
 

@@ -3,6 +3,7 @@
 """The agent dies or hangs, above all in the moment when the guest's writes stand:
 its guard puts the guest in order, without any command being run."""
 
+import os
 import signal
 import time
 from pathlib import Path
@@ -119,6 +120,23 @@ def killed_while_the_guests_writes_stand(scratch):
 @case
 def stopped_while_the_guests_writes_stand(scratch):
     pending(scratch, lambda run: None, SILENCE + 3)
+
+
+@case
+def an_agent_is_not_killed_for_time_in_which_its_guard_was_stopped_as_well(scratch):
+    rig = Rig(scratch)
+    for guard_first in (True, False):   # whoever wakes up first, as after a pause of the host
+        rig.write()
+        run = rig.stop_at("pivoting")
+        processes = [run.process.pid, int(guards(rig.tidemark.state)[0])]
+        os.kill(processes[1], signal.SIGSTOP)
+        time.sleep(SILENCE + 2)
+        for process in processes[::-1] if guard_first else processes:
+            os.kill(process, signal.SIGCONT)
+            time.sleep(0.05)
+        run.finish(0)
+        rig.in_order(0)
+        rig.go_on()
 
 
 @case
