@@ -69,9 +69,10 @@ def measure(*pipeline, servers=(), env=None, stdin=None, expect=(0,)):
         processes.append(process)
         peaks.append(_Peak(process.pid))
     timer = threading.Timer(TIMEOUT, lambda: [p.kill() for p in processes])
+    timer.daemon = True  # or a bench that is ended would wait for it
     timer.start()
     errors = []
-    reader = threading.Thread(target=lambda: errors.append(processes[-1].stderr.read()))
+    reader = threading.Thread(target=lambda: errors.append(processes[-1].stderr.read()), daemon=True)
     reader.start()
     out = processes[-1].stdout.read()
     reader.join()
