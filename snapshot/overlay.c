@@ -7,20 +7,39 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#define OVERLAY_STEM 180 /* characters of the base's name */
+#define POINT_DIGITS ((size_t)12) /* of the point's id in the name of an overlay */
+
+/*
+ * Where the stem of an image's name ends.  One that an earlier pull made, "disk.ID-N.qcow2", has
+ * the stem "disk", or names would grow with each pull.
+ */
+static size_t stem_length(const char *name)
+{
+	const char *dot = strrchr(name, '.'), *id;
+	size_t len = dot && dot != name ? (size_t)(dot - name) : strlen(name);
+	size_t n = len;
+
+	while (n > 0 && name[n - 1] >= '0' && name[n - 1] <= '9')
+		n--;
+	if (n == len || n < POINT_DIGITS + 3 || name[n - 1] != '-')
+		return len;
+	id = name + n - 1 - POINT_DIGITS;
+	return strspn(id, "0123456789abcdef") == POINT_DIGITS && id[-1] == '.'
+		       ? (size_t)(id - 1 - name)
+		       : len;
+}
 
 static int overlay_name(const char *base_name, const struct tm_id *point, size_t index,
 			enum collapse_how how, char **ret, struct error *err)
 {
-	const char *dot = strrchr(base_name, '.');
-	size_t stem = dot && dot != base_name ? (size_t)(dot - base_name) : strlen(base_name);
 	const struct tm_id_text text = id_text(point);
-	const char *id = text.s + TM_ID_HEX - 12;
+	const char *id = text.s + TM_ID_HEX - POINT_DIGITS;
 
 	if (how == COLLAPSE_PULL)
-		return text_format(ret, err, "%.*s.%.12s-%zu.qcow2",
-				   (int)min_u64(stem, OVERLAY_STEM), base_name, id, index);
-	return text_format(ret, err, "%.*s.%.12s-%zu%s", OVERLAY_STEM, base_name, id, index,
+		return text_format(ret, err, "%.*s.%s-%zu.qcow2",
+				   (int)min_u64(stem_length(base_name), OVERLAY_STEM), base_name,
+				   id, index);
+	return text_format(ret, err, "%.*s.%s-%zu%s", OVERLAY_STEM, base_name, id, index,
 			   how == COLLAPSE_PULL_KEEP ? NAME_SUFFIX : OVERLAY_SUFFIX);
 }
 

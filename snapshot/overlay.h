@@ -6,6 +6,7 @@
 #include "journal.h"
 
 #define IMG_TIMEOUT_MS 60000 /* qemu-img on metadata */
+#define OVERLAY_STEM   180   /* characters of the base's name that the overlay's begins with */
 
 /*
  * Where the overlay of a base goes, and what it is called: by what becomes of it.  dir NULL: beside

@@ -4,6 +4,7 @@
  * bitmaps that its base has: the new one records on both, and whether the point is committed or
  * not, the bitmaps are settled as on a base.
  */
+#include "overlay.h"
 #include "prepare.h"
 
 #include <string.h>
@@ -13,8 +14,14 @@ static int check_keep(const struct journal_disk *jd, const struct block_node *ba
 		      struct error *err)
 {
 	const json_t *image = json_object_get(base->info, "image");
+	const char *slash = strrchr(jd->base, '/');
 	struct stat a, b;
 
+	if (strlen(slash ? slash + 1 : jd->base) > OVERLAY_STEM)
+		return error_set(err, TM_E_USAGE,
+				 "the name of %s is too long for a second one: leave out "
+				 "--keep-name",
+				 jd->base);
 	if (strcmp(jd->format, "qcow2") != 0)
 		return error_set(err, TM_E_USAGE,
 				 "its overlay cannot take the name of %s, whose format is %s and "

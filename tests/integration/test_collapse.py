@@ -302,6 +302,28 @@ def a_pulled_disk_keeps_its_name_where_that_is_asked_for(scratch):
     assert_clean(rig.vm)
 
 
+@case
+def names_do_not_grow_with_each_pull(scratch):
+    where = scratch.dir("disks")
+    rig = PullRig(scratch, [Disk(image.create(where / "vda.qcow2", SIZE), "vda"),
+                            Disk(image.create(where / f"{'n' * 190}.qcow2", SIZE), "vdb")])
+    # The second name of vdb would not begin with the first, and not be recognized.
+    result = rig.tidemark("backup", rig.vm.target(), "--quiesce", "never", "--collapse", "pull",
+                          "--keep-name", expect=2)
+    if "is too long" not in result.err:
+        raise HarnessError(f"it says: {result.err}")
+    assert_clean(rig.vm)
+    seen = set()
+    for _ in range(3):
+        rig.write_all()
+        rig.pull(expect=3)
+        seen.add(tuple(len(path.name) for path in rig.adopt().values()))
+    extra = len(".0123456789ab-0.qcow2")
+    if seen != {(len("vda") + extra, 180 + extra)}:
+        raise HarnessError(f"lengths of the names: {seen}")
+    rig.go_on()
+
+
 def add_kinds():
     """Every kind of disk, by each way; what follows is incremental and right."""
     def plain(where):
