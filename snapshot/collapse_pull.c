@@ -78,9 +78,10 @@ static int start_pull(struct collapse *c, const struct collapse_view *v, struct 
 }
 
 /*
- * QEMU writes the new header without the tables that it still has in memory: a death right then
- * would leave an image with holes.  To be opened again as it is makes it write them, and says if
- * that failed; no other command does both.
+ * QEMU may write the new header while tables of the image are still in its memory only: a death
+ * right then would leave an image with holes.  No such image has been seen; this is a precaution.
+ * To be opened again as it is makes QEMU write the tables, and says if that failed; no other
+ * command does both.
  */
 static int flush(struct collapse *c, const struct collapse_view *v, struct error *err)
 {
