@@ -79,7 +79,6 @@ void journal_free(struct journal *j)
 	free(j->state);
 	free(j->socket_dir);
 	free(j->path);
-	free(j->copy);
 	free(j);
 }
 
@@ -109,26 +108,55 @@ void journal_debug_point(const char *name)
 	}
 }
 
-/*
- * Both files, or at least one: a full file system of the overlays or of the state must not keep
- * the guest from going back onto its own files.  A copy that could not be replaced is removed,
- * and where even that fails its lower sequence tells that it is old.
- */
-static int publish(const struct journal *j, const struct buf *text, bool both, struct error *err)
+/* All its files: its own where that is known, then the copies. */
+static int list_files(const struct journal *j, struct text_list *ret, struct error *err)
 {
-	struct error e = {0}, e_copy = {0};
-	int r = io_publish(j->path, text->data, text->len, 0600, &e);
-	int r_copy = j->copy ? io_publish(j->copy, text->data, text->len, 0600, &e_copy) : r;
+	int r = j->path ? text_list_add(ret, err, "%s", j->path) : 0;
 
-	if (!r && !r_copy)
-		return 0;
-	if (both || (r && r_copy)) {
-		if (err && !err->code)
-			*err = r ? e : e_copy;
-		return r ? r : r_copy;
+	for (size_t i = 0; !r && i < j->ndisks; i++) {
+		/* Beside the base, where everybody looks who has to start the guest. */
+		if (j->disks[i].overlay)
+			r = text_list_add(ret, err, "%s" JOURNAL_SUFFIX, j->disks[i].base);
 	}
-	log_debug("%s", r ? e.text : e_copy.text);
-	(void)unlink(r ? j->path : j->copy);
+	return r;
+}
+
+/*
+ * All files, or at least one: a full file system of a base or of the state must not keep the guest
+ * from going back onto its own files.  A file that could not be replaced is removed, and where even
+ * that fails its lower sequence tells that it is old.
+ */
+static int publish(const struct journal *j, const struct buf *text, bool all, struct error *err)
+{
+	auto_text_list struct text_list files = {0};
+	struct error first = {0};
+	size_t written = 0;
+	int r = list_files(j, &files, err);
+
+	if (r)
+		return r;
+	for (size_t i = 0; i < files.n; i++) {
+		struct error e = {0};
+
+		if (io_publish(files.v[i], text->data, text->len, 0600, &e) == 0) {
+			free(files.v[i]);
+			files.v[i] = NULL; /* what remains is old */
+			written++;
+			continue;
+		}
+		log_debug("%s", e.text);
+		if (!first.code)
+			first = e;
+	}
+	if (written < files.n && (all || !written)) {
+		if (err && !err->code)
+			*err = first;
+		return first.code;
+	}
+	for (size_t i = 0; i < files.n; i++) {
+		if (files.v[i])
+			(void)unlink(files.v[i]);
+	}
 	return 0;
 }
 
@@ -168,21 +196,23 @@ static int read_one(const char *path, struct journal **ret, struct error *err)
 
 int journal_read(const char *path, struct journal **ret, struct error *err)
 {
-	auto_clean(journal_free) struct journal *j = NULL, *copy = NULL;
+	auto_clean(journal_free) struct journal *j = NULL;
+	auto_text_list struct text_list copies = {0};
 	int r = read_one(path, &j, err);
 
-	if (r)
-		return r;
-	if (j->copy && strcmp(j->copy, path) != 0 && read_one(j->copy, &copy, NULL) == 0 &&
-	    id_equal(&copy->point, &j->point) && copy->sequence > j->sequence) {
-		struct journal *older = j;
+	if (!r)
+		r = list_files(j, &copies, err);
+	for (size_t i = 0; !r && i < copies.n; i++) {
+		auto_clean(journal_free) struct journal *copy = NULL;
 
-		j = copy;
-		copy = older;
+		if (read_one(copies.v[i], &copy, NULL) == 0 && id_equal(&copy->point, &j->point) &&
+		    copy->sequence > j->sequence) {
+			journal_free(j);
+			j = tm_steal(copy);
+		}
 	}
-	free(j->path);
-	j->path = NULL;
-	r = text_copy(path, &j->path, err);
+	if (!r)
+		r = text_copy(path, &j->path, err);
 	if (r)
 		return r;
 	*ret = tm_steal(j);
@@ -200,15 +230,24 @@ static int remove_one(const char *path, struct error *err)
 	return r ? r : io_remove(path, err);
 }
 
+bool journal_exists(const struct journal *j)
+{
+	auto_text_list struct text_list files = {0};
+	bool found = list_files(j, &files, NULL) != 0; /* not known: rather yes */
+
+	for (size_t i = 0; !found && i < files.n; i++)
+		found = access(files.v[i], F_OK) == 0;
+	return found;
+}
+
 int journal_remove(const struct journal *j, struct error *err)
 {
-	int r = 0;
+	auto_text_list struct text_list files = {0};
+	int r = list_files(j, &files, err);
 
-	/* The copy first: without the other one, nobody would look for it. */
-	if (j->copy)
-		r = remove_one(j->copy, err);
-	if (!r && j->path)
-		r = remove_one(j->path, err);
+	/* The copies first: without the other one, nobody would look for them. */
+	for (size_t i = files.n; !r && i > 0; i--)
+		r = remove_one(files.v[i - 1], err);
 	return r;
 }
 

@@ -80,9 +80,7 @@ struct journal {
 
 	int socket_lock; /* not stored: of socket_dir, rundir.h; -1: none */
 
-	/* Not stored: where it stands. */
-	char *path;
-	char *copy; /* beside the first overlay, or NULL */
+	char *path; /* not stored: in the state directory; copies lie beside the bases */
 };
 
 int journal_new(struct journal **ret, struct error *err) TM_WUR;
@@ -95,16 +93,21 @@ int journal_encode(const struct journal *j, struct buf *ret, struct error *err) 
 int journal_decode(const void *bytes, size_t len, const char *path, struct journal **ret,
 		   struct error *err) TM_WUR;
 
-/* Writes phase durably, at path and copy. */
+/* Writes phase durably, at path and beside each base that has an overlay. */
 int journal_write(struct journal *j, enum journal_phase phase, struct error *err) TM_WUR;
 /*
  * For tests of recovery only: when TIDEMARK_DEBUG_KILL_AT or TIDEMARK_DEBUG_STOP_AT is this name,
  * of a phase that was just journalled or of another point, the process kills or stops itself.
  */
 void journal_debug_point(const char *name);
-/* TM_E_NOTFOUND without one. path is remembered in the journal. */
+/*
+ * The newest of the journal at path and its copies.  TM_E_NOTFOUND without one at path, which is
+ * remembered in the journal.
+ */
 int journal_read(const char *path, struct journal **ret, struct error *err) TM_WUR;
-/* Removes both files. */
+/* Is any of its files there? */
+bool journal_exists(const struct journal *j);
+/* Removes all its files. */
 int journal_remove(const struct journal *j, struct error *err) TM_WUR;
 
 /* A file name for a guest, made from its socket's or first image's path. */

@@ -56,15 +56,15 @@ static int encode_body(const struct journal *j, json_t **ret, struct error *err)
 	if (r)
 		return r;
 	return jsonx_make(ret, err,
-			  "{s:i, s:I, s:s, s:s, s:s, s:s?, s:s?, s:s?, s:s, s:s, s:s?, s:s?, s:s?, "
+			  "{s:i, s:I, s:s, s:s, s:s, s:s?, s:s?, s:s?, s:s, s:s, s:s?, s:s?, "
 			  "s:I, s:I, s:O}",
 			  "tidemark_journal", JOURNAL_FORMAT, "sequence", (json_int_t)j->sequence,
 			  "phase", journal_phase_name(j->phase), "kind", kind_names[j->kind],
 			  "guest", j->guest, "qmp_socket", j->qmp_socket, "agent_socket",
 			  j->agent_socket, "repo_url", j->repo_url, "repo", id_text(&j->repo).s,
 			  "point", id_text(&j->point).s, "state", j->state, "socket_dir",
-			  j->socket_dir, "copy", j->copy, "agent_pid", (json_int_t)j->agent_pid,
-			  "agent_start", (json_int_t)j->agent_start, "disks", disks);
+			  j->socket_dir, "agent_pid", (json_int_t)j->agent_pid, "agent_start",
+			  (json_int_t)j->agent_start, "disks", disks);
 }
 
 int journal_encode(const struct journal *j, struct buf *ret, struct error *err)
@@ -153,8 +153,6 @@ static int decode_head(const json_t *v, struct journal *j, struct error *err)
 		r = jsonx_copy(v, "state", &j->state, err);
 	if (!r)
 		r = jsonx_copy(v, "socket_dir", &j->socket_dir, err);
-	if (!r)
-		r = jsonx_copy(v, "copy", &j->copy, err);
 	if (!r && j->kind == GUEST_QMP && !j->qmp_socket)
 		r = error_set(err, TM_E_CORRUPT, "it names no QMP socket");
 	return r;

@@ -149,10 +149,6 @@ int prepare_journal(struct snapshot *s, const struct snapshot_options *opt, stru
 	}
 	if (!r)
 		r = rundir_make(j->disks[0].base, &j->socket_dir, &j->socket_lock, err);
-	/* Beside the base: there everybody looks who has to start the guest, wherever overlays lie.
-	 */
-	if (!r && j->disks[0].overlay)
-		r = text_format(&j->copy, err, "%s" JOURNAL_SUFFIX, j->disks[0].base);
 	if (!r)
 		r = start_guard(s, err);
 	return r ? r : journal_write(j, JOURNAL_PREPARING, err);

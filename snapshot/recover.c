@@ -208,7 +208,7 @@ static int lock_journal_of(struct guest *g, const struct journal *j, bool *ret_g
 	if (r || strcmp(key, g->key) == 0)
 		return r;
 	r = journal_lock(g->state_dir, key, &g->lock_journal, err);
-	*ret_gone = !r && access(j->path, F_OK) < 0 && (!j->copy || access(j->copy, F_OK) < 0);
+	*ret_gone = !r && !journal_exists(j);
 	return r;
 }
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Which journal concerns a guest.  The one in the state directory is found by the guest's key.
- * When the state was lost, the copy beside the first overlay is found through the files that the
+ * When the state was lost, a copy beside any of the bases is found through the files that the
  * guest uses: it lies in a directory of its bases or overlays, and names one of them.
  */
 #include "recover.h"
@@ -118,7 +118,7 @@ static int list_beside(const char *file, struct text_list *files, struct error *
 	return 0;
 }
 
-/* Copies beside the files of the guest.  A found one is written to both places from now on. */
+/* Copies beside the files of the guest.  A found one is written to all places from now on. */
 static int find_copy(struct guest *g, struct journal **ret, struct error *unread, struct error *err)
 {
 	auto_free char *key = NULL;
@@ -140,8 +140,8 @@ static int find_copy(struct guest *g, struct journal **ret, struct error *unread
 		r = pick(g, &files, ret, unread);
 	if (r || !*ret)
 		return r;
-	free((*ret)->copy);
-	(*ret)->copy = tm_steal((*ret)->path);
+	free((*ret)->path);
+	(*ret)->path = NULL;
 	/* What is left of the lost one is found, replaced and removed under its own name. */
 	if ((*ret)->kind == GUEST_QMP && (*ret)->qmp_socket)
 		r = journal_key((*ret)->qmp_socket, &key, err);
@@ -232,10 +232,9 @@ int recover_find(struct guest *g, struct journal **ret, struct error *err)
 		r = TM_E_CORRUPT;
 	}
 	if (!*ret && r == TM_E_CORRUPT)
-		return error_set(
-			err, r,
-			"%s, and there is no copy beside an overlay: see that the guest runs "
-			"on its own files, then remove it",
-			e.text);
+		return error_set(err, r,
+				 "%s, and there is no copy beside a base: see that the guest runs "
+				 "on its own files, then remove it",
+				 e.text);
 	return *ret ? 0 : refuse_strays(g, err);
 }

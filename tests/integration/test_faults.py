@@ -63,7 +63,7 @@ A peer between Tidemark and `qemu-nbd` spoils the first and the last use of each
 JOURNAL_HEAD = """
 ## The journal
 
-Each write of it, in the order of a run. There is a file in the state directory and a copy beside the base; each is
+Each write of it, in the order of a run. There is a file in the state directory and a copy beside each base, here one; each is
 written, synced, and renamed.
 
 * **EIO**, **ENOSPC**: on both files, or on the one named

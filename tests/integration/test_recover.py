@@ -28,12 +28,13 @@ class Rig:
     """A guest of two disks without an operating system, one good point, and a
     shadow of what was written to each disk."""
 
-    def __init__(self, scratch):
+    def __init__(self, scratch, dirs=("disks", "disks")):
         self.scratch = scratch
         self.rng = make_rng("recover")
-        self.dir = scratch.dir("disks")
+        self.dirs = [scratch.dir(d) for d in dirs]
+        self.dir = self.dirs[0]
         self.shadows = {n: image.Shadow(scratch / f"{n}.shadow", SIZE) for n in NAMES}
-        self.paths = [image.create(self.dir / f"{n}.qcow2", SIZE) for n in NAMES]
+        self.paths = [image.create(d / f"{n}.qcow2", SIZE) for d, n in zip(self.dirs, NAMES)]
         self.vm = Vm(scratch, [Disk(p, n) for p, n in zip(self.paths, NAMES)], guest=False).start()
         note_baseline(self.vm)
         self.tidemark = Tidemark(scratch)
@@ -87,7 +88,7 @@ class Rig:
         for path, name in zip(self.paths, NAMES):
             image.assert_same(path, self.shadows[name].path)
             image.check(path, leaks_ok=True)
-        if surplus := [p for p in self.dir.iterdir() if p not in self.paths]:
+        if surplus := [p for d in self.dirs for p in d.iterdir() if p not in self.paths]:
             raise HarnessError(f"left behind: {surplus}")
 
     def go_on(self):
@@ -267,15 +268,18 @@ def the_monitor_is_lost_and_taken_by_somebody_else(scratch):
 # --- the journal ------------------------------------------------------------------
 
 
-def crashed(scratch, phase="frozen"):
-    """Both dead while frozen, with data in the overlays."""
-    rig = Rig(scratch)
+def crashed(scratch, phase="frozen", **options):
+    """Both dead while frozen, with data in the overlays. Returns the rig and all
+    files of the journal: the one in the state directory first."""
+    rig = Rig(scratch, **options)
     run = rig.stop_at(phase, NO_GUARD)
     rig.vm.kill()
     run.kill()
     journal, = (rig.tidemark.state / "journal").glob("*.json")
-    copy, = rig.dir.glob("*.tidemark-journal")
-    return rig, journal, copy
+    copies = [path.with_name(path.name + ".tidemark-journal") for path in rig.paths]
+    if len({path.read_bytes() for path in (journal, *copies)}) != 1:
+        raise HarnessError("the files of the journal differ")
+    return rig, journal, *copies
 
 
 @case
@@ -287,12 +291,25 @@ def a_journal_that_is_missing_or_torn_in_one_place(scratch):
         path.write_bytes(path.read_bytes()[:100])
 
     for number, spoil in enumerate((remove, tear)):
-        for which in (0, 1):
+        for which in (0, 1, 2):
             rig, *places = crashed(Sub(scratch, f"{number}-{which}"))
             spoil(places[which])
             rig.tidemark("recover", "--before-start", rig.images)
             rig.go_on()
             rig.vm.kill()
+
+
+@case
+def any_base_leads_to_the_journal_when_the_state_is_lost(scratch):
+    for phase in ("frozen", "pivoted"):
+        rig, *places = crashed(Sub(scratch, phase), phase, dirs=("first", "second"))
+        shutil.rmtree(rig.tidemark.state)
+        result = rig.tidemark("recover", "--before-start", f"image:{rig.paths[1]}")
+        rig.assert_images()
+        if left := [path for path in places if path.exists()]:
+            raise HarnessError(f"left behind: {left}: {result.err}")
+        rig.go_on()
+        rig.vm.kill()
 
 
 @case

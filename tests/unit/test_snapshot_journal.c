@@ -26,7 +26,7 @@ static struct journal *sample(void)
 		d->name = strdup(i ? "vdb" : "vda");
 		d->qdev = i ? NULL : strdup("/machine/peripheral/vda/virtio-backend");
 		d->drive = i ? strdup("drive1") : NULL;
-		d->base = strdup("/images/a b.qcow2");
+		d->base = strdup(i ? "/images/b.qcow2" : "/images/a b.qcow2");
 		d->format = strdup("qcow2");
 		d->overlay = strdup("/images/x.tidemark-overlay");
 		d->size = UINT64_C(33558016);
@@ -166,65 +166,163 @@ static void nonsense_with_a_good_sum_is_an_error(void **state)
 	}
 }
 
+/* A state directory and the directories of two bases. */
 struct place {
-	char dir[32], path[64], copy[64];
+	char dir[32], path[64], base[2][64], copy[2][96];
 };
 
-static void make_place(struct place *p)
+static struct journal *make_place(struct place *p)
 {
+	struct journal *j = sample();
+
 	(void)strcpy(p->dir, "/tmp/tidemark-test-XXXXXX");
 	assert_non_null(mkdtemp(p->dir));
 	(void)snprintf(p->path, sizeof(p->path), "%s/j.json", p->dir);
-	(void)snprintf(p->copy, sizeof(p->copy), "%s/copy", p->dir);
+	j->path = strdup(p->path);
+	for (int i = 0; i < 2; i++) {
+		(void)snprintf(p->base[i], sizeof(p->base[i]), "%s/%d", p->dir, i);
+		assert_int_equal(mkdir(p->base[i], 0700), 0);
+		(void)strcat(p->base[i], "/disk.qcow2");
+		(void)snprintf(p->copy[i], sizeof(p->copy[i]), "%s.tidemark-journal", p->base[i]);
+		free(j->disks[i].base);
+		j->disks[i].base = strdup(p->base[i]);
+	}
+	return j;
 }
 
-static void the_newer_of_two_copies_counts(void **state)
+/* Nothing else is in it. */
+static void drop_place(struct place *p)
 {
-	struct journal *j = sample(), *back = NULL;
-	char tmp[80];
+	for (int i = 0; i < 2; i++) {
+		*strrchr(p->base[i], '/') = '\0';
+		assert_int_equal(rmdir(p->base[i]), 0);
+	}
+	assert_int_equal(rmdir(p->dir), 0);
+}
+
+static void set_path(struct journal *j, const char *path)
+{
+	free(j->path);
+	j->path = strdup(path);
+}
+
+static void set_base(struct journal *j, int i, const char *path)
+{
+	free(j->disks[i].base);
+	j->disks[i].base = strdup(path);
+}
+
+static void expect_phase(const char *path, enum journal_phase phase)
+{
+	struct journal *back = NULL;
+
+	assert_int_equal(journal_read(path, &back, NULL), 0);
+	assert_int_equal(back->phase, phase);
+	assert_string_equal(back->path, path);
+	journal_free(back);
+}
+
+static void any_file_leads_to_the_newest(void **state)
+{
 	struct place p;
+	struct journal *j = make_place(&p), *back = NULL;
+	const char *const files[] = {p.path, p.copy[0], p.copy[1]};
+	struct buf old[3] = {{0}};
 
 	(void)state;
-	make_place(&p);
-	j->path = strdup(p.path);
-	j->copy = strdup(p.copy);
 	assert_int_equal(journal_write(j, JOURNAL_FROZEN, NULL), 0);
-	assert_int_equal(access(p.copy, F_OK), 0);
-	/* The first file stays behind: as if only the copy could be written. */
-	free(j->path);
-	j->path = strdup(p.copy);
-	assert_int_equal(journal_write(j, JOURNAL_COMMITTING, NULL), 0);
+	for (int i = 0; i < 3; i++)
+		assert_int_equal(io_read_file(files[i], JOURNAL_MAX, &old[i], NULL), 0);
+	for (int newest = 0; newest < 3; newest++) {
+		/* The others stay behind: as if only one could be written. */
+		assert_int_equal(journal_write(j, JOURNAL_COMMITTING, NULL), 0);
+		for (int i = 0; i < 3; i++) {
+			if (i != newest)
+				assert_int_equal(
+					io_publish(files[i], old[i].data, old[i].len, 0600, NULL),
+					0);
+		}
+		for (int i = 0; i < 3; i++) {
+			/* Which file a copy is a copy of, it does not know. */
+			expect_phase(files[i],
+				     newest == 0 && i != 0 ? JOURNAL_FROZEN : JOURNAL_COMMITTING);
+		}
+	}
+	/* A process died while it wrote any of them. */
+	for (int i = 0; i < 3; i++) {
+		char tmp[128];
+
+		(void)snprintf(tmp, sizeof(tmp), "%s" IO_PUBLISH_TMP, files[i]);
+		assert_int_equal(io_publish(tmp, "half", 4, 0600, NULL), 0);
+		buf_done(&old[i]);
+	}
 	assert_int_equal(journal_read(p.path, &back, NULL), 0);
-	assert_int_equal(back->phase, JOURNAL_COMMITTING);
-	assert_string_equal(back->path, p.path);
-	/* A process died while it wrote either of them. */
-	(void)snprintf(tmp, sizeof(tmp), "%s" IO_PUBLISH_TMP, p.copy);
-	assert_int_equal(io_publish(tmp, "half", 4, 0600, NULL), 0);
-	(void)snprintf(tmp, sizeof(tmp), "%s" IO_PUBLISH_TMP, p.path);
-	assert_int_equal(io_publish(tmp, "half", 4, 0600, NULL), 0);
 	assert_int_equal(journal_remove(back, NULL), 0);
-	assert_int_equal(rmdir(p.dir), 0);
+	assert_false(journal_exists(j));
+	drop_place(&p);
 	journal_free(back);
 	journal_free(j);
 }
 
-static void one_of_two_places_is_enough_once_frozen(void **state)
+static void one_place_is_enough_once_frozen(void **state)
 {
-	struct journal *j = sample();
 	struct place p;
+	struct journal *j = make_place(&p);
 
 	(void)state;
-	make_place(&p);
-	j->path = strdup(p.path);
-	j->copy = strdup("/nonexistent/copy");
+	set_base(j, 1, "/nonexistent/b");
 	assert_int_equal(journal_write(j, JOURNAL_PREPARING, NULL), TM_E_NOTFOUND);
 	assert_int_equal(journal_write(j, JOURNAL_COMMITTING, NULL), 0);
-	free(j->path);
-	j->path = strdup("/nonexistent/j");
-	assert_int_not_equal(journal_write(j, JOURNAL_PIVOTING, NULL), 0);
-	assert_int_equal(j->phase, JOURNAL_COMMITTING);
-	(void)unlink(p.path);
-	assert_int_equal(rmdir(p.dir), 0);
+	set_path(j, "/nonexistent/j");
+	assert_int_equal(journal_write(j, JOURNAL_PIVOTING, NULL), 0);
+	expect_phase(p.copy[0], JOURNAL_PIVOTING);
+	set_base(j, 0, "/nonexistent/a");
+	assert_int_not_equal(journal_write(j, JOURNAL_PIVOTED, NULL), 0);
+	assert_int_equal(j->phase, JOURNAL_PIVOTING);
+	assert_false(journal_exists(j));
+	set_base(j, 0, p.base[0]);
+	assert_true(journal_exists(j));
+	set_path(j, p.path);
+	assert_int_equal(journal_remove(j, NULL), 0);
+	drop_place(&p);
+	journal_free(j);
+}
+
+/* What cannot be replaced goes, so that nobody finds it alone and takes it for the newest. */
+static void a_file_that_cannot_be_written_is_removed(void **state)
+{
+	struct place p;
+	struct journal *j = make_place(&p);
+	char tmp[128];
+
+	(void)state;
+	assert_int_equal(journal_write(j, JOURNAL_FROZEN, NULL), 0);
+	(void)snprintf(tmp, sizeof(tmp), "%s" IO_PUBLISH_TMP, p.copy[1]);
+	assert_int_equal(mkdir(tmp, 0700), 0);
+	assert_int_equal(journal_write(j, JOURNAL_COMMITTING, NULL), 0);
+	assert_int_not_equal(access(p.copy[1], F_OK), 0);
+	expect_phase(p.path, JOURNAL_COMMITTING);
+	expect_phase(p.copy[0], JOURNAL_COMMITTING);
+	assert_int_equal(rmdir(tmp), 0);
+	assert_int_equal(journal_remove(j, NULL), 0);
+	drop_place(&p);
+	journal_free(j);
+}
+
+static void images_of_a_guest_that_is_off_have_no_copies(void **state)
+{
+	struct place p;
+	struct journal *j = make_place(&p);
+
+	(void)state;
+	for (int i = 0; i < 2; i++) {
+		free(j->disks[i].overlay);
+		j->disks[i].overlay = NULL;
+	}
+	assert_int_equal(journal_write(j, JOURNAL_FROZEN, NULL), 0);
+	assert_int_not_equal(access(p.copy[0], F_OK), 0);
+	assert_int_equal(journal_remove(j, NULL), 0);
+	drop_place(&p);
 	journal_free(j);
 }
 
@@ -271,8 +369,10 @@ int main(void)
 		cmocka_unit_test(every_flipped_bit_is_an_error),
 		cmocka_unit_test(a_newer_format_is_refused_as_such),
 		cmocka_unit_test(nonsense_with_a_good_sum_is_an_error),
-		cmocka_unit_test(the_newer_of_two_copies_counts),
-		cmocka_unit_test(one_of_two_places_is_enough_once_frozen),
+		cmocka_unit_test(any_file_leads_to_the_newest),
+		cmocka_unit_test(one_place_is_enough_once_frozen),
+		cmocka_unit_test(a_file_that_cannot_be_written_is_removed),
+		cmocka_unit_test(images_of_a_guest_that_is_off_have_no_copies),
 		cmocka_unit_test(the_lock_names_its_holder),
 		cmocka_unit_test(keys_are_file_names_that_differ),
 	};
