@@ -21,6 +21,7 @@ static int start_commit(struct collapse *c, const struct collapse_view *v, struc
 		return error_set(err, TM_E_PEER, "the commit of its overlay failed %d times",
 				 COLLAPSE_JOBS_MAX);
 	c->d->pivot = PIVOT_NONE;
+	c->d->frozen_mtime = 0; /* from here on the base does change */
 	base_unlock(c->d);
 	r = journal_write(c->j, JOURNAL_COMMITTING, err);
 	if (!r)

@@ -37,9 +37,9 @@ static uint64_t mtime_ns(const struct stat *st)
 }
 
 /*
- * From the transaction to the commit nobody writes to the base.  A base that was written all the
- * same was started alone; and so it was when it is younger than an overlay that was written to
- * after a transaction which nobody lived to see.
+ * From the transaction to the commit of its own overlay, or for ever with a pull, nobody writes to
+ * the base.  A base that was written all the same was started alone; and so it was when it is
+ * younger than an overlay that was written to after a transaction which nobody lived to see.
  */
 static int check_base_unchanged(const struct journal *j, const struct journal_disk *d,
 				struct error *err)
@@ -49,8 +49,7 @@ static int check_base_unchanged(const struct journal *j, const struct journal_di
 
 	if (stat(d->base, &base) < 0)
 		return error_errno(err, errno, "cannot look at %s", d->base);
-	if (d->frozen_mtime && (j->phase == JOURNAL_FROZEN ||
-				(j->phase > JOURNAL_FROZEN && d->how != COLLAPSE_COMMIT)))
+	if (d->frozen_mtime && j->phase >= JOURNAL_FROZEN)
 		changed = mtime_ns(&base) != d->frozen_mtime;
 	else if (j->phase == JOURNAL_FREEZING && stat(d->overlay, &overlay) == 0)
 		changed = mtime_ns(&base) > mtime_ns(&overlay);
@@ -59,9 +58,9 @@ static int check_base_unchanged(const struct journal *j, const struct journal_di
 	return error_set(
 		err, TM_E_STALE,
 		"%s was changed after it was frozen, so the guest was started without its overlay "
-		"%s, which no longer fits and is not merged: both are kept.  If the guest's data "
-		"is "
-		"right as it is, remove the overlay and run recovery again",
+		"%s, which no longer fits: no overlay of the guest is merged, all are kept.  If "
+		"the guest's data is right as it is, remove the overlays of all its disks and run "
+		"recovery again",
 		d->base, d->overlay);
 }
 
@@ -129,6 +128,17 @@ static int finish_taking_over(const struct journal_disk *d, struct text_list *li
 				 d->base);
 }
 
+static bool any_base_changed(const struct journal *j)
+{
+	for (size_t i = 0; i < j->ndisks; i++) {
+		const struct journal_disk *d = &j->disks[i];
+
+		if (d->overlay && is_needed(d) && check_base_unchanged(j, d, NULL) == TM_E_STALE)
+			return true;
+	}
+	return false;
+}
+
 static int recover_disk(struct journal *j, struct journal_disk *d, struct text_list *lines,
 			struct error *err)
 {
@@ -137,14 +147,14 @@ static int recover_disk(struct journal *j, struct journal_disk *d, struct text_l
 
 	if (d->how == COLLAPSE_PULL_KEEP && d->pivot == PIVOT_DONE)
 		return finish_taking_over(d, lines, err);
-	/* With the base changed since the freeze somebody chose the base, as the text above says.
-	 */
+	/* With a base changed since the freeze somebody chose the bases, as the text above says. */
 	if (!there && j->phase >= JOURNAL_FROZEN && j->phase < JOURNAL_SETTLING && is_needed(d) &&
-	    check_base_unchanged(j, d, NULL) == 0)
+	    check_base_unchanged(j, d, NULL) == 0 && !any_base_changed(j))
 		return error_set(err, TM_E_STALE,
 				 "its overlay %s is gone, with what the guest wrote since the "
 				 "freeze; if the guest's "
-				 "data is right as it is, remove the journal %s",
+				 "data is right as it is, remove the journal %s and its copies, "
+				 "BASE" JOURNAL_SUFFIX " beside each disk's base",
 				 d->overlay, j->path);
 	if (there)
 		r = check_free(d->overlay, err);
@@ -166,10 +176,39 @@ static int recover_disk(struct journal *j, struct journal_disk *d, struct text_l
 	return r;
 }
 
+/*
+ * Who started the guest without one overlay started it without all: also those are kept that are to
+ * go into a base whose commit had begun, and which tells nothing itself.
+ */
+static int check_bases_unchanged(const struct journal *j, struct error *err)
+{
+	for (size_t i = 0; i < j->ndisks; i++) {
+		const struct journal_disk *d = &j->disks[i];
+		struct error e = {0};
+		bool empty = true;
+		int r;
+
+		if (!d->overlay || !is_needed(d) || access(d->overlay, F_OK) < 0 ||
+		    check_base_unchanged(j, d, &e) != TM_E_STALE)
+			continue;
+		r = overlay_empty(d->overlay, &empty, err);
+		if (r)
+			return r;
+		if (!empty) {
+			error_prefix(&e, "disk %s", d->name);
+			return error_set(err, TM_E_STALE, "%s", e.text);
+		}
+	}
+	return 0;
+}
+
 int recover_offline(struct guest *g, struct journal *j, struct text_list *lines, struct error *err)
 {
 	struct error first = {0};
+	int r = check_bases_unchanged(j, err);
 
+	if (r)
+		return r;
 	for (size_t i = 0; i < j->ndisks; i++) {
 		struct error e = {0};
 
