@@ -30,6 +30,9 @@ struct get {
 
 /* ---- get ---- */
 
+/* What is in an object's place is none: not to block on a pipe, nor to be led elsewhere. */
+#define GET_FLAGS (O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY)
+
 static void get_finish(struct get *g, int code)
 {
 	struct store_req *req = g->req;
@@ -38,6 +41,25 @@ static void get_finish(struct get *g, int code)
 		(void)close(g->fd);
 	free(g);
 	req->done(req, code);
+}
+
+/* An object that cannot be had from the medium is lost; that another try may bring is not. */
+static int get_error(struct get *g, int errnum, const char *doing)
+{
+	struct error *err = &g->req->err;
+	int r = error_errno(err, errnum, "%s %s/%s", doing, g->d->path, g->key);
+
+	switch (errnum) {
+	case EIO:
+	case EBADMSG: /* a checksum of the file system */
+	case EUCLEAN:
+	case ENODATA: /* a lost sector */
+	case ELOOP:
+	case ENXIO:
+		err->code = r = TM_E_CORRUPT;
+		break;
+	}
+	return r;
 }
 
 static void get_read_on(struct get *g)
@@ -55,7 +77,7 @@ static void get_progress(struct loop_op *op, int res)
 		return;
 	}
 	if (res < 0) {
-		get_finish(g, error_errno(&g->req->err, -res, "reading %s/%s", g->d->path, g->key));
+		get_finish(g, get_error(g, -res, "reading"));
 		return;
 	}
 	g->req->got += (size_t)res;
@@ -65,12 +87,25 @@ static void get_progress(struct loop_op *op, int res)
 		get_read_on(g);
 }
 
+static int get_check_file(struct get *g)
+{
+	struct stat sb;
+
+	/* reads of some file systems would not wait either */
+	if (fstat(g->fd, &sb) < 0 || fcntl(g->fd, F_SETFL, 0) < 0)
+		return get_error(g, errno, "looking at");
+	if (!S_ISREG(sb.st_mode))
+		return error_set(&g->req->err, TM_E_CORRUPT, "%s/%s is not a regular file",
+				 g->d->path, g->key);
+	return 0;
+}
+
 static void get_opened(struct loop_op *op, int res)
 {
 	struct get *g = container_of(op, struct get, op);
 
 	if (res == -EINTR || res == -EAGAIN) {
-		loop_openat(g->d->st.loop, &g->op, g->d->root, g->key, O_RDONLY | O_CLOEXEC, 0);
+		loop_openat(g->d->st.loop, &g->op, g->d->root, g->key, GET_FLAGS, 0);
 		return;
 	}
 	if (res == -ENOENT || res == -ENOTDIR) {
@@ -78,10 +113,15 @@ static void get_opened(struct loop_op *op, int res)
 		return;
 	}
 	if (res < 0) {
-		get_finish(g, error_errno(&g->req->err, -res, "opening %s/%s", g->d->path, g->key));
+		get_finish(g, get_error(g, -res, "opening"));
 		return;
 	}
 	g->fd = res;
+	res = get_check_file(g);
+	if (res < 0) {
+		get_finish(g, res);
+		return;
+	}
 	g->op.done = get_progress;
 	get_read_on(g);
 }
@@ -110,7 +150,7 @@ static void dir_get(struct store *st, const char *key, void *bytes, size_t len, 
 			  .fd = -1};
 	memcpy(g->key, key, strlen(key) + 1);
 	g->op.done = get_opened;
-	loop_openat(st->loop, &g->op, g->d->root, g->key, O_RDONLY | O_CLOEXEC, 0);
+	loop_openat(st->loop, &g->op, g->d->root, g->key, GET_FLAGS, 0);
 }
 
 /* ---- the blocking part ---- */

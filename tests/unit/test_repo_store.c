@@ -5,6 +5,7 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 static char dir[] = "/tmp/tidemark-store-XXXXXX";
 
@@ -146,6 +147,33 @@ static void a_directory_keeps_the_contract(void **state)
 	(void)snprintf(path, sizeof(path), "%s/one/a/b/c", dir);
 	assert_int_equal(stat(path, &sb), 0);
 	assert_int_equal(sb.st_mode & 0777, 0600);
+	loop_free(loop);
+}
+
+/* Nor does get wait for the writer of a pipe. */
+static void what_is_no_regular_file_is_a_lost_object(void **state)
+{
+	struct store *st;
+	struct loop *loop = NULL;
+	uint8_t byte;
+	size_t got;
+	char path[256];
+
+	(void)state;
+	assert_int_equal(loop_new(8, &loop, NULL), 0);
+	st = open_dir(loop, "odd", true);
+	assert_int_equal(store_put_wait(st, "file", "x", 1, NULL), 0);
+	(void)snprintf(path, sizeof(path), "%s/odd/pipe", dir);
+	assert_int_equal(mkfifo(path, 0600), 0);
+	(void)snprintf(path, sizeof(path), "%s/odd/folder", dir);
+	assert_int_equal(mkdir(path, 0700), 0);
+	(void)snprintf(path, sizeof(path), "%s/odd/link", dir);
+	assert_int_equal(symlink("file", path), 0);
+	assert_int_equal(get(st, "file", &byte, 1, 0, &got), 0);
+	assert_int_equal(get(st, "pipe", &byte, 1, 0, &got), TM_E_CORRUPT);
+	assert_int_equal(get(st, "folder", &byte, 1, 0, &got), TM_E_CORRUPT);
+	assert_int_equal(get(st, "link", &byte, 1, 0, &got), TM_E_CORRUPT);
+	store_free(st);
 	loop_free(loop);
 }
 
@@ -313,6 +341,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(memory_keeps_the_contract),
 		cmocka_unit_test(a_directory_keeps_the_contract),
+		cmocka_unit_test(what_is_no_regular_file_is_a_lost_object),
 		cmocka_unit_test(leftovers_in_tmp_are_no_objects),
 		cmocka_unit_test(what_crashes_leave_is_tidied_away_beside_puts),
 		cmocka_unit_test(a_directory_in_use_is_not_taken),
