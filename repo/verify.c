@@ -213,31 +213,32 @@ int damage_add_range(struct repo_damage *d, const struct tm_id *point, const cha
 
 /* ---- phases ---- */
 
+struct load {
+	struct points_reader reader;
+	struct verifier *v;
+};
+
+static int load_one(struct points_reader *r, const struct point_name *name, struct point *p,
+		    const struct error *why, struct error *err)
+{
+	struct verifier *v = container_of(r, struct load, reader)->v;
+	char key[KEY_MAX];
+
+	v->report->points++;
+	v->report->objects++;
+	if (p)
+		return point_list_add(&v->points, p, err);
+	name_point(v->repo, &name->source, name->seq, &name->session, key);
+	return damage_add(v->report, key, why->text, err);
+}
+
 static int load_points(struct verifier *v, struct error *err)
 {
+	struct load load = {.reader = {.repo = v->repo, .each = load_one}, .v = v};
 	struct name_list names = {0};
 	int r = points_names(v->repo, NULL, &names, err);
 
-	for (size_t i = 0; r == 0 && i < names.n; i++) {
-		struct point *p = NULL;
-		struct error one = {0};
-		char key[KEY_MAX];
-
-		r = points_load(v->repo, &names.v[i], &p, &one);
-		v->report->points += r != TM_E_NOTFOUND;
-		v->report->objects += r != TM_E_NOTFOUND;
-		if (r == 0) {
-			r = point_list_add(&v->points, p, err);
-		} else if (verify_is_damage(r)) {
-			name_point(v->repo, &names.v[i].source, names.v[i].seq, &names.v[i].session,
-				   key);
-			r = damage_add(v->report, key, one.text, err);
-		} else if (r == TM_E_NOTFOUND) {
-			r = 0; /* removed since it was listed */
-		} else if (err && !err->code) {
-			*err = one;
-		}
-	}
+	r = r ? r : points_read(&load.reader, names.v, names.n, false, err);
 	name_list_done(&names);
 	return r;
 }
