@@ -60,9 +60,11 @@ static void keep_trying(const char *socket)
 
 	while (now_ms() < deadline) {
 		auto_clean(qga_free) struct qga *agent = NULL;
+		int r = qga_open(socket, FREEZE_OPEN_MS, &agent, NULL);
 
-		if (qga_open(socket, FREEZE_OPEN_MS, &agent, NULL) == 0 &&
-		    qga_thaw(agent, FREEZE_OPEN_MS, NULL) == 0)
+		if (r == TM_E_NOTFOUND)
+			return; /* QEMU has ended, and the guest with it */
+		if (!r && qga_thaw(agent, FREEZE_OPEN_MS, NULL) == 0)
 			return;
 		qga_free(tm_steal(agent));
 		clock_sleep_ms(&clock_system, 500);

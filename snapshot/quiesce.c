@@ -3,6 +3,7 @@
 #include "quiesce.h"
 
 #include "freeze_guard.h"
+#include "proc.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -15,6 +16,7 @@
 #define GUARD_MS     2000  /* for the guard to start, to speak, to end */
 #define LEAST_MS     1000  /* for the transaction, however long the freeze took */
 #define GUARD_END_MS 500
+#define LOOK_MS      250 /* whether it can still speak */
 
 static uint64_t now_ms(void)
 {
@@ -41,7 +43,7 @@ static int start_guard(struct guest *g, struct freeze *f, struct error *err)
 	return 0;
 }
 
-/* The guard's next word.  TM_E_STALE: it has died without one. */
+/* The guard's next word.  TM_E_STALE: it has died without one, or somebody stopped it. */
 static int hear(const struct freeze *f, unsigned timeout_ms, struct freeze_report *ret,
 		struct error *err)
 {
@@ -55,8 +57,12 @@ static int hear(const struct freeze *f, unsigned timeout_ms, struct freeze_repor
 		if (now >= deadline)
 			return error_set(err, TM_E_TIMEOUT,
 					 "the process that guards the freeze does not answer");
-		if (poll(&p, 1, (int)min_u64(deadline - now, 60000)) <= 0)
+		if (poll(&p, 1, (int)min_u64(deadline - now, LOOK_MS)) <= 0) {
+			if (proc_state(f->guard) == 'T')
+				return error_set(err, TM_E_STALE,
+						 "the process that guards the freeze was stopped");
 			continue;
+		}
 		n = recv(f->fd, ret, sizeof(*ret), MSG_DONTWAIT);
 		if (n < 0 && (errno == EINTR || errno == EAGAIN))
 			continue;

@@ -116,6 +116,32 @@ def an_agent_stopped_while_the_guest_is_frozen(scratch):
 
 
 @case
+def a_stopped_guard_of_the_freeze_is_not_waited_for(scratch):
+    rig = Rig(scratch)
+    run = rig.start_stopped()
+    for guard in guards():
+        if str(rig.vm.agent_path).encode() in Path(f"/proc/{guard}/cmdline").read_bytes():
+            os.kill(guard, signal.SIGSTOP)
+    run.signal(signal.SIGCONT)
+    if (took := rig.probe()) > SLACK:
+        raise HarnessError(f"the guest was frozen for {took:.1f} s more")
+    run.finish(3)
+    rig.assert_thawed()
+    rig.go_on()
+
+
+@case
+def the_guard_of_the_freeze_ends_with_the_guest(scratch):
+    rig = Rig(scratch)
+    run = rig.start_stopped()
+    rig.vm.kill()
+    run.signal(signal.SIGCONT)
+    run.finish(None)
+    wait_for("its end", lambda: not [pid for pid in guards() if str(rig.vm.agent_path).encode() in
+                                     Path(f"/proc/{pid}/cmdline").read_bytes()], 20)
+
+
+@case
 def a_guest_agent_killed_while_the_guest_is_frozen(scratch):
     rig = Rig(scratch)
     run = rig.start_stopped("--quiesce", "require")
