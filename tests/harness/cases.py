@@ -2,6 +2,7 @@
 """A file of test cases: each function marked @case gets a Scratch of its own,
 and prints one line "ok NAME" or "not ok NAME"."""
 
+import signal
 import sys
 import time
 import traceback
@@ -18,6 +19,9 @@ def case(function):
 
 def main():
     """Runs the cases named on the command line, or all; exits with 1 after a failure."""
+    # A shell's background job ignores them, and so would all that is started here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     wanted = sys.argv[1:]
     failed = 0
     for function in _cases:
