@@ -19,12 +19,13 @@ LIMIT = 5.0     # the bound on a freeze
 SLACK = 3.0     # for an emulated guest on a busy machine
 
 
-def guards():
-    """The processes that hold a freeze."""
+def guards(scratch):
+    """The processes that hold a freeze of the guest in `scratch`."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if b"__guard-freeze" in path.read_bytes():
+            command = path.read_bytes()
+            if b"__guard-freeze" in command and str(scratch).encode() in command:
                 found.append(int(path.parent.name))
         except OSError:
             pass
@@ -64,7 +65,7 @@ class Rig:
         return run
 
     def assert_thawed(self):
-        wait_for("the guards to end", lambda: not guards(), 10)
+        wait_for("the guards to end", lambda: not guards(self.scratch), 10)
         with self.vm.agent() as agent:
             if (state := agent.execute("guest-fsfreeze-status")) != "thawed":
                 raise HarnessError(f"the guest is {state}")
@@ -80,7 +81,7 @@ class Rig:
         disk, = self.tidemark("restore", point["point"], "--to", where, "--force").json["disks"]
         journal.fsck(disk["to"])
         assert_clean(self.vm)
-        if guards():
+        if guards(self.scratch):
             raise HarnessError("a guard was left behind")
 
 
@@ -119,9 +120,8 @@ def an_agent_stopped_while_the_guest_is_frozen(scratch):
 def a_stopped_guard_of_the_freeze_is_not_waited_for(scratch):
     rig = Rig(scratch)
     run = rig.start_stopped()
-    for guard in guards():
-        if str(rig.vm.agent_path).encode() in Path(f"/proc/{guard}/cmdline").read_bytes():
-            os.kill(guard, signal.SIGSTOP)
+    for guard in guards(scratch):
+        os.kill(guard, signal.SIGSTOP)
     run.signal(signal.SIGCONT)
     if (took := rig.probe()) > SLACK:
         raise HarnessError(f"the guest was frozen for {took:.1f} s more")
@@ -137,8 +137,7 @@ def the_guard_of_the_freeze_ends_with_the_guest(scratch):
     rig.vm.kill()
     run.signal(signal.SIGCONT)
     run.finish(None)
-    wait_for("its end", lambda: not [pid for pid in guards() if str(rig.vm.agent_path).encode() in
-                                     Path(f"/proc/{pid}/cmdline").read_bytes()], 20)
+    wait_for("its end", lambda: not guards(scratch), 20)
 
 
 @case
@@ -181,7 +180,7 @@ def a_guest_agent_stopped_for_longer_than_all_patience(scratch):
     if "goes on trying" not in result.err:
         raise HarnessError(f"it says: {result.err}")
     assert_clean(rig.vm)
-    pid, = guards()
+    pid, = guards(scratch)
     os.kill(pid, 0)
     rig.vm.console.sh("killall -CONT qemu-ga")
     if (took := rig.probe()) > LIMIT + SLACK:
