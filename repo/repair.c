@@ -231,7 +231,8 @@ static int gather(struct repo_verify_report *all, struct repo_verify_report *rou
 			v[n++] = v[i];
 		else
 			damage_done(&v[i]);
-	memcpy(v + n, round->damaged, round->ndamaged * sizeof(*v));
+	if (round->ndamaged)
+		memcpy(v + n, round->damaged, round->ndamaged * sizeof(*v));
 	all->ndamaged = n + round->ndamaged;
 	round->ndamaged = 0;
 	return 0;

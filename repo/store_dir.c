@@ -25,6 +25,7 @@ struct get {
 	size_t len;
 	uint64_t offset;
 	int fd;
+	bool again; /* the medium refused it once */
 	char key[KEY_MAX];
 };
 
@@ -43,12 +44,16 @@ static void get_finish(struct get *g, int code)
 	req->done(req, code);
 }
 
-/* An object that cannot be had from the medium is lost; that another try may bring is not. */
-static int get_error(struct get *g, int errnum, const char *doing)
-{
-	struct error *err = &g->req->err;
-	int r = error_errno(err, errnum, "%s %s/%s", doing, g->d->path, g->key);
+static void get_opened(struct loop_op *op, int res);
 
+static void get_open(struct get *g)
+{
+	g->op.done = get_opened;
+	loop_openat(g->d->st.loop, &g->op, g->d->root, g->key, GET_FLAGS, 0);
+}
+
+static bool medium_failed(int errnum)
+{
 	switch (errnum) {
 	case EIO:
 	case EBADMSG: /* a checksum of the file system */
@@ -56,10 +61,32 @@ static int get_error(struct get *g, int errnum, const char *doing)
 	case ENODATA: /* a lost sector */
 	case ELOOP:
 	case ENXIO:
-		err->code = r = TM_E_CORRUPT;
-		break;
+		return true;
+	default:
+		return false;
 	}
-	return r;
+}
+
+/* An object that cannot be had from the medium, twice, is lost; what another try may bring is not.
+ */
+static void get_failed(struct get *g, int errnum, const char *doing)
+{
+	struct error *err = &g->req->err;
+	int r;
+
+	if (medium_failed(errnum) && !g->again) {
+		g->again = true;
+		g->req->got = 0;
+		if (g->fd >= 0)
+			(void)close(g->fd);
+		g->fd = -1;
+		get_open(g);
+		return;
+	}
+	r = error_errno(err, errnum, "%s %s/%s", doing, g->d->path, g->key);
+	if (medium_failed(errnum))
+		err->code = r = TM_E_CORRUPT;
+	get_finish(g, r);
 }
 
 static void get_read_on(struct get *g)
@@ -77,7 +104,7 @@ static void get_progress(struct loop_op *op, int res)
 		return;
 	}
 	if (res < 0) {
-		get_finish(g, get_error(g, -res, "reading"));
+		get_failed(g, -res, "reading");
 		return;
 	}
 	g->req->got += (size_t)res;
@@ -87,25 +114,13 @@ static void get_progress(struct loop_op *op, int res)
 		get_read_on(g);
 }
 
-static int get_check_file(struct get *g)
-{
-	struct stat sb;
-
-	/* reads of some file systems would not wait either */
-	if (fstat(g->fd, &sb) < 0 || fcntl(g->fd, F_SETFL, 0) < 0)
-		return get_error(g, errno, "looking at");
-	if (!S_ISREG(sb.st_mode))
-		return error_set(&g->req->err, TM_E_CORRUPT, "%s/%s is not a regular file",
-				 g->d->path, g->key);
-	return 0;
-}
-
 static void get_opened(struct loop_op *op, int res)
 {
 	struct get *g = container_of(op, struct get, op);
+	struct stat sb;
 
 	if (res == -EINTR || res == -EAGAIN) {
-		loop_openat(g->d->st.loop, &g->op, g->d->root, g->key, GET_FLAGS, 0);
+		get_open(g);
 		return;
 	}
 	if (res == -ENOENT || res == -ENOTDIR) {
@@ -113,13 +128,18 @@ static void get_opened(struct loop_op *op, int res)
 		return;
 	}
 	if (res < 0) {
-		get_finish(g, get_error(g, -res, "opening"));
+		get_failed(g, -res, "opening");
 		return;
 	}
 	g->fd = res;
-	res = get_check_file(g);
-	if (res < 0) {
-		get_finish(g, res);
+	/* reads of some file systems would not wait either */
+	if (fstat(g->fd, &sb) < 0 || fcntl(g->fd, F_SETFL, 0) < 0) {
+		get_failed(g, errno, "looking at");
+		return;
+	}
+	if (!S_ISREG(sb.st_mode)) {
+		get_finish(g, error_set(&g->req->err, TM_E_CORRUPT, "%s/%s is not a regular file",
+					g->d->path, g->key));
 		return;
 	}
 	g->op.done = get_progress;
@@ -149,8 +169,7 @@ static void dir_get(struct store *st, const char *key, void *bytes, size_t len, 
 			  .offset = offset,
 			  .fd = -1};
 	memcpy(g->key, key, strlen(key) + 1);
-	g->op.done = get_opened;
-	loop_openat(st->loop, &g->op, g->d->root, g->key, GET_FLAGS, 0);
+	get_open(g);
 }
 
 /* ---- the blocking part ---- */
