@@ -239,6 +239,24 @@ static int keep_frame(struct mend *m, const struct seg_frame *f, struct error *e
 	return r;
 }
 
+/* Whether a frame that was found lost can be read by now: the store failed for a while.  What is
+ * there must not be given up for that. */
+static bool is_back(struct mend *m, const struct seg_frame *f)
+{
+	size_t bs = (size_t)1 << m->q->p->v->repo->block_bits;
+	const struct seg_tables *t = m->t->t;
+	struct error err = {0};
+	bool ok = f->stored_len > 0 && f->offset + f->stored_len <= m->object.len &&
+		  aead_set_key(m->worker->aead, &t->key, &err) == 0 &&
+		  frame_decode(m->worker, t, f, m->object.data + f->offset, m->worker->data,
+			       &err) == 0;
+
+	for (uint32_t i = 0; ok && i < f->nslots; i++)
+		ok = cluster_prove(m->worker, t, f->first_slot + i, m->worker->data + i * bs,
+				   &err) == 0;
+	return ok;
+}
+
 static bool any_lost(const struct vseg *s, const struct seg_frame *f)
 {
 	for (uint32_t i = 0; i < f->nslots; i++)
@@ -255,7 +273,8 @@ static int mend_frames(struct mend *m, struct error *err)
 	for (uint32_t i = 0; r == 0 && i < t->nframes; i++) {
 		const struct seg_frame *f = &t->frames[i];
 
-		if (any_lost(m->s, f) || f->offset + f->stored_len > m->object.len)
+		if ((any_lost(m->s, f) && !is_back(m, f)) ||
+		    f->offset + f->stored_len > m->object.len)
 			r = mend_frame(m, f, err);
 		else if (f->stored_len == 0)
 			r = seg_add_gap(m->w, f->nslots) ? 0 : no_room(err);
