@@ -140,5 +140,11 @@ int repo_protect(struct repo *repo, const struct tm_id *id, bool on, struct erro
 			return r;
 		}
 	}
+	if (r == TM_E_EXISTS)
+		return error_set(
+			err, r,
+			"the store has another change of the protection of point %.12s and "
+			"does not list it; nothing was decided, try again",
+			id_text(id).s);
 	return r == 0 && on ? check_alive(repo, id, err) : r;
 }
