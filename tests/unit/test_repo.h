@@ -1,110 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the tests of repo/ share: a store that fails, a rig, and images to back up. */
+/* What the tests of repo/ share: a rig, and images to back up. */
 #pragma once
 
-#include "test.h"
-
-#include "repo/repo.h"
-#include "repo/store.h"
-
-/* ---- a store that fails at the n-th call ---- */
-
-struct failing {
-	struct store st;
-	struct store *below; /* owned */
-	unsigned calls;
-	unsigned fail_at;  /* 0: never; counts from 1 */
-	bool for_good;     /* all later calls fail, too */
-	unsigned delay_ms; /* of every get */
-};
-
-static inline bool failing_now(struct store *st)
-{
-	struct failing *f = container_of(st, struct failing, st);
-
-	f->calls++;
-	return f->fail_at && (f->for_good ? f->calls >= f->fail_at : f->calls == f->fail_at);
-}
-
-static inline struct store *failing_below(struct store *st)
-{
-	return container_of(st, struct failing, st)->below;
-}
-
-static inline void failing_put(struct store *st, const char *key, const void *bytes, size_t len,
-			       struct store_req *req)
-{
-	error_clear(&req->err);
-	if (failing_now(st))
-		store_answer(st, req, error_set(&req->err, TM_E_IO, "put fails for the test"));
-	else
-		failing_below(st)->ops->put_new(failing_below(st), key, bytes, len, req);
-}
-
-static inline void failing_get(struct store *st, const char *key, void *bytes, size_t len,
-			       uint64_t offset, struct store_req *req)
-{
-	error_clear(&req->err);
-	if (container_of(st, struct failing, st)->delay_ms)
-		(void)usleep(container_of(st, struct failing, st)->delay_ms * 1000);
-	if (failing_now(st))
-		store_answer(st, req, error_set(&req->err, TM_E_IO, "get fails for the test"));
-	else
-		failing_below(st)->ops->get(failing_below(st), key, bytes, len, offset, req);
-}
-
-static inline int failing_list(struct store *st, const char *prefix, store_list_fn *fn, void *data,
-			       struct error *err)
-{
-	if (failing_now(st))
-		return error_set(err, TM_E_IO, "list fails for the test");
-	return failing_below(st)->ops->list(failing_below(st), prefix, fn, data, err);
-}
-
-static inline int failing_head(struct store *st, const char *key, uint64_t *ret, struct error *err)
-{
-	if (failing_now(st))
-		return error_set(err, TM_E_IO, "head fails for the test");
-	return failing_below(st)->ops->head(failing_below(st), key, ret, err);
-}
-
-static inline int failing_remove(struct store *st, const char *key, struct error *err)
-{
-	if (failing_now(st))
-		return error_set(err, TM_E_IO, "remove fails for the test");
-	return failing_below(st)->ops->remove(failing_below(st), key, err);
-}
-
-static inline int failing_sync(struct store *st, const char *prefix, struct error *err)
-{
-	if (failing_now(st))
-		return error_set(err, TM_E_IO, "sync fails for the test");
-	return failing_below(st)->ops->sync(failing_below(st), prefix, err);
-}
-
-static inline int failing_tidy(struct store *st, struct store_leftovers *left, struct error *err)
-{
-	if (failing_now(st))
-		return error_set(err, TM_E_IO, "tidy fails for the test");
-	return failing_below(st)->ops->tidy(failing_below(st), left, err);
-}
-
-static inline void failing_free(struct store *st)
-{
-	store_free(failing_below(st)); /* NULL when a test took it away */
-	free(container_of(st, struct failing, st));
-}
-
-static const struct store_ops failing_ops = {
-	.put_new = failing_put,
-	.get = failing_get,
-	.list = failing_list,
-	.head = failing_head,
-	.remove = failing_remove,
-	.sync = failing_sync,
-	.tidy = failing_tidy,
-	.free = failing_free,
-};
+#include "test_store.h"
 
 /* ---- rig ---- */
 
@@ -117,6 +15,8 @@ struct rig {
 	uint64_t now;
 	bool whole;                     /* backups name every block, parent or not */
 	bool give_up;                   /* backups end before their commit, with TM_E_CANCELED */
+	bool siblings;                  /* backups look for the like of what they store */
+	char *guest;                    /* of backups; NULL: always the same */
 	char *name;                     /* of the next point; NULL: always the same */
 	struct repo_disk_counts counts; /* of the last backup */
 };
@@ -358,9 +258,10 @@ static inline int rig_backup(struct rig *rig, struct image *im, const struct poi
 			     struct tm_id *ret_id, struct error *err)
 {
 	auto_clean(repo_session_free) struct repo_session *s = NULL;
-	struct repo_session_options opt = {.guest = rig_guest, .pool = rig->pool};
+	char *guest = rig->guest ? rig->guest : rig_guest;
+	struct repo_session_options opt = {.guest = guest, .pool = rig->pool};
 	struct point_disk disk = {.name = rig_disk, .rung = parent ? RUNG_BITMAP : RUNG_FULL};
-	struct point meta = {.guest = rig_guest,
+	struct point meta = {.guest = guest,
 			     .name = rig->name ? rig->name : rig_name,
 			     .state = rig_state,
 			     .disks = &disk,
@@ -376,6 +277,8 @@ static inline int rig_backup(struct rig *rig, struct image *im, const struct poi
 		meta.parent = disk.parent = parent->id;
 	r = id_new_timed(rig->now, &opt.id, err);
 	r = r ? r : repo_session_begin(rig->repo, &opt, &s, err);
+	if (r == 0 && rig->siblings)
+		r = repo_session_siblings(s, NULL, err);
 	r = r ? r
 	      : repo_session_disk_begin(s, rig_disk, im->size, parent,
 					parent ? &parent->disks[0] : NULL, &sink, err);
