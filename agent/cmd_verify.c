@@ -91,7 +91,8 @@ static int print_report_json(const struct repo_verify_report *rep, struct error 
 			  err);
 }
 
-static int print_report(struct agent *a, const struct repo_verify_report *rep, struct error *err)
+static int print_report(struct agent *a, const struct repo_verify_report *rep, bool failed,
+			struct error *err)
 {
 	char bytes[SIZE_TEXT_MAX];
 
@@ -103,6 +104,7 @@ static int print_report(struct agent *a, const struct repo_verify_report *rep, s
 	(void)printf("%llu points, %llu objects, %s checked: %s\n", (unsigned long long)rep->points,
 		     (unsigned long long)rep->objects, bytes,
 		     damage_left(rep) ? "DAMAGED"
+		     : failed         ? "not all could be checked"
 		     : !rep->ndamaged ? "no damage"
 		     : a->opt.dry_run ? "all can be repaired"
 				      : "all repaired");
@@ -158,6 +160,7 @@ int cmd_verify(struct agent *a, enum exit_status *status, struct error *err)
 	auto_point_list struct point_list chosen = {0};
 	int r = agent_open_repo(a, err), rp;
 
+	r = r ? r : repo_verify_domains(a->repo, &v.rep, err);
 	if (a->opt.budget_ms)
 		v.until = clock_monotonic_ms(&clock_system) + a->opt.budget_ms;
 	if (!r && a->opt.args.n) {
@@ -168,8 +171,8 @@ int cmd_verify(struct agent *a, enum exit_status *status, struct error *err)
 		r = agent_each_domain(a, verify_domain, &v, err);
 	}
 	progress_end(a);
-	if (!r || v.rep.points) {
-		rp = print_report(a, &v.rep, r ? NULL : err);
+	if (!r || v.rep.points || v.rep.ndamaged) {
+		rp = print_report(a, &v.rep, r, r ? NULL : err);
 		r = r ? r : rp;
 	}
 	if (v.rep.unrecorded)
@@ -215,8 +218,8 @@ int cmd_repair(struct agent *a, enum exit_status *status, struct error *err)
 		r = agent_each_domain(a, repair_domain, &v, err);
 	}
 	progress_end(a);
-	if (!r || v.rep.points) {
-		rp = print_report(a, &v.rep, r ? NULL : err);
+	if (!r || v.rep.points || v.rep.ndamaged) {
+		rp = print_report(a, &v.rep, r, r ? NULL : err);
 		r = r ? r : rp;
 	}
 	if (damage_left(&v.rep) || (a->opt.dry_run && v.rep.ndamaged))

@@ -236,7 +236,7 @@ const struct command_spec option_commands[CMD_COUNT] = {
 		 "  remove ID  remove a key; the last full key stays\n"
 		 "  passwd     another password or key file for the key in use\n"
 		 "  rotate     a new data key: keys lost before do not read later points\n"
-		 "  repair     write damaged copies of keys again\n"
+		 "  repair     write damaged copies of keys and domains again\n"
 		 "  export     print all secrets as text for paper (read back by --key-file)\n"
 		 "\n"
 		 "Roles: full; backup (makes backups, cannot read data); janitor (lists, checks,\n"

@@ -71,11 +71,20 @@ static int open_name(const struct secret *meta, const struct format_domain *h,
 	return r;
 }
 
+static struct copy_names names_of(const struct tm_id *id, uint32_t generation)
+{
+	struct copy_names n;
+
+	for (unsigned copy = 0; copy < COPIES; copy++)
+		name_domain(id, generation, copy, n.key[copy]);
+	return n;
+}
+
 int domain_put(const struct repo *repo, const struct tm_id *id, const char *name, struct error *err)
 {
 	__attribute__((cleanup(domain_wipe))) struct domain_keys keys;
 	struct format_domain h = {.domain = *id, .generation = le32_of(repo->master.generation)};
-	char key[KEY_MAX];
+	struct copy_names n = names_of(id, repo->master.generation);
 	int r = domain_derive(&repo->master, id, &keys, err);
 
 	if (r < 0)
@@ -87,8 +96,7 @@ int domain_put(const struct repo *repo, const struct tm_id *id, const char *name
 	if (r < 0)
 		return r;
 	format_head_seal(&h, sizeof(h));
-	name_domain(id, repo->master.generation, key);
-	return store_put_wait(repo->st, key, &h, sizeof(h), err);
+	return copies_put(repo, &n, &h, sizeof(h), err);
 }
 
 int domain_parse(const struct tm_id *repo, const struct domain_id *id, const char *key,
@@ -134,27 +142,93 @@ static int prove(const struct repo *repo, const struct format_domain *h, const c
 	return r ? r : open_name(&d->keys.meta, h, d->name, err);
 }
 
-int domain_load(const struct repo *repo, const struct domain_id *id, struct domain *ret,
-		struct error *err)
+/* What a copy says; b gets its bytes.  d has the domain's keys. */
+static int read_copy(const struct repo *repo, const struct domain_id *id, unsigned copy,
+		     struct domain *d, struct buf *b, struct error *err)
 {
-	auto_buf struct buf b = {0};
 	struct format_domain h;
 	char key[KEY_MAX];
 	int r;
 
+	name_domain(&id->id, id->generation, copy, key);
+	if (!id->there[copy])
+		return error_set(err, TM_E_NOTFOUND, "object %s is missing", key);
+	r = store_read(repo->st, key, 64 << 10, b, err);
+	r = r ? r : domain_parse(&repo->id, id, key, b->data, b->len, &h, err);
+	r = r ? r : prove(repo, &h, key, d, err);
+	if (r == 0)
+		memcpy(d->keys.data_public, h.data_public, KEY_BYTES);
+	return r;
+}
+
+int domain_load(const struct repo *repo, const struct domain_id *id, struct domain *ret,
+		struct error *err)
+{
+	struct error first = {0};
+	int r;
+
 	*ret = (struct domain){.id = id->id};
-	name_domain(&id->id, id->generation, key);
 	r = domain_derive(&repo->master, &id->id, &ret->keys, err);
-	r = r ? r : store_read(repo->st, key, 64 << 10, &b, err);
-	r = r ? r : domain_parse(&repo->id, id, key, b.data, b.len, &h, err);
-	r = r ? r : prove(repo, &h, key, ret, err);
-	if (r < 0) {
-		domain_wipe(&ret->keys);
+	if (r < 0)
 		return r;
+	for (unsigned copy = 0; copy < COPIES; copy++) {
+		auto_buf struct buf b = {0};
+		struct error one = {0};
+
+		if (read_copy(repo, id, copy, ret, &b, &one) == 0) {
+			ret->keys.public_generation = id->generation;
+			return 0;
+		}
+		/* what is wrong with a copy that is there says more */
+		if (!first.code || (first.code == TM_E_NOTFOUND && id->there[copy]))
+			first = one;
 	}
-	memcpy(ret->keys.data_public, h.data_public, KEY_BYTES);
-	ret->keys.public_generation = id->generation;
-	return 0;
+	domain_wipe(&ret->keys);
+	if (err && !err->code)
+		*err = first;
+	return first.code;
+}
+
+int domain_copies_load(const struct repo *repo, const struct domain_id *id,
+		       struct domain_copies *ret, struct error *err)
+{
+	auto_domain struct domain d;
+	int r;
+
+	d = (struct domain){.id = id->id};
+	*ret = (struct domain_copies){0};
+	r = domain_derive(&repo->master, &id->id, &d.keys, err);
+	for (unsigned copy = 0; r == 0 && copy < COPIES; copy++) {
+		auto_buf struct buf b = {0};
+
+		ret->copies.there[copy] = id->there[copy];
+		if (read_copy(repo, id, copy, &d, &b, &ret->err[copy]) == 0)
+			(void)copies_take(&ret->copies, copy, &b);
+	}
+	return r;
+}
+
+int domain_mend(const struct repo *repo, const struct domain_id *id, size_t *count,
+		struct error *err)
+{
+	struct copy_names n = names_of(&id->id, id->generation);
+	struct domain_copies c;
+	int r = domain_copies_load(repo, id, &c, err);
+
+	/* a copy that only could not be read now is not one to be replaced */
+	for (unsigned copy = 0; r == 0 && copy < COPIES; copy++) {
+		int code = c.err[copy].code;
+
+		if (code == 0 || code == TM_E_NOTFOUND || code == TM_E_CORRUPT ||
+		    code == TM_E_UNSUPPORTED)
+			continue;
+		if (err && !err->code)
+			*err = c.err[copy];
+		r = code;
+	}
+	r = r ? r : copies_mend(repo, &n, &c.copies, count, err);
+	buf_done(&c.copies.bytes);
+	return r;
 }
 
 /* ---- which there are ---- */
@@ -169,20 +243,25 @@ static int see_domain(void *data, const char *key, uint64_t size, struct error *
 	const struct find_domains *f = data;
 	const struct tm_id *scope = &f->repo->master.scope;
 	struct domain_ids *l = f->ids;
+	struct domain_id *d;
 	struct tm_id id;
+	unsigned copy;
 	uint32_t g;
 
 	(void)size;
-	if (!name_parse_domain(key, &id, &g) || g >= MAX_DATA_KEYS ||
+	if (!name_parse_domain(key, &id, &g, &copy) || g >= MAX_DATA_KEYS ||
 	    (!id_is_zero(scope) && !id_equal(scope, &id)))
 		return 0;
 	if (l->n == 0 || !id_equal(&l->v[l->n - 1].id, &id)) {
 		if (l->n == MAX_DOMAINS)
 			return error_set(err, TM_E_UNSUPPORTED, "there are more than %d domains",
 					 MAX_DOMAINS);
-		l->v[l->n++].id = id;
+		l->v[l->n++] = (struct domain_id){.id = id, .generation = g};
 	}
-	l->v[l->n - 1].generation = g; /* they come in order */
+	d = &l->v[l->n - 1];
+	if (d->generation != g) /* they come in order */
+		*d = (struct domain_id){.id = id, .generation = g};
+	d->there[copy] = true;
 	return 0;
 }
 
@@ -208,7 +287,7 @@ int domain_use(struct repo *repo, const struct tm_id *id, struct error *err)
 	(void)snprintf(prefix, sizeof(prefix), "domains/%s.", id_text(id).s);
 	r = repo->st->ops->list(repo->st, prefix, see_domain, &f, err);
 	if (r == 0 && f.ids->n == 0) {
-		name_domain(id, 0, prefix);
+		name_domain(id, 0, 0, prefix);
 		r = error_set(err, TM_E_NOTFOUND, "object %s is missing", prefix);
 	}
 	r = r ? r : domain_load(repo, &f.ids->v[0], &d, err);
@@ -251,6 +330,18 @@ static int check_name(const char *name, struct error *err)
 	return text_is_utf8(name) ? 0 : error_set(err, TM_E_USAGE, "a domain's name is not UTF-8");
 }
 
+/* An add that was interrupted between the copies is finished by running it again. */
+static int there_already(const struct repo *repo, const struct domain_id *id, const char *name,
+			 struct error *err)
+{
+	size_t n = 0;
+	int r = domain_mend(repo, id, &n, err);
+
+	if (r == 0 && n == 0)
+		return error_set(err, TM_E_EXISTS, "there is a domain '%s' already", name);
+	return r;
+}
+
 int repo_domain_add(struct repo *repo, const char *name, struct tm_id *ret, struct error *err)
 {
 	struct domain_ids *l = calloc(1, sizeof(*l));
@@ -261,8 +352,13 @@ int repo_domain_add(struct repo *repo, const char *name, struct tm_id *ret, stru
 	r = r ? r : domain_id_of(repo, name, &id, err);
 	r = r ? r : domains_list(repo, l, err);
 	for (size_t i = 0; r == 0 && i < l->n; i++)
-		if (id_equal(&l->v[i].id, &id))
-			r = error_set(err, TM_E_EXISTS, "there is a domain '%s' already", name);
+		if (id_equal(&l->v[i].id, &id)) {
+			r = there_already(repo, &l->v[i], name, err);
+			free(l);
+			if (r == 0)
+				*ret = id;
+			return r;
+		}
 	if (r == 0 && l->n == MAX_DOMAINS)
 		r = error_set(err, TM_E_RANGE, "there are %zu domains, more cannot be", l->n);
 	free(l);

@@ -2,7 +2,7 @@
 /* The domains of a repository (docs/format.md, "Repository, key slot, domain"). */
 #pragma once
 
-#include "internal.h"
+#include "copies.h"
 
 #define DEFAULT_DOMAIN_NAME "default"
 
@@ -10,6 +10,7 @@
 struct domain_id {
 	struct tm_id id;
 	uint32_t generation;
+	bool there[COPIES]; /* of that generation's object */
 };
 
 struct domain_ids {
@@ -27,13 +28,24 @@ void domain_done(struct domain *d);
 
 /* Those that the key opens, by their names in the store alone. */
 int domains_list(struct repo *repo, struct domain_ids *ret, struct error *err) TM_WUR;
-/* Reads and proves one. */
+/* Reads and proves one: one whole copy is enough. */
 int domain_load(const struct repo *repo, const struct domain_id *id, struct domain *ret,
 		struct error *err) TM_WUR;
 /* Looks for the newest generation, reads it and makes the domain the one in use.  TM_E_NOTFOUND:
  * there is no such domain. */
 int domain_use(struct repo *repo, const struct tm_id *id, struct error *err) TM_WUR;
-/* Puts the object of the master keys' newest generation.  The name is at most
+/* Both copies of the newest generation, and of each that is not whole why. */
+struct domain_copies {
+	struct copies copies;
+	struct error err[COPIES];
+};
+/* The caller frees copies.bytes, also on failure. */
+int domain_copies_load(const struct repo *repo, const struct domain_id *id,
+		       struct domain_copies *ret, struct error *err) TM_WUR;
+/* Puts a missing or damaged copy again where the other one is whole; *count grows. */
+int domain_mend(const struct repo *repo, const struct domain_id *id, size_t *count,
+		struct error *err) TM_WUR;
+/* Puts both copies of the object of the master keys' newest generation.  The name is at most
  * DOMAIN_NAME_BYTES long. */
 int domain_put(const struct repo *repo, const struct tm_id *id, const char *name,
 	       struct error *err) TM_WUR;

@@ -56,10 +56,11 @@ static bool is_leftover(const char *key)
 {
 	struct tm_id id;
 	uint32_t generation;
+	unsigned copy;
 
 	if (strncmp(key, "keys/", 5) == 0)
 		return strlen(key) == 5 + TM_ID_HEX + 1 && hex_decode(key + 5, id.b, sizeof(id.b));
-	return name_parse_domain(key, &id, &generation) && generation == 0;
+	return name_parse_domain(key, &id, &generation, &copy) && generation == 0;
 }
 
 static int any_object(void *data, const char *key, uint64_t size, struct error *err)

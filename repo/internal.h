@@ -98,9 +98,10 @@ enum session_flag {
 	FLAG_LOST = 'x',
 };
 
-void name_domain(const struct tm_id *domain, uint32_t generation, char key[KEY_MAX]);
-/* "domains/<dom>.<gggg>" */
-bool name_parse_domain(const char *key, struct tm_id *ret, uint32_t *ret_generation);
+/* "domains/<dom>.<gggg>a" or b */
+void name_domain(const struct tm_id *domain, uint32_t generation, unsigned copy, char key[KEY_MAX]);
+bool name_parse_domain(const char *key, struct tm_id *ret, uint32_t *ret_generation,
+		       unsigned *ret_copy);
 /* "d/<dom>/": all that belongs to the domain in use */
 void name_domain_folder(const struct repo *repo, char key[KEY_MAX]);
 void name_flag(const struct repo *repo, enum session_flag flag, const struct tm_id *sid,

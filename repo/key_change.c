@@ -3,6 +3,7 @@
  * Listing and changing keys.  Changes put what is new before they remove what is old, so that an
  * interruption at any point leaves the repository open to those who could open it before.
  */
+#include "domain.h"
 #include "keyring.h"
 
 #include <string.h>
@@ -30,7 +31,7 @@ static int fill_key(const struct repo *repo, const struct key_slot *s, struct re
 	k->domain = s->slot.scope;
 	k->kdf = slot_kdf_name(s->slot.kdf);
 	k->created_ms = s->slot.created_ms;
-	k->copies = (unsigned)s->whole[0] + (unsigned)s->whole[1];
+	k->copies = (unsigned)s->copies.whole[0] + (unsigned)s->copies.whole[1];
 	memcpy(k->label, s->slot.label, sizeof(k->label));
 	return 0;
 }
@@ -162,22 +163,14 @@ int repo_key_change(struct repo *repo, const struct repo_secret *secret, struct 
 	return r;
 }
 
-static int repair_slot(const struct repo *repo, const struct key_slot *s, size_t *count,
-		       struct error *err)
+static int repair_domains(struct repo *repo, size_t *count, struct error *err)
 {
-	int r = 0;
+	struct domain_ids *l = calloc(1, sizeof(*l));
+	int r = l ? domains_list(repo, l, err) : error_nomem(err);
 
-	for (unsigned copy = 0; r == 0 && s->usable && copy < KEY_COPIES; copy++) {
-		char key[KEY_MAX];
-
-		if (s->whole[copy])
-			continue;
-		name_key(&s->kid, copy, key);
-		if (s->there[copy])
-			r = repo->st->ops->remove(repo->st, key, err);
-		r = r ? r : keyring_put_copy(repo, &s->kid, copy, &s->bytes, err);
-		*count += r == 0;
-	}
+	for (size_t i = 0; r == 0 && i < l->n; i++)
+		r = domain_mend(repo, &l->v[i], count, err);
+	free(l);
 	return r;
 }
 
@@ -188,11 +181,14 @@ int repo_keys_repair(struct repo *repo, size_t *ret, struct error *err)
 
 	r = r ? r : keyring_load(repo, true, &g, err);
 	*ret = 0;
-	for (size_t i = 0; r == 0 && i < g->n; i++)
-		r = repair_slot(repo, &g->v[i], ret, err);
+	for (size_t i = 0; r == 0 && i < g->n; i++) {
+		struct copy_names n = name_keys(&g->v[i].kid);
+
+		r = copies_mend(repo, &n, &g->v[i].copies, ret, err);
+	}
 	if (r == 0)
 		repo->slot_damaged = false;
-	return r;
+	return r ? r : repair_domains(repo, ret, err);
 }
 
 int repo_key_paper(struct repo *repo, bool one_domain, char **ret, struct error *err)

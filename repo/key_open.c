@@ -77,8 +77,8 @@ static int open_with(struct keyring *g, const struct repo_secret *secret, struct
 		if (!best)
 			return nothing_opens(g, what, err);
 		tried[best - g->v] = true;
-		r = slot_open(&best->slot, secret, "key slot", best->bytes.data, best->bytes.len,
-			      &g->repo->master, &own);
+		r = slot_open(&best->slot, secret, "key slot", best->copies.bytes.data,
+			      best->copies.bytes.len, &g->repo->master, &own);
 		if (r == 0) {
 			opened(g->repo, best);
 			return 0;

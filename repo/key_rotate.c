@@ -68,10 +68,11 @@ static int put_rotated(struct repo *repo, struct keyring *g, const struct repo_s
 static int publish(const struct repo *repo, const struct domain_id *id, struct error *err)
 {
 	auto_domain struct domain d;
+	size_t n = 0;
 	int r;
 
 	if (id->generation >= repo->master.generation)
-		return 0;
+		return domain_mend(repo, id, &n, err);
 	r = domain_load(repo, id, &d, err);
 	return r ? r : domain_put(repo, &id->id, d.name, err);
 }

@@ -18,9 +18,9 @@ void keyring_free(struct keyring *g)
 	if (!g)
 		return;
 	for (size_t i = 0; i < g->n; i++) {
-		if (g->v[i].bytes.data)
-			OPENSSL_cleanse(g->v[i].bytes.data, g->v[i].bytes.len);
-		buf_done(&g->v[i].bytes);
+		if (g->v[i].copies.bytes.data)
+			OPENSSL_cleanse(g->v[i].copies.bytes.data, g->v[i].copies.bytes.len);
+		buf_done(&g->v[i].copies.bytes);
 	}
 	free(g);
 }
@@ -28,6 +28,15 @@ void keyring_free(struct keyring *g)
 void name_key(const struct tm_id *kid, unsigned copy, char key[KEY_MAX])
 {
 	(void)snprintf(key, KEY_MAX, "keys/%s%c", id_text(kid).s, (char)('a' + (char)copy));
+}
+
+struct copy_names name_keys(const struct tm_id *kid)
+{
+	struct copy_names n;
+
+	for (unsigned copy = 0; copy < COPIES; copy++)
+		name_key(kid, copy, n.key[copy]);
+	return n;
 }
 
 bool name_parse_key(const char *key, struct tm_id *ret, unsigned *ret_copy)
@@ -64,7 +73,7 @@ static int list_slot(void *data, const char *key, uint64_t size, struct error *e
 		s = &g->v[g->n++];
 		*s = (struct key_slot){.kid = kid};
 	}
-	s->there[copy] = true;
+	s->copies.there[copy] = true;
 	return 0;
 }
 
@@ -83,34 +92,22 @@ static int read_copy(const struct keyring *g, const struct key_slot *s, unsigned
 	return r;
 }
 
-static void take_copy(struct key_slot *s, unsigned copy, const struct slot *slot, struct buf *b)
-{
-	if (s->usable) { /* two copies that differ: the first one is right */
-		s->whole[copy] =
-			s->bytes.len == b->len && memcmp(s->bytes.data, b->data, b->len) == 0;
-		return;
-	}
-	s->slot = *slot;
-	s->usable = s->whole[copy] = true;
-	buf_done(&s->bytes);
-	s->bytes = *b;
-	*b = (struct buf){0};
-}
-
 static int load_slot(const struct keyring *g, struct key_slot *s, struct error *err)
 {
-	for (unsigned copy = 0; copy < KEY_COPIES; copy++) {
+	for (unsigned copy = 0; copy < COPIES; copy++) {
 		auto_buf struct buf b = {0};
 		struct error own = {0};
 		struct slot slot;
 		int r;
 
-		if (!s->there[copy] || (s->usable && !g->every_copy))
+		if (!s->copies.there[copy] || (s->usable && !g->every_copy))
 			continue;
 		r = read_copy(g, s, copy, &slot, &b, &own);
-		if (r == 0)
-			take_copy(s, copy, &slot, &b);
-		else if (s->code == 0) {
+		if (r == 0) {
+			if (copies_take(&s->copies, copy, &b))
+				s->slot = slot;
+			s->usable = true;
+		} else if (s->code == 0) {
 			s->code = r;
 			s->err = own;
 		}
@@ -155,20 +152,11 @@ struct key_slot *keyring_find(struct keyring *g, const struct tm_id *kid)
 
 /* ---- writing them ---- */
 
-int keyring_put_copy(const struct repo *repo, const struct tm_id *kid, unsigned copy,
-		     const struct buf *b, struct error *err)
-{
-	char key[KEY_MAX];
-
-	name_key(kid, copy, key);
-	return store_put_wait(repo->st, key, b->data, b->len, err);
-}
-
 int keyring_remove(const struct repo *repo, const struct tm_id *kid, struct error *err)
 {
 	int r = 0;
 
-	for (unsigned copy = 0; r == 0 && copy < KEY_COPIES; copy++) {
+	for (unsigned copy = 0; r == 0 && copy < COPIES; copy++) {
 		char key[KEY_MAX];
 
 		name_key(kid, copy, key);
@@ -198,6 +186,7 @@ int keyring_put(const struct repo *repo, enum repo_role role, const char *label,
 	auto_secret struct secret key = {{0}};
 	struct repo_secret raw = {0};
 	struct slot s = {.role = role, .r = SCRYPT_R, .p = SCRYPT_P};
+	struct copy_names n;
 	int r = check_label(label ? label : "", err);
 
 	if (r < 0)
@@ -219,8 +208,8 @@ int keyring_put(const struct repo *repo, enum repo_role role, const char *label,
 	r = r ? r : slot_encode(&repo->id, &s, secret ? &raw : NULL, master, &b, err);
 	if (r < 0)
 		return r;
-	for (unsigned copy = 0; r == 0 && copy < KEY_COPIES; copy++)
-		r = keyring_put_copy(repo, &s.kid, copy, &b, err);
+	n = name_keys(&s.kid);
+	r = copies_put(repo, &n, b.data, b.len, err);
 	if (b.data)
 		OPENSSL_cleanse(b.data, b.len);
 	if (r < 0 && keyring_remove(repo, &s.kid, NULL) < 0)

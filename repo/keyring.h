@@ -2,18 +2,15 @@
 /* All key slots of a repository, for those who open it and who change keys. */
 #pragma once
 
-#include "internal.h"
+#include "copies.h"
 #include "slot.h"
-
-#define KEY_COPIES 2
 
 struct key_slot {
 	struct tm_id kid;
 	struct slot slot; /* when usable */
 	bool usable;
-	bool there[KEY_COPIES], whole[KEY_COPIES];
-	struct buf bytes; /* of a whole copy */
-	int code;         /* when not usable: why */
+	struct copies copies;
+	int code; /* when not usable: why */
 	struct error err;
 };
 
@@ -34,14 +31,13 @@ struct key_slot *keyring_find(struct keyring *g, const struct tm_id *kid);
 
 /* "keys/<kid>a" or b */
 void name_key(const struct tm_id *kid, unsigned copy, char key[KEY_MAX]);
+struct copy_names name_keys(const struct tm_id *kid);
 bool name_parse_key(const char *key, struct tm_id *ret, unsigned *ret_copy);
 
 /* A new slot; nothing of it stays when it cannot be written whole. */
 int keyring_put(const struct repo *repo, enum repo_role role, const char *label,
 		const struct repo_secret *secret, const struct master_keys *master,
 		struct tm_id *ret, struct error *err) TM_WUR;
-int keyring_put_copy(const struct repo *repo, const struct tm_id *kid, unsigned copy,
-		     const struct buf *b, struct error *err) TM_WUR;
 int keyring_remove(const struct repo *repo, const struct tm_id *kid, struct error *err) TM_WUR;
 
 /* TM_E_DENIED, TM_E_UNSUPPORTED: not with this key, not in this repository. */

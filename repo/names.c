@@ -20,9 +20,10 @@ static void name_print(char key[KEY_MAX], const char *fmt, ...)
 	assert(n > 0 && n < KEY_MAX);
 }
 
-void name_domain(const struct tm_id *domain, uint32_t generation, char key[KEY_MAX])
+void name_domain(const struct tm_id *domain, uint32_t generation, unsigned copy, char key[KEY_MAX])
 {
-	name_print(key, "domains/%s.%04" PRIx32, id_text(domain).s, generation);
+	name_print(key, "domains/%s.%04" PRIx32 "%c", id_text(domain).s, generation,
+		   (char)('a' + (char)copy));
 }
 
 void name_domain_folder(const struct repo *repo, char key[KEY_MAX])
@@ -179,12 +180,16 @@ bool name_parse_segment(const struct repo *repo, const char *key, struct segment
 	return *p == 0;
 }
 
-bool name_parse_domain(const char *key, struct tm_id *ret, uint32_t *ret_generation)
+bool name_parse_domain(const char *key, struct tm_id *ret, uint32_t *ret_generation,
+		       unsigned *ret_copy)
 {
 	const char *p = key;
 
-	return skip(&p, "domains/") && skip_id(&p, ret) && skip(&p, ".") &&
-	       skip_hex(&p, 4, ret_generation) && *p == 0;
+	if (!skip(&p, "domains/") || !skip_id(&p, ret) || !skip(&p, ".") ||
+	    !skip_hex(&p, 4, ret_generation) || (*p != 'a' && *p != 'b'))
+		return false;
+	*ret_copy = *p == 'b';
+	return p[1] == 0;
 }
 
 bool name_parse_suffix(const char *text, unsigned digits, uint32_t *ret)

@@ -144,6 +144,8 @@ static const char *what_to_say(const struct repo_damage *d)
 
 	if (strncmp(key, "keys/", 5) == 0)
 		return "a copy of a key: 'tidemark key repair' writes it again";
+	if (strncmp(key, "domains/", 8) == 0)
+		return "a copy of a domain: 'tidemark key repair' writes it again";
 	if (strstr(key, "/p/"))
 		return "the description of a point: the point is lost, others are not touched";
 	if (strstr(key, "/k/") || strstr(key, "/t/") || strstr(key, "/f/") || strstr(key, "/v/") ||

@@ -202,7 +202,7 @@ int repo_key_change(struct repo *repo, const struct repo_secret *secret, struct 
  * repository was opened with. */
 int repo_key_rotate(struct repo *repo, bool one_domain, const struct repo_secret *secret,
 		    struct tm_id *ret, struct error *err) TM_WUR;
-/* Writes damaged and missing copies again; *ret counts them. */
+/* Writes damaged and missing copies of key slots and domains again; *ret counts them. */
 int repo_keys_repair(struct repo *repo, size_t *ret, struct error *err) TM_WUR;
 /* All secrets as lines for paper, which open the repository even when it has lost its slots.  The
  * caller wipes and frees *ret. */
@@ -219,7 +219,8 @@ const char *repo_domain_name(const struct repo *repo);
 /* TM_E_NOTFOUND: no domain of that name that this key opens. */
 int repo_domain_use(struct repo *repo, const char *name, struct error *err) TM_WUR;
 int repo_domain_use_id(struct repo *repo, const struct tm_id *id, struct error *err) TM_WUR;
-/* An empty domain.  The name is at most 64 bytes, readable with its keys only.  TM_E_EXISTS. */
+/* An empty domain.  The name is at most 64 bytes, readable with its keys only.  TM_E_EXISTS:
+ * there is one, whole; a copy of it that was not is put again. */
 int repo_domain_add(struct repo *repo, const char *name, struct tm_id *ret,
 		    struct error *err) TM_WUR;
 
@@ -612,6 +613,13 @@ struct repo_verify_options {
  */
 int repo_verify(struct repo *repo, const struct repo_verify_options *opt,
 		struct repo_verify_report *ret, struct error *err) TM_WUR;
+
+/*
+ * Adds to the report: copies of the domains' objects that are missing or damaged, of all domains
+ * that the key opens; and, for keys of all domains, what lies in a domain that has no object.
+ */
+int repo_verify_domains(struct repo *repo, struct repo_verify_report *ret,
+			struct error *err) TM_WUR;
 
 struct repo_repair_options {
 	const struct point_list *points; /* NULL: all */

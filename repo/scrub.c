@@ -54,7 +54,7 @@ static const struct small_kind *kind_of(const char *key)
 		magic = MAGIC_REPO;
 	else if (name_parse_key(key, &id, &copy))
 		magic = MAGIC_KEY;
-	else if (name_parse_domain(key, &id, &generation))
+	else if (name_parse_domain(key, &id, &generation, &copy))
 		magic = MAGIC_DOMAIN;
 	else if (strncmp(key, "d/", 2) == 0 && is_flag(key))
 		magic = MAGIC_FLAG;

@@ -7,6 +7,7 @@
  *	verify_map.c   maps against the descriptor tables, with read_data
  *	verify_data.c  segments: tables, sizes, and with read_data every frame
  *	verify_scrub.c all objects, every byte, without a data key
+ *	verify_domain.c  the objects of the domains themselves
  *	verify_ring.c  budgets: where a run stops and the next one goes on
  *
  * Nodes and segments shared by many points are looked at once.

@@ -12,6 +12,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	uint8_t object[1024];
 	struct tm_id repo;
 	char key[KEY_MAX];
+	unsigned copy;
 	uint32_t g;
 	int r;
 
@@ -22,7 +23,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		memcpy(&h, object, sizeof(h));
 		memcpy(h.head.magic, MAGIC_DOMAIN, sizeof(h.head.magic));
 		repo = h.head.repo;
-		id = (struct domain_id){h.domain, le32_get(h.generation)};
+		id = (struct domain_id){.id = h.domain, .generation = le32_get(h.generation)};
 		format_head_seal(&h, sizeof(h));
 		memcpy(object, &h, sizeof(h));
 	}
@@ -36,10 +37,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	memcpy(object, data, size);
 	object[size < sizeof(key) ? size : sizeof(key) - 1] = 0;
 	memcpy(key, object, sizeof(key));
-	if (name_parse_domain(key, &id.id, &g)) {
+	if (name_parse_domain(key, &id.id, &g, &copy)) {
 		char again[KEY_MAX];
 
-		name_domain(&id.id, g, again);
+		name_domain(&id.id, g, copy, again);
 		FUZZ_MUST(strcmp(key, again) == 0);
 	}
 	return 0;

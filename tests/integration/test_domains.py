@@ -111,19 +111,62 @@ def nothing_is_shared_and_nothing_deleted_across(scratch):
     check(tidemark("prune", "--max-unused", "0", *keys[None]).json["removed_objects"] > 4, "prune of all")
     check(tidemark("verify", "--read-data", *keys[None]).json["points"] == 3, "verify of all")
     # damage in one domain is named, and does not keep prune from the others
-    folder, = [d for d in (tidemark.repo / "domains").iterdir()
-               if d.name.startswith(next(x["id"] for x in tidemark("domain", "list", *keys[None]).json
-                                         if x["domain"] == "acme"))]
-    good = folder.read_bytes()
-    folder.chmod(0o600)
-    folder.write_bytes(good[:-1])
-    says(tidemark("prune", *keys[None], expect=(1, 4)), folder.name)
-    says(tidemark("list", *keys["acme"], expect=(1, 4)), folder.name)
-    result = tidemark("verify", "--scrub", *keys[None], expect=4)
-    check(any(folder.name in d["object"] for d in result.json["damaged"]), result.out)
+    acme, = [d["id"] for d in tidemark("domain", "list", *keys[None]).json if d["domain"] == "acme"]
+    copies = sorted((tidemark.repo / "domains").glob(f"{acme}.*"))
+    check([c.name for c in copies] == [f"{acme}.0000a", f"{acme}.0000b"], f"{copies}")
+    good = copies[0].read_bytes()
+    check(copies[1].read_bytes() == good, "the copies differ")
+    for copy in copies:
+        copy.chmod(0o600)
+        copy.write_bytes(good[:-1])
+    says(tidemark("prune", *keys[None], expect=(1, 4)), copies[0].name)
+    says(tidemark("list", *keys["acme"], expect=(1, 4)), copies[0].name)
+    for words in (("--scrub",), ()):
+        result = tidemark("verify", *words, *keys[None], expect=4)
+        named = {d["object"] for d in result.json["damaged"]}
+        check({f"domains/{c.name}" for c in copies} <= named, result.out)
     check(len(points(tidemark, *keys["zeta"])) == 1, "zeta")
-    folder.write_bytes(good)
+    for copy in copies:
+        copy.write_bytes(good)
     tidemark("verify", "--scrub", *keys[None])
+
+
+@case
+def copies_of_a_domain_are_missed_and_put_again(scratch):
+    tidemark, keys = tenants(scratch, "acme")
+    path = disk(scratch)
+    point = tidemark("backup", f"image:{path},name=guest", *keys["acme"]).json["point"]
+    acme, = [d["id"] for d in tidemark("domain", "list", *keys["acme"]).json]
+    copies = sorted((tidemark.repo / "domains").glob(f"{acme}.*"))
+    good = copies[0].read_bytes()
+
+    def named(who):
+        text = tidemark("verify", *keys[who], expect=4, json_output=False).out
+        check("DAMAGED" in text and "no damage" not in text, text)
+        return [d["object"] for d in tidemark("verify", *keys[who], expect=4).json["damaged"]]
+
+    for copy in copies:
+        for lost in (True, False):
+            copy.unlink()
+            if not lost:
+                copy.write_bytes(good[:40] + b"oops" + good[44:])
+            for who in keys:
+                check(named(who) == [f"domains/{copy.name}"], f"{copy} {lost} {who}")
+            same(scratch, tidemark, path, point, *keys["acme"])
+            check(tidemark("key", "repair", *keys[None]).json["repaired"] == 1, "repair")
+            check(copy.read_bytes() == good, "not the same bytes")
+            tidemark("verify", "--scrub", *keys[None])
+    copies[1].unlink()
+    tidemark("domain", "add", "acme", *keys[None])
+    check(copies[1].read_bytes() == good, "add does not complete it")
+    tidemark("domain", "add", "acme", *keys[None], expect=1)
+    for copy in copies:
+        copy.unlink()
+    check(named(None) == [f"d/{acme}/"], "points without a domain")
+    tidemark("domain", "add", "acme", *keys[None])
+    check([c.read_bytes() for c in copies] == [good, good], "not the same bytes")
+    same(scratch, tidemark, path, point, *keys["acme"])
+    tidemark("verify", "--read-data", *keys[None])
 
 
 @case

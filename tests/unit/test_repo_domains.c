@@ -2,6 +2,8 @@
 /* Domains: a tenant's key opens its own only; no content, deletion or rotation crosses. */
 #include "test_secret.h"
 
+#include "repo/domain.h"
+
 #define BS   SECRET_BS
 #define SIZE (1024 * 1024 + 5)
 
@@ -334,17 +336,19 @@ static void a_domain_is_proved_to_its_tenant(void **state)
 {
 	struct error err = {0};
 	struct tenants t;
-	struct buf *repo, *dom;
+	struct buf *repo, *dom[COPIES];
 	char key[KEY_MAX];
 	struct copy *c;
 
 	(void)state;
 	up(&t);
 	open_as(&t, &t.acme, NULL);
-	name_domain(&t.rig.repo->domain, 0, key);
 	c = copy_store(t.rig.store->below);
 	repo = object(c, "repo");
-	dom = object(c, key);
+	for (unsigned copy = 0; copy < COPIES; copy++) {
+		name_domain(&t.rig.repo->domain, 0, copy, key);
+		dom[copy] = object(c, key);
+	}
 	assert_int_equal(open_copy(&t.rig, c, &t.acme, NULL, &err), 0);
 	repo->data[offsetof(struct format_repo, block_bits)] ^= 1;
 	format_head_seal(repo->data, repo->len);
@@ -357,12 +361,124 @@ static void a_domain_is_proved_to_its_tenant(void **state)
 	format_head_seal(repo->data, repo->len);
 	assert_int_equal(open_copy(&t.rig, c, &t.acme, NULL, &err), 0);
 	for (size_t at = 56; at < sizeof(struct format_domain) - 4; at++) {
-		dom->data[at] ^= (uint8_t)(1U << at % 8);
-		format_head_seal(dom->data, dom->len);
+		for (unsigned copy = 0; copy < COPIES; copy++) {
+			dom[copy]->data[at] ^= (uint8_t)(1U << at % 8);
+			format_head_seal(dom[copy]->data, dom[copy]->len);
+		}
 		assert_int_equal(open_copy(&t.rig, c, &t.acme, NULL, &err), TM_E_CORRUPT);
-		dom->data[at] ^= (uint8_t)(1U << at % 8);
+		for (unsigned copy = 0; copy < COPIES; copy++) { /* one whole copy is enough */
+			dom[copy]->data[at] ^= (uint8_t)(1U << at % 8);
+			format_head_seal(dom[copy]->data, dom[copy]->len);
+			assert_int_equal(open_copy(&t.rig, c, &t.acme, NULL, &err), 0);
+		}
 	}
 	copy_free(c);
+	down(&t);
+}
+
+/* ---- copies of the object ---- */
+
+/* What a verification names, exactly: these copies of the domain, and its folder or not. */
+static void assert_named(struct tenants *t, const struct tm_id *id, bool a, bool b, bool folder)
+{
+	struct repo_verify_report report = {0};
+	const bool want[COPIES] = {a, b};
+	struct error err = {0};
+	char key[KEY_MAX];
+
+	assert_int_equal(repo_verify_domains(t->rig.repo, &report, &err), 0);
+	assert_int_equal(report.ndamaged, (size_t)a + (size_t)b + (size_t)folder);
+	for (unsigned copy = 0; copy < COPIES; copy++) {
+		bool found = false;
+
+		name_domain(id, 0, copy, key);
+		for (size_t i = 0; i < report.ndamaged; i++)
+			found = found || strcmp(report.damaged[i].object, key) == 0;
+		assert_int_equal(found, want[copy]);
+	}
+	(void)snprintf(key, sizeof(key), "d/%s/", id_text(id).s);
+	if (folder)
+		assert_string_equal(report.damaged[0].object, key);
+	repo_verify_report_done(&report);
+}
+
+static void one_copy_of_a_domain_is_enough_and_the_other_is_put_again(void **state)
+{
+	struct error err = {0};
+	struct tenants t;
+	struct tm_id id, same;
+	struct store *st;
+	size_t n;
+
+	(void)state;
+	up(&t);
+	st = t.rig.store->below;
+	assert_int_equal(repo_domain_use(t.rig.repo, "acme", &err), 0);
+	id = *repo_domain(t.rig.repo);
+	assert_int_equal(repo_domain_use(t.rig.repo, "default", &err), 0);
+	for (unsigned how = 0; how < 3 * COPIES; how++) {
+		auto_buf struct buf good = {0}, again = {0};
+		unsigned copy = how % COPIES;
+		char key[KEY_MAX];
+
+		name_domain(&id, 0, copy, key);
+		assert_int_equal(store_read(st, key, 4096, &good, &err), 0);
+		assert_int_equal(st->ops->remove(st, key, &err), 0);
+		if (how / COPIES == 1) { /* damaged */
+			good.data[40] ^= 1;
+			assert_int_equal(store_put_wait(st, key, good.data, good.len, &err), 0);
+			good.data[40] ^= 1;
+		}
+		assert_named(&t, &id, copy == 0, copy == 1, false);
+		open_as(&t, &t.acme, NULL);
+		assert_string_equal(repo_domain_name(t.rig.repo), "acme");
+		assert_named(&t, &id, copy == 0, copy == 1, false);
+		open_as(&t, &t.all, NULL);
+		if (how / COPIES == 2) {
+			assert_int_equal(repo_domain_add(t.rig.repo, "acme", &same, &err), 0);
+			assert_true(id_equal(&same, &id));
+		} else {
+			assert_int_equal(repo_keys_repair(t.rig.repo, &n, &err), 0);
+			assert_int_equal(n, 1);
+		}
+		assert_int_equal(store_read(st, key, 4096, &again, &err), 0);
+		assert_int_equal(again.len, good.len);
+		assert_memory_equal(again.data, good.data, good.len);
+		assert_named(&t, &id, false, false, false);
+		assert_int_equal(repo_keys_repair(t.rig.repo, &n, &err), 0);
+		assert_int_equal(n, 0);
+	}
+	down(&t);
+}
+
+static void a_domain_that_lost_both_copies_is_missed(void **state)
+{
+	struct error err = {0};
+	struct tm_id id, same;
+	char key[KEY_MAX];
+	struct tenants t;
+	struct store *st;
+	size_t n;
+
+	(void)state;
+	up(&t);
+	st = t.rig.store->below;
+	assert_int_equal(repo_domain_use(t.rig.repo, "acme", &err), 0);
+	id = *repo_domain(t.rig.repo);
+	(void)snprintf(key, sizeof(key), "d/%s/x/y", id_text(&id).s);
+	assert_int_equal(store_put_wait(st, key, "", 0, &err), 0);
+	assert_int_equal(repo_domain_use(t.rig.repo, "default", &err), 0);
+	for (unsigned copy = 0; copy < COPIES; copy++) {
+		name_domain(&id, 0, copy, key);
+		assert_int_equal(st->ops->remove(st, key, &err), 0);
+	}
+	assert_named(&t, &id, false, false, true);
+	assert_int_equal(repo_keys_repair(t.rig.repo, &n, &err), 0);
+	assert_int_equal(n, 0);
+	assert_int_equal(repo_domain_add(t.rig.repo, "acme", &same, &err), 0);
+	assert_true(id_equal(&same, &id));
+	assert_named(&t, &id, false, false, false);
+	open_as(&t, &t.acme, NULL);
 	down(&t);
 }
 
@@ -456,6 +572,8 @@ int main(void)
 		cmocka_unit_test(a_rotation_of_one_domain_leaves_the_others),
 		cmocka_unit_test(a_tenant_changes_his_own_keys_only),
 		cmocka_unit_test(a_domain_is_proved_to_its_tenant),
+		cmocka_unit_test(one_copy_of_a_domain_is_enough_and_the_other_is_put_again),
+		cmocka_unit_test(a_domain_that_lost_both_copies_is_missed),
 		cmocka_unit_test(names_are_checked),
 		cmocka_unit_test(a_rotation_may_end_anywhere),
 	};

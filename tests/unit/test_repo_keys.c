@@ -514,9 +514,14 @@ static void interrupt(enum change change, bool for_good)
 		rig.store->fail_at = 0;
 		check_after(&rig, change, r == 0);
 		if (r == 0) {
-			assert_true(rig.store->calls < n);
+			bool all = rig.store->calls < n;
+
+			/* one copy of a domain that cannot be read is passed by */
+			assert_true(all || (change == ROTATE && !for_good));
 			rig_down(&rig);
-			break;
+			if (all)
+				break;
+			continue;
 		}
 		assert_int_equal(r, TM_E_IO);
 		/* and it is simply run again */
