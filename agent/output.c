@@ -33,7 +33,7 @@ static size_t show_next(const unsigned char *p, char *ret)
 	size_t n = control(p), len = 1;
 
 	if (n == 0) {
-		while ((p[len] & 0xc0) == 0x80 && len < 4)
+		while (len < 4 && (p[len] & 0xc0) == 0x80)
 			len++;
 		memcpy(ret, p, len);
 		ret[len] = '\0';
