@@ -13,8 +13,8 @@
 #define QEMU_IMG_MS 60000 /* to create an empty image */
 #define QEMU_NBD_MS 60000 /* to write out its caches and end */
 
-#define PARTIAL_BYTES 4  /* random ones in a temporary name */
-#define YOUNG_S       10 /* a file that was written this recently may not be locked yet */
+#define PARTIAL_BYTES ((size_t)4) /* random ones in a temporary name */
+#define YOUNG_S       10          /* a file that was written this recently may not be locked yet */
 
 TM_CLEANUP(DIR, closedir)
 

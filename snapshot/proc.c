@@ -81,7 +81,9 @@ char proc_state(pid_t pid)
 	if (!read_proc(pid, "stat", text, sizeof(text), &len))
 		return 'X';
 	p = strrchr(text, ')');
-	return p && p[1] == ' ' && p[2] ? p[2] : 'X';
+	if (!p || p[1] != ' ' || !p[2])
+		return 'X';
+	return p[2];
 }
 
 /* starttime in proc(5) */
