@@ -44,5 +44,18 @@ const uint8_t *cache_node(struct cache *c, const struct tm_id *sid, uint64_t ord
 void cache_load_node(struct cache *c, const struct tm_id *sid, uint64_t ordinal,
 		     struct cache_wait *w);
 
+/*
+ * A load that is waited for: given as {.wait.done = cache_await_done}, its wait to one of the loads
+ * above, then to cache_await(), which runs the loop until the answer is there and returns it.  An
+ * error of the loop itself is logged only, for requests cannot be taken back.
+ */
+struct cache_await {
+	struct cache_wait wait;
+	int code;
+	bool done;
+};
+void cache_await_done(struct cache_wait *wait, int code);
+int cache_await(struct repo *repo, struct cache_await *w, struct error *err) TM_WUR;
+
 /* Forgets everything that is not in use. */
 void cache_drop(struct cache *c);

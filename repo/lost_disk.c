@@ -4,35 +4,13 @@
 #include "lost.h"
 #include "map.h"
 
-struct node_wait {
-	struct cache_wait wait;
-	int code;
-	bool done;
-};
-
-static void node_there(struct cache_wait *wait, int code)
-{
-	struct node_wait *w = container_of(wait, struct node_wait, wait);
-
-	w->code = code;
-	w->done = true;
-}
-
 static int load_node(struct repo *repo, const struct tm_id *sid, uint64_t ordinal,
 		     struct error *err)
 {
-	struct node_wait w = {.wait.done = node_there};
+	struct cache_await w = {.wait.done = cache_await_done};
 
 	cache_load_node(repo->cache, sid, ordinal, &w.wait);
-	while (!w.done) {
-		struct error loop_err = {0};
-
-		if (loop_run_once(repo->loop, -1, &loop_err) < 0)
-			log_debug("loop: %s", loop_err.text);
-	}
-	if (w.code < 0 && err && !err->code)
-		*err = w.wait.err;
-	return w.code < 0 ? w.code : 0;
+	return cache_await(repo, &w, err);
 }
 
 /* Gives the cursor the node it needs; one that cannot be read is lost, recorded or not. */

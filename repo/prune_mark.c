@@ -148,42 +148,22 @@ static int mark_slot(struct walk *k, uint64_t ref, uint8_t type, bool *ret_was, 
 
 /* ---- walking ---- */
 
-struct node_wait {
-	struct cache_wait wait;
-	int code;
-	bool done;
-};
-
-static void node_there(struct cache_wait *wait, int code)
-{
-	struct node_wait *w = container_of(wait, struct node_wait, wait);
-
-	w->code = code;
-	w->done = true;
-}
-
 static int get_node(struct walk *k, uint64_t ref, unsigned level, uint64_t pos, struct node *ret,
 		    struct error *err)
 {
 	const struct tm_id *sid = &k->d->map->table[ref_session(ref)].session;
 	struct repo *repo = k->p->repo;
-	struct node_wait w = {.wait.done = node_there};
+	struct cache_await w = {.wait.done = cache_await_done};
 	size_t len;
 	const uint8_t *bytes = cache_node(repo->cache, sid, ref_ordinal(ref), &len);
 
 	if (!bytes) {
-		cache_load_node(repo->cache, sid, ref_ordinal(ref), &w.wait);
-		while (!w.done) {
-			struct error loop_err = {0};
+		int r;
 
-			if (loop_run_once(repo->loop, -1, &loop_err) < 0)
-				log_debug("loop: %s", loop_err.text);
-		}
-		if (w.code < 0) {
-			if (err && !err->code)
-				*err = w.wait.err;
-			return w.code;
-		}
+		cache_load_node(repo->cache, sid, ref_ordinal(ref), &w.wait);
+		r = cache_await(repo, &w, err);
+		if (r < 0)
+			return r;
 		bytes = cache_node(repo->cache, sid, ref_ordinal(ref), &len);
 		if (!bytes)
 			return error_set(err, TM_E_NOMEM, "the map cache is too small");

@@ -35,12 +35,6 @@ struct counter {
 	const struct point_disk *disk;
 };
 
-struct waiter {
-	struct cache_wait wait;
-	int code;
-	bool done;
-};
-
 static bool bit(const uint64_t *bits, uint32_t i)
 {
 	return bits[i / 64] >> i % 64 & 1;
@@ -164,33 +158,12 @@ static void forget_mine(struct counter *c)
 
 /* ---- reading ---- */
 
-static void there(struct cache_wait *wait, int code)
-{
-	struct waiter *w = container_of(wait, struct waiter, wait);
-
-	w->code = code;
-	w->done = true;
-}
-
-static int await(struct counter *c, struct waiter *w, struct error *err)
-{
-	while (!w->done) {
-		struct error loop_err = {0};
-
-		if (loop_run_once(c->repo->loop, -1, &loop_err) < 0)
-			log_debug("loop: %s", loop_err.text);
-	}
-	if (w->code < 0 && err && !err->code)
-		*err = w->wait.err;
-	return w->code;
-}
-
 static int get_node(struct counter *c, uint64_t ref, unsigned level, uint64_t pos, struct node *ret,
 		    struct error *err)
 {
 	const struct disk_map *map = c->disk->map;
 	const struct tm_id *sid = &map->table[ref_session(ref)].session;
-	struct waiter w = {.wait.done = there};
+	struct cache_await w = {.wait.done = cache_await_done};
 	size_t len;
 	const uint8_t *bytes = cache_node(c->repo->cache, sid, ref_ordinal(ref), &len);
 
@@ -198,7 +171,7 @@ static int get_node(struct counter *c, uint64_t ref, unsigned level, uint64_t po
 		int r;
 
 		cache_load_node(c->repo->cache, sid, ref_ordinal(ref), &w.wait);
-		r = await(c, &w, err);
+		r = cache_await(c->repo, &w, err);
 		if (r < 0)
 			return r;
 		bytes = cache_node(c->repo->cache, sid, ref_ordinal(ref), &len);
@@ -353,7 +326,7 @@ static uint64_t own_bytes(const struct marks *m, const struct seg_tables *t)
 static int own_segment_bytes(struct counter *c, const struct marks *m, uint64_t *ret,
 			     struct error *err)
 {
-	struct waiter w = {.wait.done = there};
+	struct cache_await w = {.wait.done = cache_await_done};
 	struct tables *t = cache_tables(c->repo->cache, &m->sid, m->type, m->index);
 
 	if (!t) {
@@ -361,7 +334,7 @@ static int own_segment_bytes(struct counter *c, const struct marks *m, uint64_t 
 		int r;
 
 		cache_load_tables(c->repo->cache, &m->sid, m->type, m->index, &w.wait);
-		r = await(c, &w, &one);
+		r = cache_await(c->repo, &w, &one);
 		if (is_damage(r)) {
 			c->stats->damaged++;
 			return 0;
