@@ -416,7 +416,8 @@ int repo_domains(struct repo *repo, struct repo_domain_list *ret, struct error *
 	free(l);
 	if (r < 0)
 		return r;
-	qsort(list.v, list.n, sizeof(*list.v), by_name);
+	if (list.n > 1)
+		qsort(list.v, list.n, sizeof(*list.v), by_name);
 	*ret = list;
 	list = (struct repo_domain_list){0};
 	return 0;

@@ -60,7 +60,8 @@ int repo_keys(struct repo *repo, struct repo_key_list *ret, struct error *err)
 		r = fill_key(repo, &g->v[list.n], &list.v[list.n], err);
 	if (r < 0)
 		return r;
-	qsort(list.v, list.n, sizeof(*list.v), by_age);
+	if (list.n > 1)
+		qsort(list.v, list.n, sizeof(*list.v), by_age);
 	*ret = list;
 	list = (struct repo_key_list){0};
 	return 0;

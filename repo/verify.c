@@ -370,7 +370,9 @@ static int report_damage(struct verifier *v, struct error *err)
 	r = r ? r : for_all_disks(v, verify_blame, err);
 	if (r == 0 && (v->gone.n > 0 || v->opt->points))
 		drop_unused(v, first);
-	qsort(v->report->damaged, v->report->ndamaged, sizeof(*v->report->damaged), compare_damage);
+	if (v->report->ndamaged > 1)
+		qsort(v->report->damaged, v->report->ndamaged, sizeof(*v->report->damaged),
+		      compare_damage);
 	return r;
 }
 
