@@ -26,7 +26,12 @@ static int do_prune(struct agent *a, struct repo_prune_report *ret, struct error
 
 	if (r)
 		error_prefix(err, "prune");
-	else if (ret->unreadable)
+	if (r == 0 && ret->no_room)
+		say_warning(a,
+			    "%llu segments could not be rewritten for want of room; there is some "
+			    "now, so run 'tidemark prune' again",
+			    (unsigned long long)ret->no_room);
+	if (r == 0 && ret->unreadable)
 		say_warning(a,
 			    "%llu segments cannot be read and were left as they are; "
 			    "'tidemark verify --read-data' tells more",

@@ -73,8 +73,10 @@ int repo_forget(struct repo *repo, const struct tm_id *ids, size_t n, struct err
 				      id_text(&ids[i]).s);
 	/* what is left has to outlast what goes */
 	r = r ? r : points_sync(repo, NULL, err);
+	store_reserve(repo->st, true);
 	for (size_t i = 0; r == 0 && i < n; i++)
 		r = flag_put(repo, FLAG_TOMBSTONE, &ids[i], 0, err);
+	store_reserve(repo->st, false);
 	id_set_done(&held);
 	return r;
 }

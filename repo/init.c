@@ -115,7 +115,10 @@ static int do_init(struct repo *repo, uint32_t block_size, const struct repo_ini
 	r = domain_put(repo, &repo->default_domain, DEFAULT_DOMAIN_NAME, err);
 	r = r ? r : domain_use(repo, &repo->default_domain, err);
 	r = r ? r : keyring_init(repo, opt ? opt->label : NULL, opt ? opt->secret : NULL, err);
-	return r ? r : put_repo(repo, &h, err);
+	r = r ? r : put_repo(repo, &h, err);
+	if (r == 0)
+		store_reserve(repo->st, false);
+	return r;
 }
 
 int repo_init(struct store *st, const struct repo_init_options *opt, struct repo **ret,

@@ -482,11 +482,16 @@ int repo_prune(struct repo *repo, const struct repo_prune_options *opt,
 	int r = repo_check_right(repo, REPO_MAY_PRUNE, err);
 
 	r = r ? r : random_bytes(&p.run, sizeof(p.run), err);
-	r = r ? r : bury(&p, &stale, err);
+	if (r < 0)
+		return r;
+	store_reserve(repo->st, !opt->dry_run);
+	r = bury(&p, &stale, err);
 	r = r ? r : look(&p, &stale, err);
 	r = r ? r : sweep(&p, err);
 	r = r ? r : close_all(&p, err);
 	r = r ? r : tidy(&p, err);
+	if (!opt->dry_run)
+		store_reserve(repo->st, false);
 	if (r == 0)
 		*ret = p.report;
 	forget_lists(&p);

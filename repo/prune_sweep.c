@@ -182,13 +182,17 @@ static int rewrite(struct prune *p, const struct gen *g, const struct seg_tables
 	r = r ? r : seg_compact(t, old.data, bits, generation, p->run, &new, err);
 	if (r < 0)
 		return r;
-	p->report.compacted_bytes += new.len;
-	if (p->opt->dry_run)
+	if (p->opt->dry_run) {
+		p->report.compacted_bytes += new.len;
 		return remove_gen(p, g, err);
+	}
 	name_segment(p->repo, &g->name.session, g->name.type, g->name.index, generation, p->run,
 		     key);
 	r = store_put_wait(p->repo->st, key, new.data, new.len, err);
-	return r ? r : drop_old(p, g, bits, err);
+	if (r < 0)
+		return r;
+	p->report.compacted_bytes += new.len;
+	return drop_old(p, g, bits, err);
 }
 
 static bool mostly_unused(const struct prune *p, const struct seg_tables *t, const uint64_t *bits)
@@ -229,9 +233,10 @@ static int compact(struct prune *p, const struct gen *g, const struct mark_segme
 		r = rewrite(p, g, t, bits, &one);
 	if (r == 0 || r == TM_E_NOTFOUND || r == TM_E_EXISTS)
 		return 0;
-	if (may_pass(r)) {
+	if (r == TM_E_NOSPACE || may_pass(r)) {
 		log_debug("%s", one.text);
-		p->report.unreadable++;
+		p->report.no_room += r == TM_E_NOSPACE;
+		p->report.unreadable += r != TM_E_NOSPACE;
 		return 0;
 	}
 	if (err && !err->code)

@@ -65,6 +65,12 @@ struct store_ops {
 	int (*sync)(struct store *st, const char *prefix, struct error *err);
 	/* Removes leftovers, and folders that are empty; at any time beside puts.  Blocking. */
 	int (*tidy)(struct store *st, struct store_leftovers *left, struct error *err);
+	/*
+	 * What deletes has to write first.  use: from now on puts may use up the room that the
+	 * store keeps back for that.  Otherwise, as in the beginning, they may not, and it is kept
+	 * back again as far as there is any.  NULL: a store that is never full.  Blocking.
+	 */
+	void (*reserve)(struct store *st, bool use);
 	void (*free)(struct store *st);
 };
 
@@ -413,6 +419,7 @@ struct repo_prune_report {
 	uint64_t compacted_bytes; /* put again, in rewritten segments */
 	uint64_t kept_bytes;      /* of all segments that are left */
 	uint64_t unreadable;      /* segments that would have been rewritten but cannot be read */
+	uint64_t no_room;         /* … but there was no room to; the next run goes on with them */
 };
 
 /*

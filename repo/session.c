@@ -133,6 +133,7 @@ int repo_session_begin(struct repo *repo, const struct repo_session_options *opt
 		error_prefix(err, "beginning a session");
 		return r;
 	}
+	store_reserve(repo->st, false);
 	*ret = tm_steal(s);
 	return 0;
 }

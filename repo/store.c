@@ -88,6 +88,12 @@ int store_read(struct store *st, const char *key, size_t max, struct buf *ret, s
 	return 0;
 }
 
+void store_reserve(struct store *st, bool use)
+{
+	if (st->ops->reserve)
+		st->ops->reserve(st, use);
+}
+
 static void answer_now(struct loop_op *op, int res)
 {
 	struct store_req *req = container_of(op, struct store_req, op);

@@ -18,6 +18,9 @@ int store_read(struct store *st, const char *key, size_t max, struct buf *ret,
 int store_get_wait(struct store *st, const char *key, void *bytes, size_t len, uint64_t offset,
 		   size_t *ret_got, struct error *err) TM_WUR;
 
+/* Puts may use, or not, what is kept back for deletions. */
+void store_reserve(struct store *st, bool use);
+
 /* For back ends: calls req->done(code) soon, from the loop. */
 void store_answer(struct store *st, struct store_req *req, int code);
 

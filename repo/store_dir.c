@@ -7,6 +7,7 @@
  *	store_dir_put.c   writing
  *	store_dir_list.c  making the folders, listing, syncing
  *	store_dir_tidy.c  what crashes left
+ *	store_dir_reserve.c  room kept back for deletions
  */
 #include "store_dir.h"
 
@@ -251,6 +252,7 @@ static const struct store_ops dir_ops = {
 	.remove = dir_remove,
 	.sync = dir_sync,
 	.tidy = dir_tidy,
+	.reserve = dir_reserve,
 	.free = dir_free,
 };
 

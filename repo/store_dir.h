@@ -13,6 +13,7 @@ struct dir_store {
 	char *path;
 	int root;
 	int tmp;
+	bool use_reserve;
 	uint64_t clock; /* of the folders' use */
 	struct folder *folders[DIR_FOLDERS];
 };
@@ -44,6 +45,13 @@ int dir_sync_below(int root, const char *root_path, const char *prefix, struct e
  * is repo_init()'s to judge.
  */
 int dir_make(const char *path, struct error *err) TM_WUR;
+
+/* ---- store_dir_reserve.c ---- */
+
+void dir_reserve(struct store *st, bool use);
+/* Gives up so much of the reserve that a put of `bytes` may find room; false: it may not be used,
+ * or there is nothing left. */
+bool dir_reserve_cut(const struct dir_store *d, uint64_t bytes);
 
 /* ---- store_dir_tidy.c ---- */
 

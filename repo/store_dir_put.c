@@ -10,7 +10,8 @@
  *	5 rename to its name, never over another object
  *	6 publish  fsync of the folder; the same where the name was taken, since its
  *	         writer may have been killed before that
- * A crash before 5 leaves a file in tmp/, which is no object.
+ * A crash before 5 leaves a file in tmp/, which is no object.  Where there is no room for any of
+ *it, and the reserve may be used, all of it is done once more with a part of that.
  */
 #include "store_dir.h"
 
@@ -132,17 +133,40 @@ void dir_folders_free(struct dir_store *d)
 
 static void put_start_step(struct put *p, enum put_step step);
 
-static void put_finish(struct put *p)
+static void put_close(struct put *p)
 {
-	struct store_req *req = p->req;
-	int code = p->code;
-
 	if (p->fd >= 0)
 		(void)close(p->fd);
 	if (p->parent >= 0)
 		(void)close(p->parent);
 	if (p->folder)
 		folder_unref(p->d, p->folder);
+	p->fd = p->parent = -1;
+	p->folder = NULL;
+}
+
+/* There was no room and now there is some; nothing is left of the first attempt. */
+static bool put_again(struct put *p)
+{
+	if (p->code != TM_E_NOSPACE || p->step == PUT_PUBLISH || !dir_reserve_cut(p->d, p->len))
+		return false;
+	error_clear(&p->req->err);
+	p->code = 0;
+	p->pos = p->made = 0;
+	put_start_step(p, PUT_OPEN);
+	return true;
+}
+
+static void put_finish(struct put *p)
+{
+	struct store_req *req = p->req;
+	int code = p->code;
+
+	put_close(p);
+	if (put_again(p))
+		return;
+	if (code == TM_E_NOSPACE)
+		error_append(&req->err, ": no room in the repository; forget points, then prune");
 	free(p);
 	req->done(req, code);
 }

@@ -6,6 +6,7 @@
 
 #include <dirent.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 
 /* NOLINTBEGIN(bugprone-reserved-identifier,cert-dcl37-c,cert-dcl51-cpp) */
 
@@ -31,6 +32,7 @@ WRAP(int, unlinkat, int, const char *, int);
 WRAP(int, linkat, int, const char *, int, const char *, int);
 WRAP(int, fstatat64, int, const char *, struct stat *, int);
 WRAP(int, stat64, const char *, struct stat *);
+WRAP(int, fstatvfs64, int, struct statvfs *);
 WRAP(DIR *, opendir, const char *);
 WRAP(DIR *, fdopendir, int);
 WRAP(struct dirent *, readdir64, DIR *);

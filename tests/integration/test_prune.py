@@ -6,7 +6,7 @@ and killed at any moment. PRUNE_SECONDS sets how long the storms last (default 8
 import os
 import time
 
-from harness import HarnessError, Tidemark, image, make_rng
+from harness import HarnessError, Tidemark, image, make_rng, run
 from harness.cases import case, main
 
 SIZE = 12 * image.MIB
@@ -107,6 +107,98 @@ def rules_and_names_choose(scratch):
         raise HarnessError("the wrong points are left")
 
 
+class Noise(Guest):
+    """One that cannot be compressed."""
+
+    def change(self, times):
+        with open(self.path, "r+b") as file:
+            for at in self.rng.sample(range(SIZE // 65536), times):
+                file.seek(at * 65536)
+                file.write(self.rng.randbytes(65536))
+
+
+class Full:
+    """A repository on a small file system of its own, which other files fill to the last byte."""
+
+    def __init__(self, scratch, megabytes):
+        self.where = scratch.dir("full")
+        if run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tidemark-test", self.where],
+               check=False).returncode:
+            print("  (cannot mount here: not run)")
+            self.where = None
+            return
+        scratch.defer(lambda: run(["umount", "-l", self.where], check=False))
+        self.tidemark = Tidemark(scratch, repo=self.where / "repo")
+        self.tidemark("init")
+
+    def free(self):
+        stat = os.statvfs(self.where)
+        return stat.f_bavail * stat.f_frsize
+
+    def reserve(self):
+        file = self.where / "repo/tmp/reserve"
+        return file.stat().st_blocks * 512 if file.exists() else 0
+
+    def fill(self):
+        with open(self.where / "filler", "ab", buffering=0) as file:
+            for size in (1 << 20, 4096, 1):
+                try:
+                    while True:
+                        file.write(b"x" * size)
+                except OSError:
+                    pass
+        if self.free():
+            raise HarnessError(f"{self.free()} bytes are free")
+
+
+@case
+def a_full_repository_is_pruned(scratch):
+    """Not a byte is free: forget and prune go on with what was kept back, also when they are
+    killed, and backups work again."""
+    full = Full(scratch, 64)
+    if not full.where:
+        return
+    rng, tidemark = make_rng("full"), full.tidemark
+    if full.reserve() < 10 * image.MIB:
+        raise HarnessError(f"{full.reserve()} bytes are kept back")
+    guest = Noise(scratch, "g", rng)
+    for _ in range(3):
+        guest.change(80)
+        guest.start(tidemark)
+        guest.finish()
+    points = [*guest.points]
+    full.fill()
+    guest.change(40)
+    failed = tidemark("backup", f"image:{guest.path},name=g", expect=1)
+    if "No space left" not in failed.err or "forget points, then prune" not in failed.err:
+        raise HarnessError(failed.err)
+    full.fill()  # with what the failed one left
+    for turn in range(12):
+        running = tidemark.start("forget", points[0], "--prune")
+        time.sleep(rng.random() * 0.06)
+        running.kill()
+        if full.free() and turn < 6:
+            full.fill()
+    if points[0] in [p["point"] for p in tidemark("list").json]:
+        tidemark("forget", points[0])
+    full.fill()
+    if full.reserve() == 0:
+        raise HarnessError("all that was kept back is gone")
+    tidemark("forget", points[1])
+    print(f"  {full.reserve()} bytes are kept back before the last prune")
+    done = tidemark("prune", "--stale-hours", "0", "--max-unused", "0").json
+    if full.free() < done["returned_bytes"] or done["returned_bytes"] < 2 * image.MIB:
+        raise HarnessError(f"{done}, {full.free()} are free, {full.reserve()} kept back")
+    os.unlink(full.where / "filler")
+    tidemark("prune")
+    if full.reserve() < 10 * image.MIB:
+        raise HarnessError(f"{full.reserve()} bytes are kept back afterwards")
+    guest.start(tidemark)
+    guest.finish()
+    if check(scratch, tidemark, [guest]) != [points[2], [*guest.points][3]]:
+        raise HarnessError("the wrong points are left")
+
+
 @case
 def space_comes_back(scratch):
     tidemark = Tidemark(scratch)
@@ -187,7 +279,7 @@ def a_killed_prune_is_run_again(scratch):
     tidemark("prune", "--stale-hours", "0")
     left = check(scratch, tidemark, [guest])
     print(f"  {guest.count} backups, {killed} prunes killed, {ended} ended, {len(left)} points left")
-    if tidemark("prune", "--stale-hours", "0").json["removed_objects"]:
+    if tidemark("prune", "--stale-hours", "0", "--max-unused", "0").json["removed_objects"]:
         raise HarnessError("a second prune finds more")
     # What is left of a session that is over: nothing, unless points still use its segments.
     domain, = (scratch / "repo" / "d").iterdir()
