@@ -149,6 +149,21 @@ static int read_bitmaps(const struct block_node *node, struct guest_disk *d, str
 	return 0;
 }
 
+/* An image below another is not written while that is in use: with another content it has another
+ * time. */
+static uint32_t crc_content(uint32_t crc, const char *file)
+{
+	struct stat st;
+	struct le64 v[3];
+
+	if (stat(file, &st) < 0 || !S_ISREG(st.st_mode))
+		return crc;
+	v[0] = le64_of((uint64_t)st.st_size);
+	v[1] = le64_of((uint64_t)st.st_mtim.tv_sec);
+	v[2] = le64_of((uint64_t)st.st_mtim.tv_nsec);
+	return crc32c(crc, v, sizeof(v));
+}
+
 /* A file under another name, as through a symbolic link, is the same file. */
 void disk_identify_chain(struct guest_disk *d)
 {
@@ -160,6 +175,7 @@ void disk_identify_chain(struct guest_disk *d)
 		d->chain_id = crc32c(d->chain_id, file, strlen(file) + 1);
 		d->chain_id =
 			crc32c(d->chain_id, d->chain[i].format, strlen(d->chain[i].format) + 1);
+		d->chain_id = crc_content(d->chain_id, file);
 	}
 }
 

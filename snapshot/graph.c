@@ -273,5 +273,7 @@ bool block_node_can_persist(const struct block_node *format)
 	const json_t *data = json_object_get(json_object_get(image, "format-specific"), "data");
 	const char *compat = jsonx_text(data, "compat");
 
-	return strcmp(format->drv, "qcow2") == 0 && compat && strcmp(compat, "0.10") != 0;
+	/* What lies in another file can be exchanged or written without the bitmap. */
+	return strcmp(format->drv, "qcow2") == 0 && compat && strcmp(compat, "0.10") != 0 &&
+	       !jsonx_text(data, "data-file");
 }

@@ -122,7 +122,8 @@ static int read_info(const json_t *chain, const char *file, struct guest_disk *d
 	if (!format || !jsonx_u64(info, "virtual-size", &d->size))
 		return error_set(err, TM_E_PEER, "qemu-img says neither format nor size of %s",
 				 file);
-	d->can_persist = strcmp(format, "qcow2") == 0 && compat && strcmp(compat, "0.10") != 0;
+	d->can_persist = strcmp(format, "qcow2") == 0 && compat && strcmp(compat, "0.10") != 0 &&
+			 !jsonx_text(data, "data-file");
 	r = text_copy(format, &d->format, err);
 	if (!r && jsonx_flag(info, "encrypted"))
 		r = text_copy("its image is encrypted", &d->left_out, err);

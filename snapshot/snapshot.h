@@ -157,7 +157,7 @@ struct guest_disk {
 	char *node;       /* the format node, as of now; or NULL */
 	struct disk_layer *chain; /* backing files below the active image, nearest first */
 	size_t nchain;
-	uint32_t chain_id; /* of the chain's files and formats, in order */
+	uint32_t chain_id; /* of the chain's files, their formats, sizes and times, in order */
 	struct disk_bitmap *bitmaps;
 	size_t nbitmaps;
 	struct disk_epoch epoch; /* filled by guest_settle() and guest_epochs() */

@@ -19,7 +19,7 @@ def qemu_io(path, *commands, fmt="qcow2"):
 class Rig:
     """An image with two points, and a repository."""
 
-    def __init__(self, scratch, **create):
+    def __init__(self, scratch, after="bitmap", **create):
         self.scratch = scratch
         self.path = image.create(scratch.dir("disks") / "disk.qcow2", SIZE, **create)
         self.tidemark = Tidemark(scratch)
@@ -27,7 +27,7 @@ class Rig:
         qemu_io(self.path, "write -P 1 0 3M", "write -P 2 9M 100k")
         self.backup("full")
         qemu_io(self.path, "write -P 3 1M 64k")
-        self.backup("bitmap")
+        self.backup(after)
 
     def backup(self, source, reason="", path=None, name="guest"):
         path = path or self.path
@@ -162,6 +162,35 @@ def rebased_and_converted(scratch):
         qemu_io(out, "write -P 6 7M 64k")
         shutil.copyfile(out, rig.path)
         rig.backup(source)
+
+
+@case
+def the_image_below_is_written_or_replaced(scratch):
+    low = image.create(scratch.dir("disks") / "low.qcow2", SIZE)
+    qemu_io(low, "write -P 8 11M 1M")
+    rig = Rig(scratch, backing=low)
+    rig.backup("bitmap")
+    qemu_io(low, "write -P 9 12M 1M")
+    rig.backup("hash-diff", "below it")
+    rig.backup("bitmap")
+    other = image.copy(low, scratch / "other")
+    qemu_io(other, "write -P 10 12M 1M")
+    other.replace(low)
+    rig.backup("hash-diff", "below it")
+    # A copy that keeps the time has the content that it had then.
+    run(["cp", "-p", low, other])
+    other.replace(low)
+    rig.backup("bitmap")
+
+
+@case
+def an_external_data_file_has_no_bitmap_over_a_stop(scratch):
+    data = scratch.dir("disks") / "data.raw"
+    rig = Rig(scratch, after="hash-diff", options={"data_file": str(data)})
+    with open(data, "r+b") as file:
+        file.seek(1 << 20)
+        file.write(b"\x55" * 65536)
+    rig.backup("hash-diff", "cannot keep one")
 
 
 @case
