@@ -5,9 +5,31 @@
  */
 #include "base_lock.h"
 #include "collapse_disk.h"
+#include "identity.h"
 #include "overlay.h"
 
 #include <string.h>
+
+/*
+ * What the guest had below its overlay is open in QEMU, under whatever name.  A commit would open
+ * the base by its name for writing, and write into what has it now.
+ */
+static int check_base(struct collapse *c, struct error *err)
+{
+	const struct journal_disk *d = c->d;
+	enum identity now = identity_look(d->base, &d->base_id);
+
+	if (now != IDENTITY_OTHER && now != IDENTITY_GONE &&
+	    !identity_open_elsewhere(c->g, d->base))
+		return 0;
+	return error_set(err, TM_E_STALE,
+			 "its base %s %s: nothing is merged.  The guest runs on in its overlay %s, "
+			 "over the file that it had.  Put that file (inode %llu) back under its "
+			 "name, then run recovery; if it was deleted, only the running guest still "
+			 "has it: copy its disk before it ends",
+			 d->base, now == IDENTITY_GONE ? "is gone" : "was replaced by another file",
+			 d->overlay, (unsigned long long)d->base_id.inode);
+}
 
 static int start_commit(struct collapse *c, const struct collapse_view *v, struct error *err)
 {
@@ -17,6 +39,9 @@ static int start_commit(struct collapse *c, const struct collapse_view *v, struc
 	if (!v->base || !v->top || !v->active)
 		return error_set(err, TM_E_STALE, "below its overlay %s is not its base %s",
 				 c->d->overlay, c->d->base);
+	r = check_base(c, err);
+	if (r)
+		return r;
 	if (c->jobs++ >= COLLAPSE_JOBS_MAX)
 		return error_set(err, TM_E_PEER, "the commit of its overlay failed %d times",
 				 COLLAPSE_JOBS_MAX);
@@ -144,9 +169,28 @@ static int check_untouched(struct collapse *c, struct error *err)
 		c->d->base, c->d->overlay);
 }
 
+/* The guest is where it was, but its file has lost its name: the next start would open the other.
+ */
+static int check_name(struct collapse *c, struct error *err)
+{
+	const struct journal_disk *d = c->d;
+	enum identity now = identity_look(d->base, &d->base_id);
+
+	if (now != IDENTITY_OTHER && now != IDENTITY_GONE)
+		return 0;
+	return error_set(err, TM_E_STALE,
+			 "the guest runs on its own file, inode %llu, but %s %s.  Put the guest's "
+			 "file back under its name before the guest ends, then run recovery; if it "
+			 "was deleted, only the running guest still has it: copy its disk.  The "
+			 "overlay %s is kept, it holds what was written during the backup",
+			 (unsigned long long)d->base_id.inode, d->base,
+			 now == IDENTITY_GONE ? "is gone" : "was replaced by another file",
+			 d->overlay);
+}
+
 static int on_base(struct collapse *c, struct error *err)
 {
-	int r = c->d->pivot == PIVOT_NONE ? check_untouched(c, err) : 0;
+	int r = c->d->pivot == PIVOT_NONE ? check_untouched(c, err) : check_name(c, err);
 
 	base_unlock(c->d);
 	if (!r)

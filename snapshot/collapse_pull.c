@@ -7,6 +7,7 @@
  */
 #include "base_lock.h"
 #include "collapse_disk.h"
+#include "identity.h"
 #include "names.h"
 #include "room.h"
 
@@ -195,6 +196,13 @@ static int pulled(struct collapse *c, const struct block_graph *graph, struct er
 		if (!r)
 			r = journal_write(c->j, JOURNAL_PULLED, err);
 	}
+	if (!r && keep && identity_look(c->d->base, &c->d->base_id) == IDENTITY_OTHER &&
+	    !same_file(c->d->base, c->d->overlay))
+		r = error_set(err, TM_E_STALE,
+			      "all of the disk is in %s, on which the guest runs, but it cannot "
+			      "have the name %s: another file has taken that.  Move it away, then "
+			      "run recovery",
+			      c->d->overlay, c->d->base);
 	if (!r && keep)
 		r = names_take_over(c->d->overlay, c->d->base, err);
 	if (r)

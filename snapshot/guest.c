@@ -3,6 +3,7 @@
 #include "guest.h"
 
 #include "guard.h"
+#include "identity.h"
 
 #include <errno.h>
 #include <string.h>
@@ -215,6 +216,29 @@ static int refresh_qmp(struct guest *g, struct guest_disk **ret, size_t *ret_n, 
 	return r ? r : disks_from_graph(&graph, ret, ret_n, err);
 }
 
+/* QEMU may open a disk by name again, and the servers that read it do. */
+static int leave_out_exchanged(struct guest *g, struct guest_disk *disks, size_t n,
+			       struct error *err)
+{
+	int r = 0;
+
+	for (size_t i = 0; !r && i < n; i++) {
+		struct guest_disk *d = &disks[i];
+		const char *file = identity_open_elsewhere(g, d->file) ? d->file : NULL;
+
+		for (size_t k = 0; !file && k < d->nchain; k++) {
+			if (identity_open_elsewhere(g, d->chain[k].file))
+				file = d->chain[k].file;
+		}
+		if (file && !d->left_out)
+			r = text_format(&d->left_out, err,
+					"QEMU has another file open than the one that has the name "
+					"%s now: it was replaced while the guest runs",
+					file);
+	}
+	return r;
+}
+
 int guest_refresh(struct guest *g, struct error *err)
 {
 	struct guest_disk *disks;
@@ -228,6 +252,8 @@ int guest_refresh(struct guest *g, struct error *err)
 		if (!r && !g->state)
 			r = text_copy("shutoff", &g->state, err);
 	}
+	if (!r)
+		r = leave_out_exchanged(g, disks, n, err);
 	if (r)
 		return r;
 	guest_disks_free(g->disks, g->ndisks);

@@ -40,6 +40,12 @@ enum collapse_how {
 	COLLAPSE_PULL_KEEP, /* the same, and it takes the base's name */
 };
 
+/* Which file a name led to; identity.h. */
+struct file_identity {
+	uint64_t inode; /* 0: not known */
+	uint64_t born;  /* ns; 0: not known */
+};
+
 /* Strings are owned. */
 struct journal_disk {
 	char *name;
@@ -52,7 +58,9 @@ struct journal_disk {
 	char *old_bitmap;   /* or NULL */
 	char *new_bitmap;   /* or NULL */
 	uint64_t size;
-	uint64_t frozen_mtime; /* of the base while frozen, ns; 0: not known */
+	uint64_t frozen_mtime;           /* of the base while frozen, ns; 0: not known */
+	struct file_identity base_id;    /* at the freeze */
+	struct file_identity overlay_id; /* when it was made */
 	enum collapse_how how;
 	enum journal_pivot pivot;
 	bool void_epoch; /* the old bitmap was found to be wrong: it is an epoch no more */

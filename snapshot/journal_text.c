@@ -36,11 +36,15 @@ static int find_name(const char *const *names, size_t n, const char *text)
 static int encode_disk(const struct journal_disk *d, json_t *list, struct error *err)
 {
 	json_t *v = json_pack(
-		"{s:s, s:s?, s:s?, s:s, s:s, s:s?, s:s?, s:s?, s:s?, s:I, s:I, s:s, s:s, s:b}",
+		"{s:s, s:s?, s:s?, s:s, s:s, s:s?, s:s?, s:s?, s:s?, s:I, s:I, s:I, s:I, s:I, s:I, "
+		"s:s, s:s, s:b}",
 		"disk", d->name, "qdev", d->qdev, "drive", d->drive, "base", d->base, "format",
 		d->format, "overlay", d->overlay, "overlay_node", d->overlay_node, "old_bitmap",
 		d->old_bitmap, "new_bitmap", d->new_bitmap, "size", (json_int_t)d->size,
-		"frozen_mtime", (json_int_t)d->frozen_mtime, "collapse", how_names[d->how], "pivot",
+		"frozen_mtime", (json_int_t)d->frozen_mtime, "base_inode",
+		(json_int_t)d->base_id.inode, "base_born", (json_int_t)d->base_id.born,
+		"overlay_inode", (json_int_t)d->overlay_id.inode, "overlay_born",
+		(json_int_t)d->overlay_id.born, "collapse", how_names[d->how], "pivot",
 		pivot_names[d->pivot], "void_epoch", d->void_epoch);
 
 	return jsonx_append(list, v, err);
@@ -123,6 +127,11 @@ static int decode_disk(const json_t *v, struct journal_disk *d, struct error *er
 	if (pivot < 0 || how < 0 || !jsonx_u64(v, "size", &d->size) ||
 	    !jsonx_u64(v, "frozen_mtime", &d->frozen_mtime))
 		return error_set(err, TM_E_CORRUPT, "a field of disk '%s' makes no sense", d->name);
+	/* Older ones did not know which files they were. */
+	(void)jsonx_u64(v, "base_inode", &d->base_id.inode);
+	(void)jsonx_u64(v, "base_born", &d->base_id.born);
+	(void)jsonx_u64(v, "overlay_inode", &d->overlay_id.inode);
+	(void)jsonx_u64(v, "overlay_born", &d->overlay_id.born);
 	d->pivot = (enum journal_pivot)pivot;
 	d->void_epoch = json_is_true(json_object_get(v, "void_epoch"));
 	d->how = (enum collapse_how)how;

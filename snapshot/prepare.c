@@ -2,6 +2,7 @@
 #include "prepare.h"
 
 #include "guard.h"
+#include "identity.h"
 #include "names.h"
 #include "overlay.h"
 #include "proc.h"
@@ -75,6 +76,11 @@ static int journal_disk(struct snapshot *s, const struct snapshot_options *opt, 
 	if (r)
 		return r;
 	jd->size = d->size;
+	jd->base_id = identity_of(jd->base);
+	if (identity_open_elsewhere(s->g, jd->base))
+		return error_set(err, TM_E_STALE,
+				 "disk %s: its file %s was just replaced by another one", jd->name,
+				 jd->base);
 	s->info.disks[i].disk = opt->disks[i];
 	return set_reason(s, i, d->epoch.usable ? "" : d->epoch.reason, err);
 }
@@ -202,10 +208,11 @@ int prepare_overlays(struct snapshot *s, struct error *err)
 	int r = block_graph_load(s->g->qmp, &graph, err);
 
 	for (size_t i = 0; !r && i < s->j->ndisks; i++) {
-		const struct journal_disk *jd = &s->j->disks[i];
+		struct journal_disk *jd = &s->j->disks[i];
 		const struct guest_disk *d = prepare_disk(s, i);
 
 		r = overlay_create(jd->overlay, jd->base, jd->format, jd->size, err);
+		jd->overlay_id = identity_of(jd->overlay);
 		if (!r)
 			r = add_node(s->g, jd, block_graph_node(&graph, d->node), err);
 		if (!r)

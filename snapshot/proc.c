@@ -4,6 +4,7 @@
 #include <ctype.h>
 #include <dirent.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -12,12 +13,16 @@
 
 TM_CLEANUP(DIR, closedir)
 
+/* A block device may have another file for each name space. */
 static bool same_file(const struct stat *a, const struct stat *b)
 {
+	if (S_ISBLK(a->st_mode) && S_ISBLK(b->st_mode))
+		return a->st_rdev == b->st_rdev;
 	return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
 }
 
-static bool holds(pid_t pid, const struct stat *want)
+/* *ret_seen: what the process has open can be told. */
+static bool look_at_open(pid_t pid, const struct stat *want, bool *ret_seen)
 {
 	auto_clean(closedir) DIR *dir = NULL;
 	const struct dirent *e;
@@ -25,14 +30,50 @@ static bool holds(pid_t pid, const struct stat *want)
 
 	(void)snprintf(path, sizeof(path), "/proc/%d/fd", (int)pid);
 	dir = opendir(path);
+	*ret_seen = dir != NULL;
 	while (dir && (e = readdir(dir))) {
 		struct stat st;
 
-		if (e->d_name[0] != '.' && fstatat(dirfd(dir), e->d_name, &st, 0) == 0 &&
-		    same_file(&st, want))
+		if (e->d_name[0] == '.')
+			continue;
+		if (fstatat(dirfd(dir), e->d_name, &st, 0) < 0)
+			*ret_seen = false;
+		else if (same_file(&st, want))
 			return true;
 	}
 	return false;
+}
+
+static bool holds(pid_t pid, const struct stat *want)
+{
+	bool seen;
+
+	return look_at_open(pid, want, &seen);
+}
+
+/* Who listens on its socket may be another one that started it, and gave the socket to it. */
+static bool is_qemu(pid_t pid)
+{
+	char path[64], exe[PATH_MAX];
+	const char *slash;
+	ssize_t n;
+
+	(void)snprintf(path, sizeof(path), "/proc/%d/exe", (int)pid);
+	n = readlink(path, exe, sizeof(exe) - 1);
+	if (n <= 0)
+		return false;
+	exe[n] = '\0';
+	slash = strrchr(exe, '/');
+	return slash && strncmp(slash + 1, "qemu", 4) == 0;
+}
+
+bool proc_qemu_lacks(pid_t pid, const char *path)
+{
+	struct stat st;
+	bool seen = false;
+
+	return pid > 0 && is_qemu(pid) && stat(path, &st) == 0 && !look_at_open(pid, &st, &seen) &&
+	       seen;
 }
 
 bool proc_has_open(pid_t pid, const char *path)

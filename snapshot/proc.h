@@ -12,6 +12,8 @@
 /* A process other than ours that has the file open. */
 bool proc_find_holder(const char *path, pid_t *ret_pid, char name[PROC_NAME_MAX]);
 bool proc_has_open(pid_t pid, const char *path);
+/* Is it a QEMU all of whose open files can be seen, and none of them is the one at `path`? */
+bool proc_qemu_lacks(pid_t pid, const char *path);
 /* The process whose command line holds `program` as its program's name and an argument that ends
  * with `argument_end`. */
 bool proc_find_command(const char *program, const char *argument_end, pid_t *ret_pid);

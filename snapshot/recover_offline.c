@@ -8,6 +8,7 @@
 
 #include "base_lock.h"
 #include "epochs.h"
+#include "identity.h"
 #include "names.h"
 #include "overlay.h"
 #include "proc.h"
@@ -36,6 +37,19 @@ static uint64_t mtime_ns(const struct stat *st)
 		       : (uint64_t)st->st_mtim.tv_sec * 1000000000 + (uint64_t)st->st_mtim.tv_nsec;
 }
 
+static int refuse_exchanged(const struct journal_disk *d, const char *which, struct error *err)
+{
+	const struct file_identity *was = which == d->base ? &d->base_id : &d->overlay_id;
+
+	return error_set(
+		err, TM_E_STALE,
+		"%s is not the file that the guest had during the backup (inode %llu then): "
+		"no overlay of the guest is merged, all are kept.  Put that file back under "
+		"its name, then run recovery again; if the guest's data is right as it is, "
+		"remove the overlays of all its disks and run recovery again",
+		which, (unsigned long long)was->inode);
+}
+
 /*
  * From the transaction to the commit of its own overlay, or for ever with a pull, nobody writes to
  * the base.  A base that was written all the same was started alone; and so it was when it is
@@ -44,6 +58,7 @@ static uint64_t mtime_ns(const struct stat *st)
 static int check_base_unchanged(const struct journal *j, const struct journal_disk *d,
 				struct error *err)
 {
+	const char *exchanged = identity_exchanged(d);
 	struct stat base, overlay;
 	bool changed = false;
 
@@ -53,6 +68,9 @@ static int check_base_unchanged(const struct journal *j, const struct journal_di
 		changed = mtime_ns(&base) != d->frozen_mtime;
 	else if (j->phase == JOURNAL_FREEZING && stat(d->overlay, &overlay) == 0)
 		changed = mtime_ns(&base) > mtime_ns(&overlay);
+	/* A copy of a base that was frozen then is as good when it has the time of its original. */
+	if (exchanged && !(exchanged == d->base && !changed && d->frozen_mtime))
+		return refuse_exchanged(d, exchanged, err);
 	if (!changed)
 		return 0;
 	return error_set(
@@ -119,8 +137,13 @@ static bool is_needed(const struct journal_disk *d)
 static int finish_taking_over(const struct journal_disk *d, struct text_list *lines,
 			      struct error *err)
 {
-	int r = access(d->overlay, F_OK) == 0 ? names_take_over(d->overlay, d->base, err) : 0;
+	int r = 0;
 
+	if (access(d->overlay, F_OK) == 0) {
+		if (identity_exchanged(d) && !same_file(d->overlay, d->base))
+			return refuse_exchanged(d, identity_exchanged(d), err);
+		r = names_take_over(d->overlay, d->base, err);
+	}
 	if (!r)
 		r = io_remove(d->overlay, err);
 	return r ? r
@@ -156,6 +179,9 @@ static int recover_disk(struct journal *j, struct journal_disk *d, struct text_l
 				 "data is right as it is, remove the journal %s and its copies, "
 				 "BASE" JOURNAL_SUFFIX " beside each disk's base",
 				 d->overlay, j->path);
+	/* Also one that was merged: what it was merged into is another file then. */
+	if (there && !is_needed(d) && identity_exchanged(d) == d->base)
+		return refuse_exchanged(d, d->base, err);
 	if (there)
 		r = check_free(d->overlay, err);
 	if (!r && there && is_needed(d))

@@ -7,6 +7,7 @@
 #include "collapse.h"
 #include "epochs.h"
 #include "guard.h"
+#include "identity.h"
 #include "migration.h"
 #include "overlay.h"
 #include "prepare.h"
@@ -189,6 +190,10 @@ static int check_frozen(struct snapshot *s, struct error *err)
 		else if (v.active->size != jd->size || v.base->size != jd->size)
 			r = error_set(err, TM_E_STALE, "disk %s was resized while it was frozen",
 				      jd->name);
+		else if (identity_look(jd->base, &jd->base_id) == IDENTITY_OTHER)
+			r = error_set(err, TM_E_STALE,
+				      "the file %s of disk %s was replaced while it was frozen",
+				      jd->base, jd->name);
 		else
 			r = export_describe(&s->exports[i], v.base, err);
 		jd->frozen_mtime = mtime_ns(jd->base);

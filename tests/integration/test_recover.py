@@ -5,6 +5,7 @@ without it. Whatever happened, the disks' own files have the newest data
 afterwards, nothing is left, and the next backup works and restores right."""
 
 import json
+import os
 import shutil
 import signal
 import time
@@ -20,6 +21,7 @@ from harness.vm import Disk
 SIZE = 24 * image.MIB + 512
 NAMES = ("vda", "vdb")
 PHASES = ["preparing", "freezing", "switched", "frozen", "committing", "pivoting", "pivoted", "settling"]
+LONG = "RECOVER_LONG" in os.environ     # exchanged files: all kinds of disks and phases
 # As when the host dies: nobody is left to put things in order.
 NO_GUARD = {"TIDEMARK_DEBUG_KILL_AT": "nowhere"}
 
@@ -28,14 +30,15 @@ class Rig:
     """A guest of two disks without an operating system, one good point, and a
     shadow of what was written to each disk."""
 
-    def __init__(self, scratch, dirs=("disks", "disks")):
+    def __init__(self, scratch, dirs=("disks", "disks"), style="blockdev"):
         self.scratch = scratch
         self.rng = make_rng("recover")
         self.dirs = [scratch.dir(d) for d in dirs]
         self.dir = self.dirs[0]
         self.shadows = {n: image.Shadow(scratch / f"{n}.shadow", SIZE) for n in NAMES}
         self.paths = [image.create(d / f"{n}.qcow2", SIZE) for d, n in zip(self.dirs, NAMES)]
-        self.vm = Vm(scratch, [Disk(p, n) for p, n in zip(self.paths, NAMES)], guest=False).start()
+        self.vm = Vm(scratch, [Disk(p, n, style=style) for p, n in zip(self.paths, NAMES)],
+                     guest=False).start()
         note_baseline(self.vm)
         self.tidemark = Tidemark(scratch)
         self.tidemark("init")
@@ -450,6 +453,127 @@ def before_start_is_quick_and_quiet_when_nothing_is_left(scratch):
         raise HarnessError(f"{result}: {result.out}{result.err}")
     rig.tidemark("recover", "--before-start", expect=2)
     rig.tidemark("recover", "--before-start", "--check", rig.images, expect=2)
+
+
+# --- another file under the name of a base ----------------------------------------
+
+
+class Exchange:
+    """The file of a disk is renamed away, and a copy of it has its name."""
+
+    def __init__(self, path, aside, keep_times=True):
+        self.path, self.aside = path, aside
+        path.rename(aside)
+        image.copy(aside, path)
+        if keep_times:
+            shutil.copystat(aside, path)
+        self.content = path.read_bytes()
+
+    def undo(self):
+        if self.path.read_bytes() != self.content:
+            raise HarnessError(f"the other file under the name {self.path} was written")
+        self.path.unlink()
+        self.aside.rename(self.path)
+
+
+def assert_says(result, *words):
+    if missing := [str(word) for word in words if str(word) not in result.err]:
+        raise HarnessError(f"{missing} is not in: {result.err}")
+
+
+@case
+def a_base_exchanged_while_disks_are_read(scratch):
+    # With "drive" QEMU opens the base again by its name, with "blockdev" it does not.
+    for style in ("drive", "blockdev") if LONG else ("drive",):
+        rig = Rig(Sub(scratch, style), style=style)
+        run = rig.start_reading("8M")
+        inode = rig.paths[0].stat().st_ino
+        exchange = Exchange(rig.paths[0], rig.scratch / "aside")
+        rig.write()
+        assert_says(run.finish(5), rig.paths[0], inode, "overlay")
+        rig.write()
+        assert_says(rig.tidemark("recover", rig.vm.target(), expect=5), inode)
+        rig.backup(expect=5)
+        exchange.undo()
+        rig.write()
+        rig.tidemark("recover", rig.vm.target())
+        rig.go_on()
+        rig.vm.kill()
+
+
+@case
+def a_base_that_was_exchanged_before_is_left_alone(scratch):
+    rig = Rig(scratch, style="drive")
+    exchange = Exchange(rig.paths[0], rig.scratch / "aside")
+    rig.write()
+    if "replaced" not in rig.tidemark("status", rig.vm.target(), json_output=False).out:
+        raise HarnessError("status does not tell")
+    result = rig.backup(expect=3)
+    assert_says(result, rig.paths[0], "replaced")
+    if [disk["disk"] for disk in result.json["disks"]] != ["vdb"]:
+        raise HarnessError(f"{result.json}")
+    exchange.undo()
+    rig.go_on()
+
+
+@case
+def a_base_exchanged_while_it_is_merged(scratch):
+    for style in ("drive", "blockdev") if LONG else ("drive",):
+        rig = Rig(Sub(scratch, style), style=style)
+        run = rig.stop_at("pivoting")
+        inode = rig.paths[0].stat().st_ino
+        exchange = Exchange(rig.paths[0], rig.scratch / "aside")
+        run.signal(signal.SIGCONT)
+        assert_says(run.finish(5), rig.paths[0], inode)
+        rig.write()
+        rig.tidemark("recover", "--check", rig.vm.target(), expect=5)
+        exchange.undo()
+        rig.tidemark("recover", rig.vm.target())
+        rig.go_on()
+        rig.vm.kill()
+
+
+@case
+def a_name_that_a_pull_was_to_take_is_taken(scratch):
+    rig = Rig(scratch)
+    run = rig.start("--full", "--limit-rate", "8M", "--collapse", "pull", "--keep-name")
+    wait_for("the freeze", lambda: not run.running or all(
+        rig.vm.active_file(n) != rig.vm.disk(n).path for n in NAMES), 30)
+    exchange = Exchange(rig.paths[0], rig.scratch / "aside")
+    rig.write()
+    assert_says(run.finish(5), rig.paths[0])
+    rig.write()
+    if rig.paths[0].read_bytes() != exchange.content:
+        raise HarnessError("the other file was touched")
+    rig.paths[0].rename(rig.scratch / "another")
+    rig.tidemark("recover", rig.vm.target())
+    rig.vm.terminate()
+    for path, name in zip(rig.paths, NAMES):
+        image.assert_same(path, rig.shadows[name].path)
+
+
+@case
+def files_exchanged_after_a_crash(scratch):
+    # phase, which of base and overlay, with its times: is it refused?
+    table = [("frozen", "base", False, True), ("frozen", "base", True, False),
+             ("frozen", "both", True, False), ("frozen", "overlay", True, True),
+             ("committing", "both", True, False), ("committing", "base", True, True),
+             ("pivoted", "base", True, True), ("pivoted", "both", True, False)]
+    for number, (phase, which, keep_times, refused) in enumerate(table if LONG else table[1::2]):
+        rig, *_ = crashed(Sub(scratch, str(number)), phase)
+        overlay, = rig.dir.glob("vda.*.tidemark-overlay")
+        files = {"base": [rig.paths[0]], "overlay": [overlay], "both": [rig.paths[0], overlay]}
+        exchanges = [Exchange(path, rig.scratch / f"aside{n}", keep_times)
+                     for n, path in enumerate(files[which])]
+        print(f"# {phase} {which} {keep_times}", flush=True)
+        if refused:
+            assert_says(rig.tidemark("recover", "--before-start", rig.images, expect=5),
+                        files[which][0])
+            for exchange in exchanges:
+                exchange.undo()
+        rig.tidemark("recover", "--before-start", rig.images)
+        rig.go_on()
+        rig.vm.kill()
 
 
 if __name__ == "__main__":
