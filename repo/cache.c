@@ -13,6 +13,8 @@
 #define FIRST_GET (64u << 10)
 /* Compactions that may happen while a segment is being read. */
 #define MAX_RELISTS 8
+/* Pages that are read together at most, where a segment's pages are wanted one after the other. */
+#define MAX_AHEAD 8
 
 struct page {
 	struct page *next;
@@ -36,7 +38,7 @@ struct tables_load {
 	char key[KEY_MAX];
 };
 
-/* Loading a page: its segment's tables first. */
+/* Loading a page, and some that follow it: its segment's tables first. */
 struct page_load {
 	struct store_req req;
 	struct cache_wait tables_wait;
@@ -46,9 +48,13 @@ struct page_load {
 	struct cache_wait *waiting;
 	struct page_load *next;
 	struct tables *tables;
-	const struct seg_frame *frame;
+	const struct seg_frame *frame; /* the first of nframes, back to back in the object */
+	unsigned nframes;
+	size_t len;
 	uint8_t *buf;
 	unsigned retries;
+	int code[MAX_AHEAD]; /* of each frame */
+	struct error err;    /* of the first frame that failed */
 };
 
 struct cache {
@@ -420,53 +426,98 @@ void cache_load_tables(struct cache *c, const struct tm_id *sid, uint8_t type, u
 
 /* ---- loading pages ---- */
 
-static void page_loaded(struct page_load *l, int code, const struct error *err)
+static void page_load_remove(struct page_load *l)
 {
-	struct cache_wait *waiting = l->waiting;
-	struct error copy = *err;
-
 	for (struct page_load **p = &l->c->page_loads; *p; p = &(*p)->next) {
 		if (*p == l) {
 			*p = l->next;
 			break;
 		}
 	}
-	if (code < 0 && l->tables)
-		name_object(&copy, l->tables->key);
+}
+
+static void page_load_free(struct page_load *l)
+{
 	tables_unref(l->tables);
 	free(l->buf);
 	free(l);
-	wake(waiting, code, &copy);
 }
 
-/* From the stored frame to a checked page. */
-static int page_decode(struct cache *c, struct page_load *l, struct page **ret, struct error *err)
+/* One answer for all who wait. */
+static void page_load_over(struct page_load *l, int code, const struct error *err)
+{
+	struct error copy = *err;
+
+	page_load_remove(l);
+	if (code < 0 && l->tables)
+		name_object(&copy, l->tables->key);
+	wake(l->waiting, code, &copy);
+	page_load_free(l);
+}
+
+static bool frame_has(const struct seg_frame *f, uint32_t slot)
+{
+	return slot >= f->first_slot && slot - f->first_slot < f->nslots;
+}
+
+/* Of the frame that holds slot, among those that were read. */
+static int code_of(const struct page_load *l, uint32_t slot)
+{
+	for (unsigned i = 0; i < l->nframes; i++)
+		if (frame_has(&l->frame[i], slot))
+			return l->code[i];
+	assert(false); /* waits that are added to a load are covered by it */
+	return TM_E_CORRUPT;
+}
+
+static void page_load_end(struct page_load *l)
+{
+	struct cache_wait *list = l->waiting;
+
+	page_load_remove(l);
+	while (list) {
+		struct cache_wait *w = list;
+		int code = code_of(l, w->slot);
+
+		list = w->next;
+		if (code < 0) {
+			w->err = l->err;
+			name_object(&w->err, l->tables->key);
+		}
+		w->done(w, code);
+	}
+	page_load_free(l);
+}
+
+/* From a stored frame to a checked page. */
+static int page_decode(const struct page_load *l, const struct seg_frame *f, uint8_t *stored,
+		       struct page **ret, struct error *err)
 {
 	auto_free struct page *g = malloc(sizeof(*g) + PAGE_MAX_BYTES);
-	const struct seg_frame *f = l->frame;
 	const struct seg_tables *t = l->tables->t;
+	struct cache *c = l->c;
 	size_t len = f->stored_len - TAG_BYTES - 1, n;
 	int r;
 
 	if (!g)
 		return error_nomem(err);
-	r = frame_check_crc(f, l->buf, err);
+	r = frame_check_crc(f, stored, err);
 	if (r == 0)
 		r = aead_set_key(c->aead, &t->key, err);
 	if (r == 0)
-		r = frame_open(t, f, c->aead, l->buf, l->buf, err);
+		r = frame_open(t, f, c->aead, stored, stored, err);
 	if (r < 0)
 		return r;
-	if (l->buf[0] == FRAME_RAW && len <= PAGE_MAX_BYTES) {
-		memcpy(g->bytes, l->buf + 1, len);
+	if (stored[0] == FRAME_RAW && len <= PAGE_MAX_BYTES) {
+		memcpy(g->bytes, stored + 1, len);
 		n = len;
-	} else if (l->buf[0] == FRAME_ZSTD) {
-		n = ZSTD_decompressDCtx(c->dctx, g->bytes, PAGE_MAX_BYTES, l->buf + 1, len);
+	} else if (stored[0] == FRAME_ZSTD) {
+		n = ZSTD_decompressDCtx(c->dctx, g->bytes, PAGE_MAX_BYTES, stored + 1, len);
 		if (ZSTD_isError(n))
 			return error_set(err, TM_E_CORRUPT, "map page: %s", ZSTD_getErrorName(n));
 	} else {
 		return error_set(err, TM_E_UNSUPPORTED, "map page of unknown encoding %u",
-				 l->buf[0]);
+				 stored[0]);
 	}
 	r = page_check(g->bytes, n, f->nslots, err);
 	if (r < 0)
@@ -483,35 +534,138 @@ static int page_decode(struct cache *c, struct page_load *l, struct page **ret, 
 	return 0;
 }
 
+static int page_take(struct page_load *l, const struct seg_frame *f, struct error *err)
+{
+	uint64_t at = f->offset - l->frame->offset;
+	struct cache *c = l->c;
+	struct page *g = NULL;
+	int r;
+
+	if (find_page(c, &l->sid, l->index, f->first_slot))
+		return 0;
+	if (l->req.got < at + f->stored_len)
+		return error_set(err, TM_E_CORRUPT, "the object ends inside a map page");
+	r = page_decode(l, f, l->buf + at, &g, err);
+	if (r < 0)
+		return r;
+	g->next = c->pages;
+	c->pages = g;
+	return 0;
+}
+
+/* The object is gone: compacted meanwhile. */
+static void page_load_again(struct page_load *l)
+{
+	struct cache_wait *list = l->waiting;
+
+	cache_forget_tables(l->c, l->tables);
+	tables_unref(tm_steal(l->tables));
+	l->frame = NULL;
+	free(tm_steal(l->buf));
+	l->waiting = NULL;
+	while (list) {
+		struct cache_wait *w = list;
+
+		list = w->next;
+		/* Pages may be other ones now. */
+		if (w->slot == l->slot)
+			wait_add(&l->waiting, w);
+		else
+			cache_load_node(l->c, &l->sid,
+					((uint64_t)l->index << MAP_SLOTS_LOG2) + w->slot, w);
+	}
+	cache_load_tables(l->c, &l->sid, SEGMENT_MAP, l->index, &l->tables_wait);
+}
+
 static void page_got(struct store_req *req, int code)
 {
 	struct page_load *l = container_of(req, struct page_load, req);
-	struct cache *c = l->c;
-	struct page *g = NULL;
-	struct error err = {0};
 
-	if (code == TM_E_NOTFOUND && l->retries++ < MAX_RELISTS) { /* compacted meanwhile */
-		cache_forget_tables(c, l->tables);
-		tables_unref(tm_steal(l->tables));
-		l->frame = NULL;
-		free(tm_steal(l->buf));
-		cache_load_tables(c, &l->sid, SEGMENT_MAP, l->index, &l->tables_wait);
+	if (code == TM_E_NOTFOUND && l->retries++ < MAX_RELISTS) {
+		page_load_again(l);
 		return;
 	}
 	if (code < 0) {
-		page_loaded(l, code, &req->err);
+		page_load_over(l, code, &req->err);
 		return;
 	}
-	if (req->got != l->frame->stored_len)
-		code = error_set(&err, TM_E_CORRUPT, "the object ends inside a map page");
-	else
-		code = page_decode(c, l, &g, &err);
-	if (code == 0) {
-		g->next = c->pages;
-		c->pages = g;
-		trim_pages(c, MAX_PAGES_BYTES);
+	for (unsigned i = 0; i < l->nframes; i++) {
+		struct error err = {0};
+
+		l->code[i] = page_take(l, &l->frame[i], &err);
+		if (l->code[i] < 0 && !l->err.code)
+			l->err = err;
 	}
-	page_loaded(l, code, &err);
+	trim_pages(l->c, MAX_PAGES_BYTES);
+	page_load_end(l);
+}
+
+/*
+ * How many frames are read from l->frame on.  Twice as many as the last time, where this begins
+ * not far behind what was read then.
+ */
+static void choose_frames(struct page_load *l)
+{
+	struct tables *t = l->tables;
+	const struct seg_frame *f = l->frame;
+	uint32_t first = (uint32_t)(f - t->t->frames);
+	bool goes_on = first >= t->ahead_next && first - t->ahead_next < t->ahead;
+
+	t->ahead = goes_on ? (uint32_t)min_u64(2 * t->ahead, MAX_AHEAD) : 1;
+	l->len = f->stored_len;
+	l->nframes = 1;
+	while (l->nframes < t->ahead && first + l->nframes < t->t->nframes &&
+	       f[l->nframes].stored_len > 0 && f[l->nframes].offset == f->offset + l->len)
+		l->len += f[l->nframes++].stored_len;
+	t->ahead_next = first + l->nframes;
+}
+
+static bool page_covers(const struct page_load *l, uint32_t slot)
+{
+	if (!l->frame)
+		return l->slot == slot;
+	for (unsigned i = 0; i < l->nframes; i++)
+		if (frame_has(&l->frame[i], slot))
+			return true;
+	return false;
+}
+
+/* The load under way that brings the node, or NULL. */
+static struct page_load *find_load(const struct cache *c, const struct tm_id *sid, uint32_t index,
+				   uint32_t slot)
+{
+	for (struct page_load *l = c->page_loads; l; l = l->next)
+		if (l->index == index && id_equal(&l->sid, sid) && page_covers(l, slot))
+			return l;
+	return NULL;
+}
+
+/* Now that the tables tell which page it is: another load may bring it, or has. */
+static bool brought_by_another(struct page_load *l)
+{
+	struct error none = {0};
+	struct page_load *other;
+
+	if (find_page(l->c, &l->sid, l->index, l->slot)) {
+		page_load_over(l, 0, &none);
+		return true;
+	}
+	page_load_remove(l);
+	other = find_load(l->c, &l->sid, l->index, l->slot);
+	if (!other) {
+		l->next = l->c->page_loads;
+		l->c->page_loads = l;
+		return false;
+	}
+	other->retries = other->retries > l->retries ? other->retries : l->retries;
+	while (l->waiting) {
+		struct cache_wait *w = l->waiting;
+
+		l->waiting = w->next;
+		wait_add(&other->waiting, w);
+	}
+	page_load_free(l);
+	return true;
 }
 
 static void page_tables_there(struct cache_wait *w, int code)
@@ -521,33 +675,34 @@ static void page_tables_there(struct cache_wait *w, int code)
 	struct error err = {0};
 
 	if (code < 0) {
-		page_loaded(l, code, &w->err);
+		page_load_over(l, code, &w->err);
 		return;
 	}
+	if (brought_by_another(l))
+		return;
 	l->tables = cache_tables(l->c, &l->sid, SEGMENT_MAP, l->index);
 	assert(l->tables);
 	l->frame = seg_find(l->tables->t, l->slot);
 	if (!l->frame) {
-		page_loaded(l,
-			    error_set(&err, TM_E_CORRUPT, "there is no map node %" PRIu32, l->slot),
-			    &err);
+		page_load_over(
+			l, error_set(&err, TM_E_CORRUPT, "there is no map node %" PRIu32, l->slot),
+			&err);
 		return;
 	}
-	l->buf = malloc(l->frame->stored_len);
+	choose_frames(l);
+	l->buf = malloc(l->len);
 	if (!l->buf) {
-		page_loaded(l, error_nomem(&err), &err);
+		page_load_over(l, error_nomem(&err), &err);
 		return;
 	}
 	l->req.done = page_got;
-	st->ops->get(st, l->tables->key, l->buf, l->frame->stored_len, l->frame->offset, &l->req);
+	st->ops->get(st, l->tables->key, l->buf, l->len, l->frame->offset, &l->req);
 }
 
-static bool page_covers(const struct page_load *l, uint32_t slot)
+bool cache_loads_node(const struct cache *c, const struct tm_id *sid, uint64_t ordinal)
 {
-	if (l->frame)
-		return slot >= l->frame->first_slot &&
-		       slot - l->frame->first_slot < l->frame->nslots;
-	return l->slot == slot;
+	return find_load(c, sid, (uint32_t)(ordinal >> MAP_SLOTS_LOG2),
+			 (uint32_t)(ordinal & (MAP_SLOTS - 1))) != NULL;
 }
 
 void cache_load_node(struct cache *c, const struct tm_id *sid, uint64_t ordinal,
@@ -555,15 +710,14 @@ void cache_load_node(struct cache *c, const struct tm_id *sid, uint64_t ordinal,
 {
 	uint32_t slot = (uint32_t)(ordinal & (MAP_SLOTS - 1));
 	uint32_t index = (uint32_t)(ordinal >> MAP_SLOTS_LOG2);
-	struct page_load *l;
+	struct page_load *l = find_load(c, sid, index, slot);
 	struct tables *t;
 
 	error_clear(&w->err);
-	for (l = c->page_loads; l; l = l->next) {
-		if (l->index == index && id_equal(&l->sid, sid) && page_covers(l, slot)) {
-			wait_add(&l->waiting, w);
-			return;
-		}
+	w->slot = slot;
+	if (l) {
+		wait_add(&l->waiting, w);
+		return;
 	}
 	l = calloc(1, sizeof(*l));
 	if (!l) {

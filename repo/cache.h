@@ -13,7 +13,9 @@ struct cache_wait {
 	/* After code 0 the look-up succeeds inside this call. */
 	void (*done)(struct cache_wait *w, int code);
 	struct error err;
+	/* the cache's: */
 	struct cache_wait *next;
+	uint32_t slot;
 };
 
 /* Tables that are being used by somebody. */
@@ -23,6 +25,7 @@ struct tables {
 	/* the cache's: */
 	struct tables *next;
 	bool cached;
+	uint32_t ahead_next, ahead; /* frame behind what was read last, and how many that were */
 	char key[KEY_MAX];
 };
 
@@ -43,6 +46,8 @@ const uint8_t *cache_node(struct cache *c, const struct tm_id *sid, uint64_t ord
 			  size_t *ret_len);
 void cache_load_node(struct cache *c, const struct tm_id *sid, uint64_t ordinal,
 		     struct cache_wait *w);
+/* Whether somebody has asked for it already. */
+bool cache_loads_node(const struct cache *c, const struct tm_id *sid, uint64_t ordinal);
 
 /*
  * A load that is waited for: given as {.wait.done = cache_await_done}, its wait to one of the loads
