@@ -83,6 +83,9 @@ void map_cursor_init(struct map_cursor *c, const struct map_root *root);
 void map_cursor_seek(struct map_cursor *c, uint64_t block);
 /* The next run, never empty; one of count 0 at the end.  0, MAP_NEED or an error. */
 int map_cursor_next(struct map_cursor *c, struct map_run *ret, struct error *err) TM_WUR;
+/* The reference of the leaf that holds the block sought, without reading it; REF_HOLE or REF_LOST
+ * where there is none.  0 or MAP_NEED. */
+int map_cursor_leaf(struct map_cursor *c, uint64_t *ret) TM_WUR;
 int map_cursor_supply(struct map_cursor *c, const uint8_t *bytes, size_t len,
 		      struct error *err) TM_WUR;
 /* The node is lost: runs of it have REF_LOST. */

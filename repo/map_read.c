@@ -39,33 +39,62 @@ static void make_run(struct map_cursor *c, uint64_t count, uint64_t ref, struct 
 	c->next += count;
 }
 
+/*
+ * Follows the path to the next block down to the node of `floor`, or to where everything below
+ * is alike: *ret_level is that node's level, *ret the entry there.
+ */
+static int descend(struct map_cursor *c, unsigned floor, unsigned *ret_level, uint64_t *ret)
+{
+	*ret = c->root.ref;
+	for (unsigned l = c->level + 1; l-- > floor;) {
+		const struct map_level *at = &c->path[l];
+		uint64_t pos = c->next / node_blocks(l);
+
+		if (!at->open || at->node.pos != pos) {
+			c->need = (struct map_need){.ref = *ret, .level = l, .pos = pos};
+			return MAP_NEED;
+		}
+		*ret = at->node.e[c->next / entry_blocks(l) % node_entries(l)];
+		*ret_level = l;
+		if (is_plain(*ret))
+			break;
+	}
+	return 0;
+}
+
 int map_cursor_next(struct map_cursor *c, struct map_run *ret, struct error *err)
 {
-	uint64_t ref = c->root.ref;
+	const struct node *n;
+	unsigned level = 0;
+	uint64_t ref, unit;
+	int r;
 
 	(void)err;
-	if (c->next >= c->root.blocks || ref == REF_HOLE) {
+	if (c->next >= c->root.blocks || c->root.ref == REF_HOLE) {
 		make_run(c, c->next < c->root.blocks ? UINT64_MAX : 0, REF_HOLE, ret);
 		return 0;
 	}
-	for (unsigned l = c->level + 1; l-- > 0;) {
-		struct map_level *at = &c->path[l];
-		uint64_t pos = c->next / node_blocks(l), unit = entry_blocks(l);
-		unsigned first = (unsigned)(c->next / unit % node_entries(l)), n;
+	r = descend(c, 0, &level, &ref);
+	if (r != 0)
+		return r;
+	n = &c->path[level].node;
+	unit = entry_blocks(level);
+	make_run(c,
+		 same_entries(n, (unsigned)(c->next / unit % node_entries(level))) * unit -
+			 c->next % unit,
+		 ref, ret);
+	return 0;
+}
 
-		if (!at->open || at->node.pos != pos) {
-			c->need = (struct map_need){.ref = ref, .level = l, .pos = pos};
-			return MAP_NEED;
-		}
-		ref = at->node.e[first];
-		if (l > 0 && !is_plain(ref))
-			continue;
-		n = same_entries(&at->node, first);
-		make_run(c, n * unit - c->next % unit, ref, ret);
+int map_cursor_leaf(struct map_cursor *c, uint64_t *ret)
+{
+	unsigned level;
+
+	if (c->next >= c->root.blocks || c->root.ref == REF_HOLE) {
+		*ret = REF_HOLE;
 		return 0;
 	}
-	assert(false); /* a leaf ends the loop */
-	return 0;
+	return descend(c, 1, &level, ret);
 }
 
 int map_cursor_supply(struct map_cursor *c, const uint8_t *bytes, size_t len, struct error *err)

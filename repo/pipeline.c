@@ -325,6 +325,46 @@ void session_pump(struct repo_session *s)
 	s->pumping = false;
 }
 
+/* ---- loading ahead ---- */
+
+/* False when it has to wait. */
+static bool ahead_piece(struct repo_session *s, const struct piece *p)
+{
+	const struct table_entry *table = session_disk(s)->map.table;
+
+	for (; s->ahead_at.run < p->nruns; s->ahead_at.run++, s->ahead_at.in_run = 0) {
+		const struct piece_run *run = &p->run[s->ahead_at.run];
+		uint64_t n = run->zero ? 1 : run->count;
+
+		for (; s->ahead_at.in_run < n; s->ahead_at.in_run++)
+			if (!ahead_block(&s->ahead, table, run->block + s->ahead_at.in_run))
+				return false;
+	}
+	return true;
+}
+
+static void ahead_next(struct repo_session *s, uint64_t seq)
+{
+	s->ahead_at.seq = seq;
+	s->ahead_at.in_run = 0;
+	s->ahead_at.run = 0;
+}
+
+void pipeline_ahead(struct repo_session *s)
+{
+	const struct work *w = s->works;
+
+	while (s->code == 0 && !s->ahead.off && w) {
+		if (s->ahead_at.seq < s->next_append)
+			ahead_next(s, s->next_append);
+		for (w = s->works; w && w->piece->seq != s->ahead_at.seq;)
+			w = w->next;
+		if (!w || !ahead_piece(s, w->piece))
+			return;
+		ahead_next(s, s->ahead_at.seq + 1);
+	}
+}
+
 /* ---- taking pieces ---- */
 
 static int check_run(const struct repo_session *s, const struct piece *p,
@@ -445,6 +485,7 @@ int pipeline_put(struct piece_sink *sink, struct piece *piece, struct error *err
 	w->state = WORK_HASHING;
 	w->task = (struct pool_task){.run = hash_run, .done = hash_done};
 	pool_submit(s->pool, &w->task);
+	pipeline_ahead(s);
 	return 0;
 }
 

@@ -47,10 +47,15 @@ int session_failure(const struct repo_session *s, struct error *err)
 	return s->code;
 }
 
+static bool session_loads(const struct repo_session *s)
+{
+	return s->loading || session_looks(s) || s->ahead.in_flight > 0;
+}
+
 /* Runs the loop until all work has come back. */
 static void session_settle(struct repo_session *s, bool segments_too)
 {
-	while (s->works || s->loading || session_looks(s) || (segments_too && s->in_flight > 0)) {
+	while (s->works || session_loads(s) || (segments_too && s->in_flight > 0)) {
 		struct error err = {0};
 		int r = loop_run_once(s->repo->loop, -1, &err);
 
@@ -83,6 +88,11 @@ static void looked(struct look *l, int code, const struct error *err)
 	session_pump(s);
 }
 
+static void ahead_done(struct ahead *a)
+{
+	pipeline_ahead(container_of(a, struct repo_session, ahead));
+}
+
 static int session_init(struct repo_session *s, const struct repo_session_options *opt,
 			struct error *err)
 {
@@ -96,6 +106,7 @@ static int session_init(struct repo_session *s, const struct repo_session_option
 	s->sink.put = pipeline_put;
 	content_init(&s->content, CONTENT_MAX_ENTRIES);
 	s->look.done = looked;
+	s->ahead.done = ahead_done;
 	s->sources = calloc(1, sizeof(*s->sources));
 	if (!s->sources)
 		return error_nomem(err);
@@ -201,6 +212,8 @@ static void start_disk(struct repo_session *s, uint64_t size, const struct point
 		};
 	map_writer_init(&s->map_writer, disk_blocks(size, bits),
 			parent ? parent->map->nsessions : 0, parent ? &root : NULL, output_node, s);
+	ahead_init(&s->ahead, s->repo, parent ? &root : NULL);
+	memset(&s->ahead_at, 0, sizeof(s->ahead_at));
 	s->has_parent = parent != NULL;
 	if (parent)
 		look_init(&s->look, s->repo, &root, session_disk(s)->map.table, &s->lost);
@@ -337,6 +350,7 @@ int repo_session_disk_end(struct repo_session *s, struct repo_disk_counts *ret, 
 		drop_works(s, r, &own);
 		return session_failure(s, err);
 	}
+	session_settle(s, false);
 	decide_end_disk(s);
 	*ret = (struct repo_disk_counts){
 		.same_bytes = s->same_bytes,
@@ -438,7 +452,7 @@ void repo_session_free(struct repo_session *s)
 
 	if (!s)
 		return;
-	if (s->works || s->loading || session_looks(s) || s->in_flight > 0)
+	if (s->works || session_loads(s) || s->in_flight > 0)
 		drop_works(s, error_set(&err, TM_E_CANCELED, "the session was given up"), &err);
 	decide_end_disk(s);
 	siblings_free(s);

@@ -11,6 +11,7 @@
  */
 #pragma once
 
+#include "ahead.h"
 #include "cache.h"
 #include "content.h"
 #include "look.h"
@@ -202,6 +203,11 @@ struct repo_session {
 	bool pumping, pump_again;
 	bool loading; /* a map node */
 	struct cache_wait load;
+	struct ahead ahead;
+	struct { /* where it is: piece, run, block of the run */
+		uint64_t seq, in_run;
+		uint32_t run;
+	} ahead_at;
 };
 
 static inline struct session_disk *session_disk(struct repo_session *s)
@@ -234,6 +240,8 @@ int pipeline_put(struct piece_sink *sink, struct piece *piece, struct error *err
 /* Gives the map writer the node it needs, *code 0 or an error; true when it has to be loaded first.
  */
 bool session_supply(struct repo_session *s, int *code, struct error *err);
+/* Loads what the pieces on their way will need of the parent's map. */
+void pipeline_ahead(struct repo_session *s);
 void pipeline_free(struct repo_session *s);
 
 /* ---- decide.c ---- */

@@ -58,8 +58,11 @@ static void every_point_reads_back_what_was_backed_up(void **state)
 /* What a backup of `im` does when its n-th call of the store fails, for all n. */
 static void sweep_failures(struct rig *rig, struct image *im, struct image *past, bool for_good)
 {
-	unsigned n;
+	auto_free bool *dirty = malloc(im->blocks);
+	unsigned n, borne = 0;
 
+	assert_non_null(dirty);
+	memcpy(dirty, im->dirty, im->blocks);
 	for (n = 1;; n++) {
 		auto_point_list struct point_list l = {0};
 		struct error err = {0};
@@ -72,14 +75,18 @@ static void sweep_failures(struct rig *rig, struct image *im, struct image *past
 		rig->store->for_good = for_good;
 		r = rig_backup(rig, im, l.v[0], &id, &err);
 		rig->store->fail_at = 0;
-		if (r == 0) {
-			assert_true(rig->store->calls < n);
+		if (r == 0 && rig->store->calls < n)
 			break;
+		if (r == 0) { /* only what was loaded ahead is asked for again */
+			assert_false(for_good);
+			memcpy(im->dirty, dirty, im->blocks);
+			borne++;
+			continue;
 		}
 		assert_int_equal(r, TM_E_IO);
 		assert_true(strlen(err.text) > 0);
 	}
-	assert_true(n > 8);
+	assert_true(n > 8 && borne <= 2);
 	{
 		auto_point_list struct point_list l = {0};
 		struct error err = {0};
