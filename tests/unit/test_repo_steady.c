@@ -90,14 +90,15 @@ static int halfway_put(struct piece_sink *sink, struct piece *p, struct error *e
 	return piece_sink_put(h->below, p, err);
 }
 
+/* A point of the disk, made from the one before where there is one. */
 static void backup(struct site *s, struct sim_disk *disk, unsigned pieces, struct halfway *h,
-		   struct tm_id *ret)
+		   const struct tm_id *before, struct tm_id *ret)
 {
 	static char name[] = "vda", guest[] = "guest", made[] = "point", state[] = "shutoff";
 	struct repo_session_options opt = {.guest = guest, .pool = s->pool};
 	const struct reader_options read = {
 		.map = SOURCE_MAP_DIRTY, .block_size = BLOCK, .pieces = pieces};
-	struct point_disk pd = {.name = name, .rung = RUNG_FULL};
+	struct point_disk pd = {.name = name, .rung = before ? RUNG_BITMAP : RUNG_FULL};
 	const struct point meta = {.guest = guest,
 				   .name = made,
 				   .state = state,
@@ -105,16 +106,19 @@ static void backup(struct site *s, struct sim_disk *disk, unsigned pieces, struc
 				   .ndisks = 1,
 				   .kind = POINT_OFFLINE};
 	struct repo_session *session;
+	auto_clean(point_free) struct point *parent = NULL;
 	struct repo_disk_counts counts;
 	struct reader_counts got;
 	struct error err = {0};
 
+	if (before)
+		assert_int_equal(repo_point_get(s->repo, guest, before, &parent, &err), 0);
 	h->sink.put = halfway_put;
-	assert_int_equal(id_new_timed(1, &opt.id, NULL), 0);
+	assert_int_equal(id_new_timed(before ? 2 : 1, &opt.id, NULL), 0);
 	assert_int_equal(repo_session_begin(s->repo, &opt, &session, &err), 0);
-	assert_int_equal(
-		repo_session_disk_begin(session, name, disk->src.size, NULL, NULL, &h->below, &err),
-		0);
+	assert_int_equal(repo_session_disk_begin(session, name, disk->src.size, parent,
+						 parent ? parent->disks : NULL, &h->below, &err),
+			 0);
 	if (reader_run(s->loop, &disk->src, &h->sink, &read, &got, &err))
 		fail_msg("%s", err.text);
 	assert_int_equal(got.read_bytes, disk->ndirty * BLOCK);
@@ -234,39 +238,55 @@ static uint8_t *some_content(uint64_t blocks)
 	return p;
 }
 
-static void two_runs_on_equal_input_make_equal_segments(void **state)
+static void same_segments(const struct site *a, const struct tm_id *sid_a, const struct site *b,
+			  const struct tm_id *sid_b)
 {
 	static struct keys keys[2];
+
+	session_segments(a, sid_a, &keys[0]);
+	session_segments(b, sid_b, &keys[1]);
+	assert_true(keys[0].n >= 2);
+	assert_int_equal(keys[0].n, keys[1].n);
+	for (size_t k = 0; k < keys[0].n; k++) {
+		struct opened oa, ob;
+
+		open_segment(a, keys[0].v[k], &oa);
+		open_segment(b, keys[1].v[k], &ob);
+		same_segment(&oa, &ob);
+		close_segment(&oa);
+		close_segment(&ob);
+	}
+}
+
+/* One worker and few pieces, or many: the first point and those made from it. */
+static void runs_on_equal_input_make_equal_segments(void **state)
+{
+	enum { POINTS = 6 };
 	auto_free uint8_t *content = some_content(64);
+	struct tm_id sid[2][POINTS];
 	struct site site[2];
-	struct tm_id sid[2];
 
 	(void)state;
 	for (unsigned i = 0; i < 2; i++) {
-		struct halfway h = {.end = UINT64_MAX, .half = UINT64_MAX};
 		struct sim_disk disk;
 
 		site_up(&site[i], i ? 4 : 1);
 		sim_disk_init(&disk, site[i].loop, DISK, BLOCK);
-		sim_disk_choose(&disk, 6000, 3, 1);
 		disk.content = content;
 		disk.ncontent = 64;
 		disk.plain = true;
-		backup(&site[i], &disk, i ? 32 : 3, &h, &sid[i]);
-		sim_disk_done(&disk);
-		session_segments(&site[i], &sid[i], &keys[i]);
-	}
-	assert_true(keys[0].n >= 2);
-	assert_int_equal(keys[0].n, keys[1].n);
-	for (size_t k = 0; k < keys[0].n; k++) {
-		struct opened a, b;
+		for (unsigned n = 0; n < POINTS; n++) {
+			struct halfway h = {.end = UINT64_MAX, .half = UINT64_MAX};
 
-		open_segment(&site[0], keys[0].v[k], &a);
-		open_segment(&site[1], keys[1].v[k], &b);
-		same_segment(&a, &b);
-		close_segment(&a);
-		close_segment(&b);
+			sim_disk_choose(&disk, n ? 2000 : 6000, n ? 1 : 3, 1 + n);
+			disk.epoch = n;
+			backup(&site[i], &disk, i ? 32 : 3, &h, n ? &sid[i][n - 1] : NULL,
+			       &sid[i][n]);
+		}
+		sim_disk_done(&disk);
 	}
+	for (unsigned n = 0; n < POINTS; n++)
+		same_segments(&site[0], &sid[0][n], &site[1], &sid[1][n]);
 	site_down(&site[0]);
 	site_down(&site[1]);
 }
@@ -284,7 +304,7 @@ static void a_cluster_costs_no_allocation(void **state)
 	site_up(&site, 2);
 	sim_disk_init(&disk, site.loop, DISK, BLOCK);
 	sim_disk_choose(&disk, 40000, 1, 1);
-	backup(&site, &disk, 32, &h, &sid);
+	backup(&site, &disk, 32, &h, NULL, &sid);
 	sim_disk_done(&disk);
 	site_down(&site);
 	assert_true(h.at_half > 0);
@@ -296,7 +316,7 @@ static void a_cluster_costs_no_allocation(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(two_runs_on_equal_input_make_equal_segments),
+		cmocka_unit_test(runs_on_equal_input_make_equal_segments),
 		cmocka_unit_test(a_cluster_costs_no_allocation),
 	};
 
