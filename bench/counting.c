@@ -9,6 +9,8 @@
 
 struct counted_get {
 	struct store_req req;
+	struct loop_op late;
+	int code;
 	struct counting *c;
 	struct store_req *above;
 	struct counted_get *next;
@@ -68,17 +70,30 @@ static void counting_put(struct store *st, const char *key, const void *bytes, s
 	c->below->ops->put_new(c->below, key, bytes, len, req);
 }
 
-static void counted(struct store_req *req, int code)
+static void counted_answer(struct loop_op *op, int res)
 {
-	struct counted_get *g = container_of(req, struct counted_get, req);
+	struct counted_get *g = container_of(op, struct counted_get, late);
 	struct store_req *above = g->above;
 
+	(void)res;
 	above->got = g->req.got;
 	above->err = g->req.err;
 	g->c->got_bytes += g->req.got;
 	g->next = g->c->idle;
 	g->c->idle = g;
-	above->done(above, code);
+	above->done(above, g->code);
+}
+
+static void counted(struct store_req *req, int code)
+{
+	struct counted_get *g = container_of(req, struct counted_get, req);
+
+	g->code = code;
+	g->late.done = counted_answer;
+	if (g->c->rtt_ms)
+		loop_timer(g->c->st.loop, &g->late, g->c->rtt_ms);
+	else
+		counted_answer(&g->late, 0);
 }
 
 static void counting_get(struct store *st, const char *key, void *bytes, size_t len,

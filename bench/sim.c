@@ -3,7 +3,8 @@
  * Repositories of years, made of a simulated disk in minutes: the reader and the repository are
  * the real ones, only the disk is not.
  *
- *	sim fill DIR [KEY=VALUE…]   makes a repository, one guest, one disk, many points
+ *	sim fill DIR [KEY=VALUE…]   makes a repository, one guest, one disk, many points; rtt=MS: so
+ *	                            much longer does every get of the last point's backup take
  *	sim read DIR POINT          reads a point to nowhere
  *	sim nbd SOCKET [BITMAP]     reads a disk of an NBD server, or what its bitmap names, to
  *nowhere
@@ -53,7 +54,7 @@ static double rss_mib(void)
 /* ---- fill ---- */
 
 struct fill {
-	uint64_t size, block, points, dirty, first, run, seed;
+	uint64_t size, block, points, dirty, first, run, seed, rtt;
 	const char *content;
 	const char *guest;
 	struct loop *loop;
@@ -88,7 +89,7 @@ static void parse(struct fill *f, int n, char **args)
 		if (take(args[i], "size", &f->size) || take(args[i], "block", &f->block) ||
 		    take(args[i], "points", &f->points) || take(args[i], "dirty", &f->dirty) ||
 		    take(args[i], "first", &f->first) || take(args[i], "run", &f->run) ||
-		    take(args[i], "seed", &f->seed))
+		    take(args[i], "seed", &f->seed) || take(args[i], "rtt", &f->rtt))
 			continue;
 		if (strncmp(args[i], "content=", 8) == 0)
 			f->content = args[i] + 8;
@@ -196,6 +197,7 @@ static int fill(const char *dir, int n, char **args)
 			(void)printf("}, ");
 			counting_reset(f.store);
 			f.disk.read_bytes = 0;
+			f.store->rtt_ms = (unsigned)f.rtt;
 		}
 		began = now();
 		cpu_began = cpu();
