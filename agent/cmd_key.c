@@ -132,6 +132,8 @@ static int key_add(struct agent *a, struct error *err)
 						    .label = a->opt.label,
 						    .one_domain = a->opt.domain != NULL},
 			 &secret, &id, err);
+	if (r == TM_E_EXISTS && a->opt.new_key_file)
+		error_prefix(err, "%s", a->opt.new_key_file);
 	if (r)
 		secret_forget(a);
 	return r ? r : say_key(a, &id, "added key", err);

@@ -120,7 +120,7 @@ const struct option_spec option_specs[] = {
 	{0, "new-password-file", "F", ON(CMD_KEY), TEXT(new_password_file),
 	 "add, passwd: file with the new password"},
 	{0, "new-key-file", "F", ON(CMD_KEY), TEXT(new_key_file),
-	 "add, passwd: make this key file (0600)"},
+	 "add, passwd: this key file (made, 0600, if missing)"},
 	{0, "domain", "NAME", OPTION_OF_DOMAIN, TEXT(domain),
 	 "the domain (default: $TIDEMARK_DOMAIN, but not for key)"},
 	{'r', "repo", "REPO", ON_ALL, TEXT(repo),

@@ -340,7 +340,24 @@ struct repo_secret secret_used(const struct agent *a)
 	return as_secret(&a->secrets->used);
 }
 
-/* A file that was not there, whole and durable. */
+/* An interrupted run may have made it; and what is there is never replaced. */
+static int use_key_file(struct agent *a, const char *path, struct secret_text *t, struct error *err)
+{
+	struct repo_secret secret;
+	int r = from_key_file(path, t, err);
+
+	secret = as_secret(t);
+	if (r == 0 && !repo_key_file_ok(&secret))
+		return error_set(err, TM_E_EXISTS,
+				 "%s is there already and is no key file: name another one, or "
+				 "remove it if nobody needs it",
+				 path);
+	if (r == 0)
+		say(a, "key file %s is there already and is used as it is", path);
+	return r;
+}
+
+/* Whole and durable, unless there is one. */
 static int make_key_file(struct agent *a, const char *path, struct secret_text *t,
 			 struct error *err)
 {
@@ -348,6 +365,8 @@ static int make_key_file(struct agent *a, const char *path, struct secret_text *
 	int r;
 
 	fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+	if (fd < 0 && errno == EEXIST)
+		return use_key_file(a, path, t, err);
 	if (fd < 0)
 		return error_errno(err, errno, "cannot make the key file %s", path);
 	r = text_copy(path, &a->secrets->made, err);

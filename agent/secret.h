@@ -20,8 +20,8 @@ struct repo_secret secret_used(const struct agent *a);
 
 /*
  * The secret of a key to be made: for init those named for every command (a key file is made when
- * it does not exist), else --new-password-file or --new-key-file (which is made); without any, a
- * password is asked for twice.
+ * it does not exist), else --new-password-file or --new-key-file (made, too); without any, a
+ * password is asked for twice.  A key file that is there already is used.
  */
 int secret_new(struct agent *a, struct repo_secret *ret, struct error *err) TM_WUR;
 

@@ -6,6 +6,7 @@
 #include "domain.h"
 #include "keyring.h"
 
+#include <stdio.h>
 #include <string.h>
 
 /* ---- list ---- */
@@ -69,6 +70,13 @@ int repo_keys(struct repo *repo, struct repo_key_list *ret, struct error *err)
 
 /* ---- changes ---- */
 
+/* The same but for id, age and secret. */
+static bool is_like(const struct slot *a, const struct slot *b)
+{
+	return a->role == b->role && id_equal(&a->scope, &b->scope) &&
+	       a->generation == b->generation && strcmp(a->label, b->label) == 0;
+}
+
 /* The keys that a key to be made holds. */
 static void take_keys(const struct repo *repo, bool one_domain, struct master_keys *ret)
 {
@@ -78,17 +86,79 @@ static void take_keys(const struct repo *repo, bool one_domain, struct master_ke
 		*ret = repo->master;
 }
 
+/*
+ * The slot that a secret opens already, of all or of those that are like `like` but for the secret:
+ * what an interrupted change has put.  NULL: there is none.
+ */
+static int find_opened(struct keyring *g, const struct repo_secret *secret,
+		       const struct key_slot *like, struct key_slot **ret, struct error *err)
+{
+	auto_secret struct secret key = {{0}};
+	struct repo_secret raw = *secret;
+	int r = 0;
+
+	if (secret->kind == REPO_SECRET_KEY_FILE) {
+		r = key_file_decode(secret, &key, err);
+		raw.bytes = key.b;
+		raw.len = sizeof(key.b);
+	}
+	*ret = NULL;
+	for (size_t i = 0; r == 0 && !*ret && i < g->n; i++) {
+		auto_master struct master_keys keys = {.has = 0};
+		struct key_slot *s = &g->v[i];
+
+		if (!s->usable || s == like || (like && !is_like(&s->slot, &like->slot)))
+			continue;
+		if (slot_open(&s->slot, &raw, "key slot", s->copies.bytes.data, s->copies.bytes.len,
+			      &keys, NULL) == 0)
+			*ret = s;
+	}
+	return r;
+}
+
+/* One of its copies may be missing. */
+static int finish_slot(const struct repo *repo, const struct key_slot *s, struct error *err)
+{
+	struct copy_names n = name_keys(&s->kid);
+	size_t count = 0;
+
+	return copies_mend(repo, &n, &s->copies, &count, err);
+}
+
+/* A key file that is one of the repository's already is what an interrupted run of the same left,
+ * or a mistake. */
+static int add_again(const struct repo *repo, const struct repo_key_options *opt,
+		     const struct master_keys *keys, const struct key_slot *s, struct error *err)
+{
+	struct slot wanted = {.role = opt->role, .scope = keys->scope};
+
+	wanted.generation = opt->role == REPO_ROLE_FULL ? keys->generation : 0;
+	(void)snprintf(wanted.label, sizeof(wanted.label), "%s", opt->label ? opt->label : "");
+	if (is_like(&s->slot, &wanted))
+		return finish_slot(repo, s, err);
+	return error_set(err, TM_E_EXISTS,
+			 "the key file opens the repository already, as key %.12s (%s, label '%s')",
+			 id_text(&s->kid).s, repo_role_name(s->slot.role), s->slot.label);
+}
+
 int repo_key_add(struct repo *repo, const struct repo_key_options *opt,
 		 const struct repo_secret *secret, struct tm_id *ret, struct error *err)
 {
 	auto_keyring struct keyring *g = NULL;
 	auto_master struct master_keys keys;
+	struct key_slot *there = NULL;
 	int r = keyring_check_change(repo, err);
 
 	take_keys(repo, opt->one_domain, &keys);
 	r = r ? r : keyring_load(repo, true, &g, err);
+	if (r == 0 && secret->kind == REPO_SECRET_KEY_FILE)
+		r = find_opened(g, secret, NULL, &there, err);
 	if (r < 0)
 		return r;
+	if (there) {
+		*ret = there->kid;
+		return add_again(repo, opt, &keys, there, err);
+	}
 	if (g->n >= MAX_KEY_SLOTS)
 		return error_set(err, TM_E_RANGE, "there are %zu keys already, at most %d can be",
 				 g->n, MAX_KEY_SLOTS);
@@ -143,7 +213,7 @@ int repo_key_change(struct repo *repo, const struct repo_secret *secret, struct 
 		    struct error *err)
 {
 	auto_keyring struct keyring *g = NULL;
-	const struct key_slot *s;
+	struct key_slot *s, *there = NULL;
 	struct tm_id kid;
 	int r;
 
@@ -157,7 +227,13 @@ int repo_key_change(struct repo *repo, const struct repo_secret *secret, struct 
 	if (!s || !s->usable)
 		return error_set(err, TM_E_DENIED,
 				 "a paper key has no password to change; 'key add' makes a key");
-	r = keyring_put(repo, repo->role, s->slot.label, secret, &repo->master, &kid, err);
+	r = find_opened(g, secret, s, &there, err);
+	if (r == 0 && there) {
+		kid = there->kid;
+		r = finish_slot(repo, there, err);
+	} else if (r == 0) {
+		r = keyring_put(repo, repo->role, s->slot.label, secret, &repo->master, &kid, err);
+	}
 	r = r ? r : keyring_remove(repo, &repo->kid, err);
 	if (r == 0)
 		*ret = repo->kid = kid;

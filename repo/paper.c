@@ -52,6 +52,13 @@ int key_file_decode(const struct repo_secret *secret, struct secret *ret, struct
 			      "the key file holds something else than hex digits");
 }
 
+bool repo_key_file_ok(const struct repo_secret *secret)
+{
+	auto_secret struct secret key = {{0}};
+
+	return key_file_decode(secret, &key, NULL) == 0;
+}
+
 bool is_paper(const struct repo_secret *secret)
 {
 	return secret->kind == REPO_SECRET_KEY_FILE &&

@@ -125,6 +125,8 @@ struct repo_credentials {
 #define REPO_KEY_FILE_TEXT 66 /* 64 hex digits, newline, end */
 /* A new key file's text: 32 random bytes. */
 int repo_key_file_new(char ret[REPO_KEY_FILE_TEXT], struct error *err) TM_WUR;
+/* Whether it is the text of a key file. */
+bool repo_key_file_ok(const struct repo_secret *secret);
 
 struct repo_init_options {
 	uint32_t block_size;              /* 64 KiB */
@@ -197,6 +199,7 @@ struct repo_key_options {
 	const char *label; /* or NULL */
 	bool one_domain;   /* it opens the domain in use and no other */
 };
+/* TM_E_EXISTS: it is a key file that opens another key; the same key is success. */
 int repo_key_add(struct repo *repo, const struct repo_key_options *opt,
 		 const struct repo_secret *secret, struct tm_id *ret, struct error *err) TM_WUR;
 /* TM_E_DENIED for the last full key. */

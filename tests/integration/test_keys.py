@@ -175,6 +175,42 @@ def keys_come_and_go(scratch):
 
 
 @case
+def an_interrupted_change_is_run_again(scratch):
+    """Killed between any two of its steps, with the key file made."""
+    tidemark, secret, path, _ = setup(scratch)
+    file, again = scratch / "next.key", ("--new-key-file", scratch / "next.key")
+    (scratch / "empty").write_text("")
+    says(tidemark("key", "passwd", "--new-key-file", scratch / "empty", *secret, expect=1),
+         "is no key file", scratch / "empty")
+    before = {slot: slot.read_bytes() for slot in slots(tidemark)}
+    key = tidemark("key", "passwd", *again, *secret).json["key"]
+    text = file.read_text()
+    after = {slot: slot.read_bytes() for slot in slots(tidemark)}
+    new, old = sorted(after), sorted(before)
+    for there in ([], new[:1], new):  # the slot is not there, half, whole; the old one still is
+        for slot in slots(tidemark):
+            slot.unlink()
+        for slot in [*old, *there]:
+            slot.write_bytes((before | after)[slot])
+        made = tidemark("key", "passwd", *again, *secret).json["key"]
+        check((made == key) == bool(there), "another slot was made")
+        check(file.read_text() == text, "the key file was replaced")
+        same(scratch, tidemark, ("--key-file", file), path)
+        says(tidemark("list", *secret, expect=1), "not a key file of the repository")
+        left, = keys(tidemark, ("--key-file", file))
+        check(left["copies"] == 2, f"{left}")
+    other, label = ("--key-file", file), ("--label", "a", "--role", "backup")
+    key = tidemark("key", "add", "--new-key-file", scratch / "b.key", *label, *other).json["key"]
+    slot = tidemark.repo / "keys" / f"{key}b"
+    slot.unlink()
+    check(tidemark("key", "add", "--new-key-file", scratch / "b.key", *label,
+                   *other).json["key"] == key and slot.exists(), "not finished")
+    says(tidemark("key", "add", "--new-key-file", scratch / "b.key", *other, expect=1),
+         key[:12], "b.key", "backup")
+    check((scratch / "b.key").exists() and len(slots(tidemark)) == 4, "something changed")
+
+
+@case
 def init_makes_a_key_file(scratch):
     tidemark, file = Tidemark(scratch), scratch / "key"
     tidemark("init", "--encrypt", "--key-file", file)
