@@ -28,7 +28,7 @@ struct target_file {
 	char *dir;     /* private folder of qemu-nbd's socket */
 	int dir_lock;  /* rundir.h; or -1 */
 	char *socket;
-	pid_t qemu_nbd; /* 0: none */
+	struct server qemu_nbd;
 };
 
 static bool is_nbd_address(const char *to)
@@ -139,7 +139,7 @@ static int start_server(struct target_file *t, struct error *err)
 	const char *const argv[] = {"qemu-nbd", "--format=qcow2", "--shared=8", "--discard=unmap",
 				    "--socket", t->socket,        "--",         t->partial,
 				    NULL};
-	return spawn_start(argv, &t->qemu_nbd, err);
+	return server_start(argv, &t->qemu_nbd, err);
 }
 
 /* The server makes its socket when it is ready. */
@@ -148,11 +148,8 @@ static int wait_for_server(struct target_file *t, struct error *err)
 	uint64_t deadline = clock_monotonic_ms(&clock_system) + CONNECT_MS;
 
 	while (access(t->socket, F_OK) < 0) {
-		if (spawn_ended(t->qemu_nbd)) {
-			t->qemu_nbd = 0;
-			return error_set(err, TM_E_PEER,
-					 "qemu-nbd ended at once; it cannot serve %s", t->partial);
-		}
+		if (server_ended(&t->qemu_nbd))
+			return error_set(err, TM_E_PEER, "%s cannot be served", t->partial);
 		if (clock_monotonic_ms(&clock_system) >= deadline)
 			return error_set(err, TM_E_TIMEOUT, "qemu-nbd did not start within %d s",
 					 CONNECT_MS / 1000);
@@ -182,8 +179,10 @@ static int open_qcow2(struct target_file *t, struct error *err)
 		r = start_server(t, err);
 	if (!r)
 		r = wait_for_server(t, err);
-	if (r)
+	if (r) {
+		server_explain(&t->qemu_nbd, err);
 		return r;
+	}
 	addr.socket = t->socket;
 	return nbd_sink_open(t->opt.loop, &addr, t->opt.size, t->opt.block_size, true, CONNECT_MS,
 			     &t->sink, err);
@@ -252,9 +251,7 @@ bool target_file_needs_zeroes(const struct target_file *t)
 
 static void stop_server(struct target_file *t)
 {
-	if (t->qemu_nbd)
-		spawn_stop(t->qemu_nbd, QEMU_NBD_MS);
-	t->qemu_nbd = 0;
+	server_stop(&t->qemu_nbd, QEMU_NBD_MS);
 	if (t->dir)
 		rundir_remove(t->dir);
 }
@@ -287,6 +284,8 @@ int target_file_finish(struct target_file *t, uint64_t *ret_written_bytes, struc
 	struct disk_sink_counts counts = {0};
 	int r = disk_sink_finish(t->sink, &counts, err);
 
+	if (r)
+		server_explain(&t->qemu_nbd, err);
 	disk_sink_free(t->sink);
 	t->sink = NULL;
 	stop_server(t);

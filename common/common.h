@@ -17,5 +17,6 @@
 #include "piece.h"
 #include "pool.h"
 #include "rundir.h"
+#include "server.h"
 #include "spawn.h"
 #include "text.h"

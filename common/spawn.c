@@ -224,14 +224,9 @@ int spawn_run(const char *const argv[], unsigned timeout_ms, struct buf *ret_out
 	return 0;
 }
 
-int spawn_start(const char *const argv[], pid_t *ret, struct error *err)
+int spawn_start(const char *const argv[], int in, int errors, pid_t *ret, struct error *err)
 {
-	return spawn(argv, -1, -1, -1, ret, err);
-}
-
-int spawn_start_with(const char *const argv[], int in, pid_t *ret, struct error *err)
-{
-	return spawn(argv, in, -1, -1, ret, err);
+	return spawn(argv, in, -1, errors, ret, err);
 }
 
 bool spawn_ended(pid_t pid)

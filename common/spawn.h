@@ -18,13 +18,12 @@ int spawn_run(const char *const argv[], unsigned timeout_ms, struct buf *ret_out
 	      struct error *err) TM_WUR;
 
 /*
- * Starts a server in the background, stdin, stdout and stderr on /dev/null.  posix_spawn cannot tie
+ * Starts a server in the background, its stdin from the descriptor `in`, which may be a socket to
+ * talk over, its stderr to `errors`; what is -1, and stdout, is /dev/null.  posix_spawn cannot tie
  * its life to ours: whoever starts one journals enough to find it again, or gives it a bounded
  * life.
  */
-int spawn_start(const char *const argv[], pid_t *ret, struct error *err) TM_WUR;
-/* The same with the descriptor `in` as its stdin, which may be a socket to talk over. */
-int spawn_start_with(const char *const argv[], int in, pid_t *ret, struct error *err) TM_WUR;
+int spawn_start(const char *const argv[], int in, int errors, pid_t *ret, struct error *err) TM_WUR;
 
 /* SIGTERM, then SIGKILL after timeout_ms; reaps.  Returns when the process is gone. */
 void spawn_stop(pid_t pid, unsigned timeout_ms);

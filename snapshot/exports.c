@@ -179,7 +179,7 @@ static int show_transient(struct guest *g, const struct journal *j, size_t i, st
 /* ---- qemu-nbd ---- */
 
 int export_serve(const char *image, const char *format, const char *bitmap, const char *socket,
-		 pid_t *ret, struct error *err)
+		 struct server *ret, struct error *err)
 {
 	const char *argv[14] = {"qemu-nbd", "-r", "-t", "-e", "8", "-k", socket};
 	size_t n = 7;
@@ -193,33 +193,33 @@ int export_serve(const char *image, const char *format, const char *bitmap, cons
 		argv[n++] = bitmap;
 	}
 	argv[n] = image;
-	return spawn_start(argv, ret, err);
+	return server_start(argv, ret, err);
 }
 
-static int wait_for_socket(const char *socket, pid_t pid, struct error *err)
+static int wait_for_socket(const char *socket, struct server *server, struct error *err)
 {
 	uint64_t deadline = now_ms() + SERVE_TIMEOUT_MS;
 
 	for (;;) {
 		if (proc_listener(socket, NULL))
 			return 0;
-		if (spawn_ended(pid))
-			return error_set(err, TM_E_PEER, "qemu-nbd ended before it listened");
+		if (server_ended(server))
+			return error_set(err, TM_E_PEER, "it cannot be read");
 		if (now_ms() >= deadline)
 			return error_set(err, TM_E_TIMEOUT, "qemu-nbd does not start to listen");
 		clock_sleep_ms(&clock_system, 10);
 	}
 }
 
-int export_wait(const char *file, const char *socket, pid_t *pid, struct error *err)
+int export_wait(const char *file, const char *socket, struct server *server, struct error *err)
 {
 	char holder[PROC_NAME_MAX + 32];
-	int r = wait_for_socket(socket, *pid, err);
+	int r = wait_for_socket(socket, server, err);
 
 	if (!r)
 		return 0;
-	spawn_stop(*pid, STOP_TIMEOUT_MS);
-	*pid = 0;
+	server_explain(server, err);
+	server_stop(server, STOP_TIMEOUT_MS);
 	proc_holder_text(file, holder);
 	error_prefix(err, "%s%s", file, holder);
 	return r;
@@ -236,10 +236,10 @@ int exports_start(struct guest *g, struct journal *j, struct export *v, struct e
 			r = text_format(&v[i].socket, err, "%s/nbd%zu.sock", j->socket_dir, i);
 		if (!r)
 			r = export_serve(v[i].image, NULL, *v[i].bitmap_reason ? NULL : v[i].bitmap,
-					 v[i].socket, &v[i].pid, err);
+					 v[i].socket, &v[i].server, err);
 	}
 	for (size_t i = 0; !r && i < j->ndisks; i++)
-		r = export_wait(j->disks[i].base, v[i].socket, &v[i].pid, err);
+		r = export_wait(j->disks[i].base, v[i].socket, &v[i].server, err);
 	return r;
 }
 
@@ -262,10 +262,9 @@ void exports_stop_servers(const struct journal *j, struct export *v)
 		auto_free char *socket = NULL;
 		pid_t pid;
 
-		if (v && v[i].pid) {
-			spawn_stop(v[i].pid, STOP_TIMEOUT_MS);
-			v[i].pid = 0;
-		} else if (!v && j->socket_dir &&
+		if (v) {
+			server_stop(&v[i].server, STOP_TIMEOUT_MS);
+		} else if (j->socket_dir &&
 			   text_format(&socket, NULL, "%s/nbd%zu.sock", j->socket_dir, i) == 0 &&
 			   proc_find_command("qemu-nbd", socket, &pid)) {
 			stop_process(pid);

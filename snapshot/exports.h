@@ -12,7 +12,7 @@ struct export
 	const char *node;        /* of the base */
 	const char *bitmap;      /* or NULL */
 	bool persistent;         /* the bitmap is in the file, where another process can see it */
-	pid_t pid;               /* qemu-nbd of ours, 0: none */
+	struct server server;    /* qemu-nbd of ours */
 	char *socket;            /* owned */
 	char bitmap_reason[256]; /* why a transient bitmap cannot be seen; "" when it can */
 };
@@ -34,8 +34,9 @@ void exports_stop_servers(const struct journal *j, struct export *v);
  * socket.
  */
 int export_serve(const char *image, const char *format, const char *bitmap, const char *socket,
-		 pid_t *ret, struct error *err) TM_WUR;
+		 struct server *ret, struct error *err) TM_WUR;
 /* Waits until it listens. Stops it when it does not. `file` is for the message. */
-int export_wait(const char *file, const char *socket, pid_t *pid, struct error *err) TM_WUR;
+int export_wait(const char *file, const char *socket, struct server *server,
+		struct error *err) TM_WUR;
 
 void exports_free(struct export *v, size_t n);

@@ -72,7 +72,7 @@ int guard_start(const struct journal *j, const char *state_dir, struct guard **r
 	(void)snprintf(pid, sizeof(pid), "%d", (int)getpid());
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
 		return error_errno(err, errno, "socketpair");
-	r = spawn_start_with(argv, pair[1], &g->pid, err);
+	r = spawn_start(argv, pair[1], -1, &g->pid, err);
 	(void)close(pair[1]);
 	if (r) {
 		(void)close(pair[0]);

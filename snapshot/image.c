@@ -271,8 +271,8 @@ static int serve(struct snapshot *s, size_t i, struct error *err)
 	int r = text_format(&e->socket, err, "%s/nbd%zu.sock", s->j->socket_dir, i);
 
 	if (!r)
-		r = export_serve(jd->base, jd->format, jd->old_bitmap, e->socket, &e->pid, err);
-	return r ? r : export_wait(jd->base, e->socket, &e->pid, err);
+		r = export_serve(jd->base, jd->format, jd->old_bitmap, e->socket, &e->server, err);
+	return r ? r : export_wait(jd->base, e->socket, &e->server, err);
 }
 
 int image_begin(struct snapshot *s, const struct snapshot_options *opt, struct error *err)

@@ -20,6 +20,7 @@
 
 #define FREEZE_DEFAULT_MS 5000
 #define COLLAPSE_TRIES    3
+#define SERVER_END_MS     200
 
 static void snapshot_free(struct snapshot *s)
 {
@@ -327,6 +328,16 @@ int snapshot_begin(struct guest *g, const struct snapshot_options *opt, struct s
 const struct snapshot_info *snapshot_info(const struct snapshot *s)
 {
 	return &s->info;
+}
+
+void snapshot_explain(struct snapshot *s, size_t i, struct error *err)
+{
+	struct server *server = &s->exports[i].server;
+
+	/* A connection ends a moment before the process that held it. */
+	for (unsigned waited = 0; !server_ended(server) && waited < SERVER_END_MS; waited += 10)
+		clock_sleep_ms(&clock_system, 10);
+	server_explain(server, err);
 }
 
 int snapshot_void_epoch(struct snapshot *s, size_t i, struct error *err)

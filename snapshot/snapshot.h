@@ -280,6 +280,11 @@ int snapshot_begin(struct guest *g, const struct snapshot_options *opt, struct s
 const struct snapshot_info *snapshot_info(const struct snapshot *s);
 
 /*
+ * Reading disk i failed: appends to the message whether its server has ended and what that said.
+ */
+void snapshot_explain(struct snapshot *s, size_t i, struct error *err);
+
+/*
  * Disk i differs where its old bitmap said that it does not: the bitmap is removed at the end,
  * whether the point is committed or not.
  */

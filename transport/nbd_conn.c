@@ -144,7 +144,7 @@ static void lose(struct nbd_conn *conn, bool failed)
 	conn->why = conn->ready ? TM_E_PEER : code_of_failure(errnum);
 	error_set_at(&conn->lost, (enum tm_code)conn->why, errnum, __FILE__, __LINE__,
 		     "%s the NBD server%s%s", conn->ready ? "lost" : "cannot connect to",
-		     text ? ": " : " ended the connection", text ? text : "");
+		     text ? ": " : ": it ended the connection", text ? text : "");
 	close_handle(conn);
 }
 

@@ -3,8 +3,12 @@
 """Bad input gets a clear error and leaves nothing behind."""
 
 import os
+import shutil
+import signal
 import socket
 import threading
+import time
+from pathlib import Path
 
 from harness import HarnessError, Tidemark, Vm, assert_clean, image, note_baseline, run, wait_for
 from harness.cases import case, main
@@ -257,6 +261,48 @@ def overlay_directories_that_do_not_work(scratch):
     assert_clean(vm, epochs=0)
     tidemark("backup", vm.target())
     assert_clean(vm)
+
+
+@case
+def what_a_qemu_nbd_said_is_told(scratch):
+    """One that does not start, one that is killed, one that dies with a reason."""
+    vm, tidemark = running(scratch)
+    real = shutil.which("qemu-nbd")
+    bin_dir = scratch.dir("bin")
+    tidemark.env["PATH"] = f"{bin_dir}:{os.environ['PATH']}"
+    fake = bin_dir / "qemu-nbd"
+
+    def use(script):
+        fake.write_text("#!/bin/sh\n" + script)
+        fake.chmod(0o755)
+    use("printf 'first\\n\\033[31mno such sector on the moon\\n' >&2; exit 1\n")
+    says(tidemark("backup", vm.target(), expect=1), "vda.qcow2", "qemu-nbd has ended",
+         "no such sector on the moon")
+    assert_clean(vm, epochs=0)
+    for script, words in ((f"exec {real} \"$@\"\n", ("qemu-nbd has ended",)),
+                          (f"{real} \"$@\" & wait; echo the moon is down >&2; exit 1\n",
+                           ("qemu-nbd has ended", "the moon is down"))):
+        use(script)
+        backup = tidemark.start("backup", vm.target(), "--limit-rate", "512K")
+        servers = wait_for("the server", lambda: [
+            int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and
+            is_server(p, scratch)])
+        time.sleep(0.3)     # it reads
+        os.kill(servers[0], signal.SIGKILL)
+        says(backup.finish(1), "disk vda", *words)
+        assert_clean(vm, epochs=0)
+    fake.unlink()
+    tidemark("backup", vm.target())
+    assert_clean(vm)
+
+
+def is_server(process, scratch):
+    """A qemu-nbd itself, not a shell that runs one, of an image of this test."""
+    try:
+        words = (process / "cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return words[0].endswith(b"qemu-nbd") and str(scratch).encode() in words[-2]
 
 
 @case

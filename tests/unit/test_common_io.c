@@ -131,16 +131,48 @@ static void spawn_takes_output_and_status(void **state)
 	assert_non_null(strstr(err.text, "/no/such/place"));
 	assert_int_equal(spawn_run(nothing, 10000, NULL, NULL), TM_E_NOTFOUND);
 	assert_int_equal(spawn_run(sleeps, 50, NULL, NULL), TM_E_TIMEOUT);
-	assert_int_equal(spawn_start(sleeps, &pid, NULL), 0);
+	assert_int_equal(spawn_start(sleeps, -1, -1, &pid, NULL), 0);
 	assert_false(spawn_ended(pid));
 	spawn_stop(pid, 1000);
 	assert_true(spawn_ended(pid));
+}
+
+static void what_a_server_said_is_told(void **state)
+{
+	static const char *const fails[] = {
+		"sh", "-c", "echo first >&2; printf '\\033[2Jthe reason\\n\\n' >&2", NULL};
+	/* More than a pipe holds: it must not wait for us. */
+	static const char *const talks[] = {
+		"sh", "-c",
+		"i=0; while [ $i -lt 20000 ]; do echo line $i >&2; i=$((i+1)); done", NULL};
+	struct server s = {0};
+	struct error err = {0};
+
+	(void)state;
+	server_explain(&s, &err);
+	assert_int_equal(server_start(fails, &s, NULL), 0);
+	for (unsigned i = 0; !server_ended(&s) && i < 1000; i++)
+		clock_sleep_ms(&clock_system, 10);
+	assert_true(server_ended(&s));
+	(void)error_set(&err, TM_E_PEER, "no image");
+	server_explain(&s, &err);
+	assert_string_equal(err.text, "no image; sh has ended, and said: ?[2Jthe reason");
+	server_stop(&s, 1000);
+	assert_int_equal(server_start(talks, &s, NULL), 0);
+	for (unsigned i = 0; !server_ended(&s) && i < 1000; i++)
+		clock_sleep_ms(&clock_system, 10);
+	assert_true(server_ended(&s));
+	err = (struct error){.code = TM_E_PEER};
+	server_explain(&s, &err);
+	assert_non_null(strstr(err.text, "sh has ended, and said: line "));
+	server_stop(&s, 1000);
 }
 
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(publish_replaces_whole_files),
+		cmocka_unit_test(what_a_server_said_is_told),
 		cmocka_unit_test(publish_into_nowhere_says_where),
 		cmocka_unit_test(read_file_is_bounded),
 		cmocka_unit_test(short_files_are_corrupt),

@@ -49,7 +49,7 @@ static pid_t serve(const char *const argv[])
 	pid_t pid;
 
 	(void)unlink(sock);
-	if (spawn_start(argv, &pid, &err))
+	if (spawn_start(argv, -1, -1, &pid, &err))
 		fail_msg("%s: %s", argv[0], err.text);
 	while (channel_connect(sock, until, &ch, NULL)) {
 		if (clock_monotonic_ms(&clock_system) > until)
