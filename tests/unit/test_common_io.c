@@ -143,8 +143,8 @@ static void what_a_server_said_is_told(void **state)
 		"sh", "-c", "echo first >&2; printf '\\033[2Jthe reason\\n\\n' >&2", NULL};
 	/* More than a pipe holds: it must not wait for us. */
 	static const char *const talks[] = {
-		"sh", "-c",
-		"i=0; while [ $i -lt 20000 ]; do echo line $i >&2; i=$((i+1)); done", NULL};
+		"sh", "-c", "i=0; while [ $i -lt 20000 ]; do echo line $i >&2; i=$((i+1)); done",
+		NULL};
 	struct server s = {0};
 	struct error err = {0};
 
