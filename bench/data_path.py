@@ -61,7 +61,7 @@ def full(bench):
         "borg": bench.peer(lambda: peers.borg(image, where), "borg"),
         "restic": bench.peer(lambda: peers.restic(image, where), "restic"),
         "restic, nothing changed": bench.peer(lambda: peers.restic_again(image, where), "restic"),
-    })
+    }, few=("limit", "borg", "restic", "restic, nothing changed"))
     server.close()
     agent = bench.agent("full")
     point = agent("backup", f"image:{image},name=fs")["json"]
@@ -324,7 +324,7 @@ def restore(bench):
         "qemu-img to raw": lambda: qemu_img("raw"),
         "tidemark to qcow2": lambda: tidemark("qcow2"),
         "qemu-img to qcow2": lambda: qemu_img("qcow2"),
-    })
+    }, few=("limit",))
     bench.remove(agent)
     shutil.rmtree(where)
     for fmt in ("raw", "qcow2"):
@@ -355,7 +355,7 @@ def verify(bench):
 
     outcome = bench.compare({"limit": limit,
                              "verify --read-data": lambda: agent("verify", "--read-data"),
-                             "verify": lambda: agent("verify")})
+                             "verify": lambda: agent("verify")}, few=("limit",))
     bench.remove(agent)
     bench.target("time, of the limit",
                  outcome.median("verify --read-data", "seconds") / outcome.median("limit", "seconds"), 1.2)

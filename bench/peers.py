@@ -45,11 +45,17 @@ def _fresh(path):
     return path
 
 
+def sized(taken, out, size):
+    """What was made is in the way of the next one."""
+    _fresh(out)
+    return {**taken, "stored_bytes": size}
+
+
 def nbdcopy_zstd(server, where):
     out = _fresh(where / "stream.zst")
     taken = measure(["nbdcopy", server.uri, "-"], ["zstd", "-q", "-1", f"-T{CORES}", "-o", out],
                     servers=[server.pid])
-    return {**taken, "stored_bytes": out.stat().st_size}
+    return sized(taken, out, out.stat().st_size)
 
 
 def nbdcopy_null(server, _where=None):
@@ -60,7 +66,7 @@ def qemu_img(server, where):
     out = _fresh(where / "compressed.qcow2")
     taken = measure(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-c", "-o", "compression_type=zstd",
                      "-m", "8", "-W", server.uri, out], servers=[server.pid])
-    return {**taken, "stored_bytes": out.stat().st_blocks * 512}
+    return sized(taken, out, out.stat().st_blocks * 512)
 
 
 def borg(image, where):
@@ -70,7 +76,7 @@ def borg(image, where):
     run(["borg", "init", "-e", "none", repo], env=env)
     taken = measure(["borg", "create", "--compression", "zstd,1", "--chunker-params", "fixed,65536",
                      "--sparse", f"{repo}::one", image], env=env)
-    return {**taken, "stored_bytes": tree_bytes(repo)}
+    return sized(taken, repo, tree_bytes(repo))
 
 
 def restic(image, where):

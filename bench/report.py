@@ -4,7 +4,9 @@
 import json
 import os
 import platform
+import re
 import statistics
+import textwrap
 import time
 from pathlib import Path
 
@@ -18,6 +20,11 @@ COLUMNS = [
     ("helpers", "server CPU s", 1, 2),
     ("rss_mib", "RSS MiB", 1, 0),
     ("stored_bytes", "stored MiB", 1 / MIB, 1),
+    ("live_bytes", "live MiB", 1 / MIB, 1),
+    ("share", "of 3 : 1 data %", 100, 2),
+    ("alone_bytes", "alone MiB", 1 / MIB, 1),
+    ("of_alone", "of alone %", 100, 1),
+    ("floor", "floor %", 100, 1),
     ("grown_bytes", "grown MiB", 1 / MIB, 1),
     ("dirty_bytes", "dirty MiB", 1 / MIB, 1),
     ("read_bytes", "read MiB", 1 / MIB, 1),
@@ -73,12 +80,12 @@ def machine(root):
             "programs": {name: _version(argv) for name, argv in programs.items()}}
 
 
-def as_json(it, outcome):
+def as_json(it, outcome, rounds, load):
     rows = {}
     for name, row in outcome.rows.items():
         rows[name] = {key: {"median": statistics.median(v), "min": min(v), "max": max(v), "n": len(v)}
                       for key, v in row.items()}
-    return {"title": it.title, "what": it.what, "rows": rows, "notes": outcome.notes,
+    return {"title": it.title, "what": it.what, "rounds": rounds, "load": load, "rows": rows, "notes": outcome.notes,
             "targets": [{"text": t.text, "value": t.value, "limit": t.limit, "least": t.least, "met": t.met}
                         for t in outcome.targets]}
 
@@ -118,19 +125,44 @@ def _head(document):
             + "; ".join(v for v in m["programs"].values() if v) + ".")
 
 
-def markdown(documents):
-    """Markdown of several runs; what they have in common is said once."""
-    lines = []
+def _sections(documents):
+    """{name: lines}"""
+    sections = {}
     for document in documents:
-        head = _head(document)
-        if head not in lines:
-            lines += ["", head]
         for name, result in document["scenarios"].items():
-            lines += ["", f"### {name}: {result['title']}", "", result["what"],
-                      f"(Rounds: {document['arguments']['rounds']}; commit {document['machine']['commit']}; "
-                      f"load {document['machine']['load']:.0f}.)", "", *table(result)]
-    return "\n".join(lines[1:])
+            sections[name] = [f"### {name}: {result['title']}", "", *textwrap.wrap(result["what"], 120),
+                              f"(Rounds: {result['rounds']}; commit {document['machine']['commit']}; "
+                              f"load {result['load']:.0f}.)", "", *table(result)]
+    return sections
+
+
+def _heads(documents):
+    """Of the runs; what they have in common is said once."""
+    return list(dict.fromkeys(_head(document) for document in documents))
+
+
+def markdown(documents):
+    lines = [*_heads(documents)]
+    for section in _sections(documents).values():
+        lines += ["", *section]
+    return "\n".join(lines)
+
+
+def weave(documents, path):
+    """Puts the figures into a document: see bench/run."""
+    parts = re.split(r"(?m)^(?=##)", path.read_text())
+    sections = _sections(documents)
+    for i, part in enumerate(parts):
+        if part.startswith("## Figures\n"):
+            parts[i] = "\n".join(["## Figures", "", *textwrap.wrap("\n".join(_heads(documents)), 120), "", ""])
+        found = re.match(r"### ([\w-]+): ", part)
+        if found and found[1] in sections:
+            kept = part[part.index("For a user:"):] if "For a user:" in part else ""
+            parts[i] = "\n".join([*sections.pop(found[1]), "", kept])
+    path.write_text("".join(parts))
+    for name in sections:
+        print(f"{path} has no section '### {name}: …'")
 
 
 def save(path, document):
-    Path(path).write_text(json.dumps(document, indent=1) + "\n")
+    path.write_text(json.dumps(document, indent=1) + "\n")

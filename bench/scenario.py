@@ -13,6 +13,7 @@ from measure import Agent, measure
 from peers import missing
 
 SCENARIOS = {}
+FEW = 2     # rounds of what takes long and is there to be seen beside the rest
 
 
 def scenario(name, title, needs=()):
@@ -70,6 +71,7 @@ class Bench:
         self.tidemark = args.build / "agent/tidemark"
         self.outcome = None
         self.number = 0
+        self.kept = {}  # what one scenario leaves to another
 
     # --- for scenarios ------------------------------------------------------------
 
@@ -103,12 +105,13 @@ class Bench:
         taken = measure([self.build / "bench" / f"bench_{name}", *arguments], **options)
         return {**taken, **json.loads(taken.pop("out"))}
 
-    def compare(self, contenders, rounds=None):
+    def compare(self, contenders, rounds=None, few=()):
         """Runs each contender once a round, one after the other, so that what happens on the
-        machine meanwhile hits them all. They return dicts of numbers."""
+        machine meanwhile hits them all; those of `few` in two rounds only. They return dicts of
+        numbers."""
         for number in range(rounds or self.rounds):
             for name, function in contenders.items():
-                if function is None:
+                if function is None or (name in few and number >= FEW):
                     continue
                 taken = function()
                 row = self.outcome.rows.setdefault(name, {})
