@@ -30,8 +30,11 @@
 
 #define AGENT_FD       0     /* the socket to the agent */
 #define THAW_MS        15000 /* an agent that is slow now is still better than a frozen guest */
-#define KEEP_TRYING    600   /* seconds after which even that is given up */
-#define TRANSACTION_MS 1000  /* of the limit is left to the transaction */
+#define KEEP_TRYING    86400 /* seconds after which even that is given up */
+#define OFTEN          600   /* seconds for which others hardly get to the guest agent */
+#define OFTEN_MS       500
+#define SELDOM_MS      5000
+#define TRANSACTION_MS 1000 /* of the limit is left to the transaction */
 
 static uint64_t now_ms(void)
 {
@@ -53,10 +56,14 @@ static void report_failure(struct freeze_report *rep, const struct error *e)
 	report(rep);
 }
 
-/* Thawing failed, and the agent was told.  Each attempt lets others use the socket in between. */
+/*
+ * Thawing failed, and the agent was told.  A guest that somebody paused may go on tomorrow.  Each
+ * attempt lets others use the socket in between.
+ */
 static void keep_trying(const char *socket)
 {
-	uint64_t deadline = now_ms() + KEEP_TRYING * UINT64_C(1000);
+	uint64_t often = now_ms() + OFTEN * UINT64_C(1000),
+		 deadline = now_ms() + KEEP_TRYING * UINT64_C(1000);
 
 	while (now_ms() < deadline) {
 		auto_clean(qga_free) struct qga *agent = NULL;
@@ -67,7 +74,7 @@ static void keep_trying(const char *socket)
 		if (!r && qga_thaw(agent, FREEZE_OPEN_MS, NULL) == 0)
 			return;
 		qga_free(tm_steal(agent));
-		clock_sleep_ms(&clock_system, 500);
+		clock_sleep_ms(&clock_system, now_ms() < often ? OFTEN_MS : SELDOM_MS);
 	}
 }
 

@@ -16,7 +16,8 @@
 #define GUARD_MS     2000  /* for the guard to start, to speak, to end */
 #define LEAST_MS     1000  /* for the transaction, however long the freeze took */
 #define GUARD_END_MS 500
-#define LOOK_MS      250 /* whether it can still speak */
+#define LOOK_MS      250  /* whether it can still speak */
+#define STATE_MS     2000 /* for QEMU to say whether the guest runs */
 
 static uint64_t now_ms(void)
 {
@@ -90,6 +91,25 @@ static void leave_guard(struct freeze *f)
 	f->guard = 0;
 }
 
+/*
+ * The guest agent cannot answer in a guest that is paused.  Who paused it has a reason: it is not
+ * continued here, and the guard's thaw comes when it is.
+ */
+static void explain_state(struct guest *g, struct error *err)
+{
+	auto_json json_t *status = NULL;
+	const char *state;
+
+	if (qmp_call(g->qmp, "query-status", NULL, STATE_MS, &status, NULL))
+		return;
+	state = jsonx_text(status, "status");
+	if (state && strcmp(state, "running") != 0)
+		error_append(err,
+			     "; the guest was stopped meanwhile (%s), and can be thawed only "
+			     "when it is continued",
+			     state);
+}
+
 /* The guard is not to be relied upon any more: end it, and do its work. */
 static int thaw_ourselves(struct guest *g, struct freeze *f, struct error *err)
 {
@@ -122,6 +142,7 @@ static int open_and_freeze(struct guest *g, struct freeze *f, struct error *err)
 	if (rep.what != FREEZE_FAILED && thaw_ourselves(g, f, NULL))
 		error_append(&e, "; and whether the guest is thawed is not known");
 	leave_guard(f);
+	explain_state(g, &e);
 	return error_set(err, r, "%s", e.text);
 }
 
@@ -177,6 +198,8 @@ int freeze_end(struct guest *g, struct freeze *f, struct freeze_result *ret, str
 		ret->held_ms = now_ms() - f->start_ms;
 	}
 	leave_guard(f);
+	if (r)
+		explain_state(g, err);
 	return r;
 }
 

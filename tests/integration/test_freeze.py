@@ -190,6 +190,31 @@ def a_guest_agent_stopped_for_longer_than_all_patience(scratch):
 
 
 @case
+def a_guest_paused_while_it_is_frozen(scratch):
+    rig = Rig(scratch)
+    run = rig.start_stopped("--quiesce", "if-possible")
+    rig.vm.qmp.execute("stop")
+    run.signal(signal.SIGCONT)
+    result = run.finish(1, timeout=60)
+    for words in ("paused", "continued", "goes on trying"):
+        if words not in result.err:
+            raise HarnessError(f"it says: {result.err}")
+    if (state := rig.vm.qmp.execute("query-status")["status"]) != "paused":
+        raise HarnessError(f"the guest is {state}")
+    # And one that is paused from the start is not frozen at all.
+    result = rig.backup("--quiesce", "require", expect=1)
+    if "the guest is paused" not in result.err:
+        raise HarnessError(f"it says: {result.err}")
+    if (state := rig.vm.qmp.execute("query-status")["status"]) != "paused":
+        raise HarnessError(f"the guest is {state}")
+    rig.vm.qmp.execute("cont")
+    if (took := rig.probe()) > LIMIT + SLACK:
+        raise HarnessError(f"a write took {took:.1f} s")
+    rig.assert_thawed()
+    rig.go_on()
+
+
+@case
 def each_word_to_the_guest_agent_spoilt_in_each_way(scratch):
     rig = Rig(scratch)
     proxy = Proxy(rig.vm.dir / "proxy.sock", rig.vm.agent_path, late=3.0, ids=False)
