@@ -70,21 +70,43 @@ int agent_open_store(struct agent *a, bool create, struct store **ret, struct er
 	return r;
 }
 
+static void warn_opened(struct agent *a)
+{
+	static const char *const twins[] = {
+		[REPO_TWIN_SLOT] = "this key's slot",
+		[REPO_TWIN_DOMAIN] = "the domain's object",
+	};
+
+	if (repo_key_remark(a->repo))
+		say_warning(a, "%s", repo_key_remark(a->repo));
+	for (int i = 0; i < (int)ARRAY_SIZE(twins); i++) {
+		const char *key = repo_worn_copy(a->repo, (enum repo_twin)i);
+
+		if (key)
+			say_warning(a,
+				    "of the two copies of %s one is damaged or missing (%s); "
+				    "'tidemark key repair' puts it again",
+				    twins[i], key);
+	}
+}
+
 int agent_open_repo(struct agent *a, struct error *err)
 {
 	struct repo_credentials cred = secret_credentials(a);
+	bool mend = a->opt.command == CMD_KEY && strcmp(a->opt.args.v[0], "repair") == 0;
 	struct store *st = NULL;
 	int r = agent_open_store(a, false, &st, err);
 
 	if (r)
 		return r;
-	r = repo_open_with(st, &cred, &a->repo, err);
+	r = mend ? repo_open_mending(st, &cred, &a->repo, err)
+		 : repo_open_with(st, &cred, &a->repo, err);
 	if (!r && a->opt.domain)
 		r = repo_domain_use(a->repo, a->opt.domain, err);
 	if (r)
 		error_prefix(err, "repository %s", a->opt.repo);
-	else if (repo_key_remark(a->repo) && a->warnings)
-		say_warning(a, "%s", repo_key_remark(a->repo));
+	else if (a->warnings && !mend)
+		warn_opened(a);
 	return r;
 }
 

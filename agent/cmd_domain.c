@@ -7,11 +7,12 @@
 
 static json_t *domain_json(const struct repo_domain *d)
 {
-	return json_pack("{s:s, s:s?, s:s?}", "id", id_text(&d->id).s, "domain",
-			 d->problem ? NULL : d->name, "problem", d->problem);
+	return json_pack("{s:s, s:s?, s:i, s:s?}", "id", id_text(&d->id).s, "domain",
+			 d->problem ? NULL : d->name, "copies", (int)d->copies, "problem",
+			 d->problem);
 }
 
-static int domain_list(struct agent *a, struct error *err)
+static int domain_list(struct agent *a, enum exit_status *status, struct error *err)
 {
 	auto_domain_list struct repo_domain_list l = {0};
 	int r = repo_domains(a->repo, &l, err);
@@ -19,11 +20,17 @@ static int domain_list(struct agent *a, struct error *err)
 
 	if (r)
 		return r;
+	for (size_t i = 0; i < l.n; i++)
+		if (l.v[i].problem)
+			*status = EXIT_DAMAGE;
 	if (!a->opt.json) {
 		for (size_t i = 0; i < l.n; i++)
-			(void)printf("%.12s  %s%s\n", id_text(&l.v[i].id).s,
+			(void)printf("%.12s  %s%s%s\n", id_text(&l.v[i].id).s,
 				     l.v[i].problem ? "cannot be used: " : "",
-				     shown(l.v[i].problem ? l.v[i].problem : l.v[i].name).s);
+				     shown(l.v[i].problem ? l.v[i].problem : l.v[i].name).s,
+				     l.v[i].copies == 1
+					     ? "  (one copy is damaged or missing: key repair)"
+					     : "");
 		return 0;
 	}
 	out = json_array();
@@ -57,7 +64,6 @@ int cmd_domain(struct agent *a, enum exit_status *status, struct error *err)
 	bool list = strcmp(action, "list") == 0, add = strcmp(action, "add") == 0;
 	int r;
 
-	(void)status;
 	if (!list && !add)
 		return error_set(err, TM_E_USAGE, "domain does not know '%s'; it takes list, add",
 				 action);
@@ -67,5 +73,5 @@ int cmd_domain(struct agent *a, enum exit_status *status, struct error *err)
 	r = agent_open_repo(a, err);
 	if (r)
 		return r;
-	return list ? domain_list(a, err) : domain_add(a, err);
+	return list ? domain_list(a, status, err) : domain_add(a, err);
 }

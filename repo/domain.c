@@ -6,6 +6,7 @@
 #include "domain.h"
 
 #include "cache.h"
+#include "keyring.h"
 
 #include <ctype.h>
 #include <stdio.h>
@@ -165,6 +166,8 @@ int domain_load(const struct repo *repo, const struct domain_id *id, struct doma
 		struct error *err)
 {
 	struct error first = {0};
+	char worn[KEY_MAX] = "";
+	bool whole = false;
 	int r;
 
 	*ret = (struct domain){.id = id->id};
@@ -173,15 +176,25 @@ int domain_load(const struct repo *repo, const struct domain_id *id, struct doma
 		return r;
 	for (unsigned copy = 0; copy < COPIES; copy++) {
 		auto_buf struct buf b = {0};
+		auto_domain struct domain d = *ret;
 		struct error one = {0};
 
-		if (read_copy(repo, id, copy, ret, &b, &one) == 0) {
-			ret->keys.public_generation = id->generation;
-			return 0;
+		if (read_copy(repo, id, copy, &d, &b, &one) == 0) {
+			if (!whole)
+				*ret = d;
+			whole = true;
+			continue;
 		}
+		if (one.code == TM_E_NOTFOUND || one.code == TM_E_CORRUPT)
+			name_domain(&id->id, id->generation, copy, worn);
 		/* what is wrong with a copy that is there says more */
 		if (!first.code || (first.code == TM_E_NOTFOUND && id->there[copy]))
 			first = one;
+	}
+	if (whole) {
+		ret->keys.public_generation = id->generation;
+		memcpy(ret->worn, worn, sizeof(worn));
+		return 0;
 	}
 	domain_wipe(&ret->keys);
 	if (err && !err->code)
@@ -231,6 +244,32 @@ int domain_mend(const struct repo *repo, const struct domain_id *id, size_t *cou
 	return r;
 }
 
+int domain_restore(struct repo *repo, const struct domain_id *id, const char *name,
+		   struct error *err)
+{
+	struct domain_copies c;
+	int r = keyring_check_newest(repo, err);
+
+	r = r ? r : domain_copies_load(repo, id, &c, err);
+	if (r < 0)
+		return r;
+	buf_done(&c.copies.bytes);
+	for (unsigned copy = 0; r == 0 && copy < COPIES; copy++) {
+		char key[KEY_MAX];
+
+		/* one that only could not be read now, or that a newer program wrote, stays */
+		if (c.err[copy].code != TM_E_NOTFOUND && c.err[copy].code != TM_E_CORRUPT) {
+			if (err && !err->code)
+				*err = c.err[copy];
+			return c.err[copy].code ? c.err[copy].code : TM_E_EXISTS;
+		}
+		name_domain(&id->id, id->generation, copy, key);
+		if (id->there[copy] && id->generation == repo->master.generation)
+			r = repo->st->ops->remove(repo->st, key, err);
+	}
+	return r ? r : domain_put(repo, &id->id, name, err);
+}
+
 /* ---- which there are ---- */
 
 struct find_domains {
@@ -273,14 +312,12 @@ int domains_list(struct repo *repo, struct domain_ids *ret, struct error *err)
 	return repo->st->ops->list(repo->st, "domains/", see_domain, &f, err);
 }
 
-int domain_use(struct repo *repo, const struct tm_id *id, struct error *err)
+int domain_find(struct repo *repo, const struct tm_id *id, struct domain_id *ret, struct error *err)
 {
 	struct find_domains f = {.repo = repo};
-	auto_domain struct domain d;
 	char prefix[KEY_MAX];
 	int r;
 
-	d = (struct domain){.id = *id};
 	f.ids = calloc(1, sizeof(*f.ids));
 	if (!f.ids)
 		return error_nomem(err);
@@ -290,14 +327,26 @@ int domain_use(struct repo *repo, const struct tm_id *id, struct error *err)
 		name_domain(id, 0, 0, prefix);
 		r = error_set(err, TM_E_NOTFOUND, "object %s is missing", prefix);
 	}
-	r = r ? r : domain_load(repo, &f.ids->v[0], &d, err);
+	if (r == 0)
+		*ret = f.ids->v[0];
 	free(f.ids);
+	return r;
+}
+
+int domain_use(struct repo *repo, const struct tm_id *id, struct error *err)
+{
+	auto_domain struct domain d = {.id = *id};
+	struct domain_id newest;
+	int r = domain_find(repo, id, &newest, err);
+
+	r = r ? r : domain_load(repo, &newest, &d, err);
 	if (r < 0)
 		return r;
 	cache_drop(repo->cache); /* nothing of one domain is taken for something of another */
 	repo->domain = *id;
 	repo->keys = d.keys;
 	memcpy(repo->domain_name, d.name, sizeof(repo->domain_name));
+	memcpy(repo->worn_domain, d.worn, sizeof(repo->worn_domain));
 	return 0;
 }
 
@@ -331,15 +380,18 @@ static int check_name(const char *name, struct error *err)
 }
 
 /* An add that was interrupted between the copies is finished by running it again. */
-static int there_already(const struct repo *repo, const struct domain_id *id, const char *name,
+static int there_already(struct repo *repo, const struct domain_id *id, const char *name,
 			 struct error *err)
 {
+	auto_domain struct domain d = {.id = id->id};
 	size_t n = 0;
 	int r = domain_mend(repo, id, &n, err);
 
-	if (r == 0 && n == 0)
-		return error_set(err, TM_E_EXISTS, "there is a domain '%s' already", name);
-	return r;
+	if (r < 0 || n > 0)
+		return r;
+	if (domain_load(repo, id, &d, NULL) < 0)
+		return domain_restore(repo, id, name, err);
+	return error_set(err, TM_E_EXISTS, "there is a domain '%s' already", name);
 }
 
 int repo_domain_add(struct repo *repo, const char *name, struct tm_id *ret, struct error *err)
@@ -362,6 +414,7 @@ int repo_domain_add(struct repo *repo, const char *name, struct tm_id *ret, stru
 	if (r == 0 && l->n == MAX_DOMAINS)
 		r = error_set(err, TM_E_RANGE, "there are %zu domains, more cannot be", l->n);
 	free(l);
+	r = r ? r : keyring_check_newest(repo, err);
 	r = r ? r : domain_put(repo, &id, name, err);
 	if (r == 0)
 		*ret = id;
@@ -387,6 +440,7 @@ static int fill(const struct repo *repo, const struct domain_id *id, struct repo
 
 	*ret = (struct repo_domain){.id = id->id};
 	memcpy(ret->name, d.name, sizeof(ret->name));
+	ret->copies = r ? 0 : d.worn[0] ? 1 : COPIES;
 	if (r == TM_E_CORRUPT || r == TM_E_UNSUPPORTED || r == TM_E_NOTFOUND)
 		return text_copy(one.text, &ret->problem, err);
 	if (r < 0 && err && !err->code)

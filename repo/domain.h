@@ -22,6 +22,7 @@ struct domain {
 	struct tm_id id;
 	char name[DOMAIN_NAME_BYTES + 1];
 	struct domain_keys keys;
+	char worn[KEY_MAX]; /* of domain_load(): a copy that is missing or damaged, or "" */
 };
 void domain_done(struct domain *d);
 #define auto_domain __attribute__((cleanup(domain_done)))
@@ -30,6 +31,9 @@ void domain_done(struct domain *d);
 int domains_list(struct repo *repo, struct domain_ids *ret, struct error *err) TM_WUR;
 /* Reads and proves one: one whole copy is enough. */
 int domain_load(const struct repo *repo, const struct domain_id *id, struct domain *ret,
+		struct error *err) TM_WUR;
+/* The newest generation of one by the names in the store alone.  TM_E_NOTFOUND. */
+int domain_find(struct repo *repo, const struct tm_id *id, struct domain_id *ret,
 		struct error *err) TM_WUR;
 /* Looks for the newest generation, reads it and makes the domain the one in use.  TM_E_NOTFOUND:
  * there is no such domain. */
@@ -42,6 +46,10 @@ struct domain_copies {
 /* The caller frees copies.bytes, also on failure. */
 int domain_copies_load(const struct repo *repo, const struct domain_id *id,
 		       struct domain_copies *ret, struct error *err) TM_WUR;
+/* Puts both copies again of a domain that has none that is whole.  Wants the master keys of the
+ * newest generation: an older public key would let an old key read what comes. */
+int domain_restore(struct repo *repo, const struct domain_id *id, const char *name,
+		   struct error *err) TM_WUR;
 /* Puts a missing or damaged copy again where the other one is whole; *count grows. */
 int domain_mend(const struct repo *repo, const struct domain_id *id, size_t *count,
 		struct error *err) TM_WUR;

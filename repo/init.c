@@ -192,36 +192,88 @@ static int check_repo(const struct repo *repo, const struct format_repo *h, stru
 	return r;
 }
 
-static int do_open(struct repo *repo, const struct repo_credentials *cred, struct error *err)
+/* Puts the object of the default domain again: nothing else of it is lost. */
+static int restore_default(struct repo *repo, struct error *err)
+{
+	struct domain_id id = {.id = repo->default_domain, .generation = repo->master.generation};
+	struct error none = {0};
+	int r = repo_check_right(repo, REPO_MAY_ADD_DOMAINS, err);
+
+	if (r < 0)
+		return r;
+	r = domain_find(repo, &repo->default_domain, &id, &none);
+	if (r < 0 && r != TM_E_NOTFOUND) {
+		if (err && !err->code)
+			*err = none;
+		return r;
+	}
+	r = domain_restore(repo, &id, DEFAULT_DOMAIN_NAME, err);
+	if (r == 0)
+		repo->mended = COPIES;
+	return r;
+}
+
+/* The one to begin with: what mends it is said where it cannot be used. */
+static int use_first_domain(struct repo *repo, bool mend, struct error *err)
 {
 	const struct tm_id *scope = &repo->master.scope;
-	struct format_repo h;
+	bool all = id_is_zero(scope);
+	const struct tm_id *id = all ? &repo->default_domain : scope;
 	struct error one = {0};
+	int r = domain_use(repo, id, &one);
+
+	if (all && mend && (r == TM_E_NOTFOUND || r == TM_E_CORRUPT)) {
+		r = restore_default(repo, err);
+		return r ? r : domain_use(repo, id, err);
+	}
+	if (r == TM_E_NOTFOUND || r == TM_E_CORRUPT) {
+		error_prefix(&one, "both copies of the object of domain %.12s are lost",
+			     id_text(id).s);
+		error_append(&one,
+			     "; nothing else of it is, and '%s' with a full key of all domains "
+			     "puts them again",
+			     all ? "tidemark key repair" : "tidemark domain add NAME");
+		one.code = r = TM_E_CORRUPT;
+	}
+	if (r < 0 && err && !err->code)
+		*err = one;
+	return r;
+}
+
+static int do_open(struct repo *repo, const struct repo_credentials *cred, bool mend,
+		   struct error *err)
+{
+	struct format_repo h;
 	int r;
 
 	r = read_repo(repo, &h, err);
 	r = r ? r : keyring_open(repo, cred, err);
 	r = r ? r : check_repo(repo, &h, err);
-	if (r < 0)
-		return r;
-	r = domain_use(repo, id_is_zero(scope) ? &repo->default_domain : scope, &one);
-	if (r == TM_E_NOTFOUND)
-		return error_set(err, TM_E_CORRUPT, "%s", one.text);
-	if (r < 0 && err && !err->code)
-		*err = one;
+	return r ? r : use_first_domain(repo, mend, err);
+}
+
+static int open_repo(struct store *st, const struct repo_credentials *cred, bool mend,
+		     struct repo **ret, struct error *err)
+{
+	auto_clean(repo_free) struct repo *repo = NULL;
+	int r = repo_alloc(st, &repo, err);
+
+	r = r ? r : do_open(repo, cred, mend, err);
+	if (r == 0)
+		*ret = tm_steal(repo);
 	return r;
 }
 
 int repo_open_with(struct store *st, const struct repo_credentials *cred, struct repo **ret,
 		   struct error *err)
 {
-	auto_clean(repo_free) struct repo *repo = NULL;
-	int r = repo_alloc(st, &repo, err);
+	return open_repo(st, cred, false, ret, err);
+}
 
-	r = r ? r : do_open(repo, cred, err);
-	if (r == 0)
-		*ret = tm_steal(repo);
-	return r;
+int repo_open_mending(struct store *st, const struct repo_credentials *cred, struct repo **ret,
+		      struct error *err)
+{
+	return open_repo(st, cred, true, ret, err);
 }
 
 int repo_open(struct store *st, struct repo **ret, struct error *err)

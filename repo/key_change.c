@@ -257,15 +257,16 @@ int repo_keys_repair(struct repo *repo, size_t *ret, struct error *err)
 	int r = repo_check_writable(repo, err);
 
 	r = r ? r : keyring_load(repo, true, &g, err);
-	*ret = 0;
+	*ret = repo->mended;
 	for (size_t i = 0; r == 0 && i < g->n; i++) {
 		struct copy_names n = name_keys(&g->v[i].kid);
 
 		r = copies_mend(repo, &n, &g->v[i].copies, ret, err);
 	}
+	r = r ? r : repair_domains(repo, ret, err);
 	if (r == 0)
-		repo->slot_damaged = false;
-	return r ? r : repair_domains(repo, ret, err);
+		repo->worn_slot[0] = repo->worn_domain[0] = 0;
+	return r;
 }
 
 int repo_key_paper(struct repo *repo, bool one_domain, char **ret, struct error *err)

@@ -8,11 +8,13 @@
 
 /* ---- opening ---- */
 
-static void opened(struct repo *repo, const struct key_slot *s)
+static void opened(const struct keyring *g, const struct key_slot *s)
 {
+	struct repo *repo = g->repo;
+
 	repo->kid = s->kid;
 	repo->role = s->slot.role;
-	repo->slot_damaged = s->code == TM_E_CORRUPT;
+	keyring_worn(g, s, repo->worn_slot);
 }
 
 /* Why no slot opened, of those that could not even be tried. */
@@ -80,7 +82,7 @@ static int open_with(struct keyring *g, const struct repo_secret *secret, struct
 		r = slot_open(&best->slot, secret, "key slot", best->copies.bytes.data,
 			      best->copies.bytes.len, &g->repo->master, &own);
 		if (r == 0) {
-			opened(g->repo, best);
+			opened(g, best);
 			return 0;
 		}
 		if (r != TM_E_DENIED) {
@@ -214,10 +216,14 @@ const char *repo_key_remark(const struct repo *repo)
 	if (is_outdated(repo))
 		return "this key is from before the last 'key rotate': it cannot read the points "
 		       "made since";
-	if (repo->slot_damaged)
-		return "a copy of this key's slot is damaged; 'tidemark key repair' writes it "
-		       "again";
 	return NULL;
+}
+
+const char *repo_worn_copy(const struct repo *repo, enum repo_twin twin)
+{
+	const char *key = twin == REPO_TWIN_SLOT ? repo->worn_slot : repo->worn_domain;
+
+	return *key ? key : NULL;
 }
 
 int key_check_reads_all(const struct repo *repo, struct error *err)
@@ -240,6 +246,17 @@ static int check_present(struct repo *repo, struct error *err)
 		r = r ? r : outdated(err);
 	}
 	free(l);
+	return r;
+}
+
+int keyring_check_newest(struct repo *repo, struct error *err)
+{
+	auto_keyring struct keyring *g = NULL;
+	int r = keyring_load(repo, true, &g, err);
+
+	for (size_t i = 0; r == 0 && i < g->n; i++)
+		if (g->v[i].usable && g->v[i].slot.generation > repo->master.generation)
+			r = outdated(err);
 	return r;
 }
 

@@ -142,6 +142,27 @@ int keyring_load(struct repo *repo, bool every_copy, struct keyring **ret, struc
 	return r;
 }
 
+void keyring_worn(const struct keyring *g, const struct key_slot *s, char key[KEY_MAX])
+{
+	for (unsigned copy = 0; copy < COPIES; copy++) {
+		auto_buf struct buf b = {0};
+		struct slot slot;
+		int r = TM_E_NOTFOUND;
+
+		if (s->copies.whole[copy])
+			continue;
+		if (s->copies.there[copy])
+			r = read_copy(g, s, copy, &slot, &b, NULL);
+		if (b.data)
+			OPENSSL_cleanse(b.data, b.len);
+		if (r == TM_E_NOTFOUND || r == TM_E_CORRUPT) {
+			name_key(&s->kid, copy, key);
+			return;
+		}
+	}
+	key[0] = 0;
+}
+
 struct key_slot *keyring_find(struct keyring *g, const struct tm_id *kid)
 {
 	for (size_t i = 0; i < g->n; i++)

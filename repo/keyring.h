@@ -27,6 +27,9 @@ void keyring_free(struct keyring *g);
 TM_CLEANUP(struct keyring, keyring_free)
 #define auto_keyring auto_clean(keyring_free)
 
+/* The name of a copy of a usable slot that is missing or damaged, or "". */
+void keyring_worn(const struct keyring *g, const struct key_slot *s, char key[KEY_MAX]);
+
 struct key_slot *keyring_find(struct keyring *g, const struct tm_id *kid);
 
 /* "keys/<kid>a" or b */
@@ -40,5 +43,7 @@ int keyring_put(const struct repo *repo, enum repo_role role, const char *label,
 		struct tm_id *ret, struct error *err) TM_WUR;
 int keyring_remove(const struct repo *repo, const struct tm_id *kid, struct error *err) TM_WUR;
 
+/* TM_E_DENIED: there are slots with a newer data key than ours. */
+int keyring_check_newest(struct repo *repo, struct error *err) TM_WUR;
 /* TM_E_DENIED, TM_E_UNSUPPORTED: not with this key, not in this repository. */
 int keyring_check_change(struct repo *repo, struct error *err) TM_WUR;

@@ -144,7 +144,13 @@ int repo_init(struct store *st, const struct repo_init_options *opt, struct repo
  */
 int repo_open_with(struct store *st, const struct repo_credentials *cred, struct repo **ret,
 		   struct error *err) TM_WUR;
-/* The same without a secret. */
+/*
+ * The same, but the object of the default domain is put again when both copies are gone, which a
+ * full key of all domains can.
+ */
+int repo_open_mending(struct store *st, const struct repo_credentials *cred, struct repo **ret,
+		      struct error *err) TM_WUR;
+/* The same as repo_open_with() without a secret. */
 int repo_open(struct store *st, struct repo **ret, struct error *err) TM_WUR;
 void repo_free(struct repo *repo);
 TM_CLEANUP(struct repo, repo_free)
@@ -165,6 +171,11 @@ int repo_check_right(const struct repo *repo, enum repo_right right, struct erro
 
 /* Remarks on the key the repository was opened with, NULL: none. */
 const char *repo_key_remark(const struct repo *repo);
+
+/* Objects that lie in the store twice and were opened with one copy of them only. */
+enum repo_twin { REPO_TWIN_SLOT, REPO_TWIN_DOMAIN };
+/* The copy that is missing or damaged; repo_keys_repair() puts it again.  NULL: both are whole. */
+const char *repo_worn_copy(const struct repo *repo, enum repo_twin twin);
 
 struct repo_key {
 	struct tm_id id;
@@ -229,14 +240,15 @@ const char *repo_domain_name(const struct repo *repo);
 int repo_domain_use(struct repo *repo, const char *name, struct error *err) TM_WUR;
 int repo_domain_use_id(struct repo *repo, const struct tm_id *id, struct error *err) TM_WUR;
 /* An empty domain.  The name is at most 64 bytes, readable with its keys only.  TM_E_EXISTS:
- * there is one, whole; a copy of it that was not is put again. */
+ * there is one, whole; copies of it that were not are put again, also both. */
 int repo_domain_add(struct repo *repo, const char *name, struct tm_id *ret,
 		    struct error *err) TM_WUR;
 
 struct repo_domain {
 	struct tm_id id;
 	char name[65];
-	char *problem; /* NULL, or why it cannot be used; then only the id is known */
+	unsigned copies; /* that are whole, of 2 */
+	char *problem;   /* NULL, or why it cannot be used; then only the id is known */
 };
 
 struct repo_domain_list {

@@ -43,8 +43,9 @@ def disk(scratch, name="disk", seed=1):
     return path
 
 
-def same(scratch, tidemark, path, point, *words):
-    made, = tidemark("restore", point, "--to", scratch.dir("r"), "--force", *words).json["disks"]
+def same(scratch, tidemark, path, point, *words, expect=0):
+    made, = tidemark("restore", point, "--to", scratch.dir("r"), "--force", *words,
+                     expect=expect).json["disks"]
     image.assert_same(path, made["to"], "qcow2", "raw")
 
 
@@ -152,7 +153,9 @@ def copies_of_a_domain_are_missed_and_put_again(scratch):
                 copy.write_bytes(good[:40] + b"oops" + good[44:])
             for who in keys:
                 check(named(who) == [f"domains/{copy.name}"], f"{copy} {lost} {who}")
-            same(scratch, tidemark, path, point, *keys["acme"])
+            same(scratch, tidemark, path, point, *keys["acme"], expect=3)
+            shown, = tidemark("domain", "list", *keys["acme"], expect=3).json
+            check(shown["copies"] == 1 and shown["domain"] == "acme", f"{shown}")
             check(tidemark("key", "repair", *keys[None]).json["repaired"] == 1, "repair")
             check(copy.read_bytes() == good, "not the same bytes")
             tidemark("verify", "--scrub", *keys[None])
@@ -166,6 +169,35 @@ def copies_of_a_domain_are_missed_and_put_again(scratch):
     tidemark("domain", "add", "acme", *keys[None])
     check([c.read_bytes() for c in copies] == [good, good], "not the same bytes")
     same(scratch, tidemark, path, point, *keys["acme"])
+    tidemark("verify", "--read-data", *keys[None])
+
+
+@case
+def a_domain_that_lost_both_copies_comes_back(scratch):
+    """Missing or damaged; also the default one, without which nothing opens."""
+    tidemark, keys = tenants(scratch, "acme")
+    path = disk(scratch)
+    for who in ("acme", None):
+        point = tidemark("backup", f"image:{path},name=guest", *keys[who]).json["point"]
+        name = who or "default"
+        own, = [d["id"] for d in tidemark("domain", "list", *keys[None]).json
+                if d["domain"] == name]
+        copies = sorted((tidemark.repo / "domains").glob(f"{own}.*"))
+        good = copies[0].read_bytes()
+        for damage in ((None, None), (None, 60), (60, 130)):
+            for copy, at in zip(copies, damage):
+                copy.unlink()
+                if at:
+                    copy.write_bytes(good[:at] + b"oops" + good[at + 4:])
+            mend = ("domain", "add", "acme") if who else ("key", "repair")
+            says(tidemark("list", *keys[who], expect=4), " ".join(mend[:2]), own[:12])
+            if who:
+                listed = tidemark("domain", "list", *keys[None], expect=4 if any(damage) else 0)
+                check(len([d for d in listed.json if d["problem"]]) == any(damage), f"{listed}")
+            done = tidemark(*mend, *keys[None])
+            check(who or done.json["repaired"] == 2, f"{done.json}")
+            check([c.read_bytes() for c in copies] == [good, good], "not the same bytes")
+            same(scratch, tidemark, path, point, *keys[who])
     tidemark("verify", "--read-data", *keys[None])
 
 

@@ -339,13 +339,14 @@ static void a_damaged_copy_is_reported_and_written_again(void **state)
 		if (strncmp(c->key[i], "keys/", 5) == 0 && c->key[i][strlen(c->key[i]) - 1] == 'a')
 			c->bytes[i].data[100] ^= 1;
 	assert_int_equal(open_copy(&rig, c, &first, &repo, &err), 0);
-	assert_non_null(repo_key_remark(repo));
+	assert_non_null(repo_worn_copy(repo, REPO_TWIN_SLOT));
+	assert_null(repo_worn_copy(repo, REPO_TWIN_DOMAIN));
 	assert_int_equal(repo_keys(repo, &l, &err), 0);
 	assert_int_equal(l.v[0].copies, 1);
 	repo_key_list_done(&l);
 	assert_int_equal(repo_keys_repair(repo, &n, &err), 0);
 	assert_int_equal(n, 1);
-	assert_null(repo_key_remark(repo));
+	assert_null(repo_worn_copy(repo, REPO_TWIN_SLOT));
 	assert_int_equal(repo_keys(repo, &l, &err), 0);
 	assert_int_equal(l.v[0].copies, 2);
 	repo_free(repo);
