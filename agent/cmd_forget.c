@@ -4,6 +4,7 @@
 
 #include <stdio.h>
 #include <string.h>
+#include <strings.h>
 
 /* ---- prune ---- */
 
@@ -103,6 +104,7 @@ int cmd_prune(struct agent *a, enum exit_status *status, struct error *err)
 struct choice {
 	const struct point *p;
 	const char *reason;
+	bool exactly; /* to be dropped, and named by id or by its own name */
 };
 
 static int compare_choices(const void *a, const void *b)
@@ -166,6 +168,37 @@ static int choose_by_rules(const struct agent *a, struct choice *v, size_t n, st
 	return r;
 }
 
+/* By its id or its own name, not as a guest's newest or that of a time. */
+static bool names_exactly(const char *spec, const struct point *p)
+{
+	const char *part = strrchr(spec, '@');
+
+	return (strlen(spec) >= 4 && strncasecmp(id_text(&p->id).s, spec, strlen(spec)) == 0) ||
+	       strcmp(part ? part + 1 : spec, p->name) == 0;
+}
+
+/* Whoever means a guest's newest point seldom means its last one.  The points are by guest. */
+static int check_last(const struct choice *v, size_t n, struct error *err)
+{
+	for (size_t i = 0, k; i < n; i = k) {
+		const struct choice *meant = NULL;
+		bool left = false;
+
+		for (k = i; k < n && strcmp(v[k].p->guest, v[i].p->guest) == 0; k++) {
+			left = left || v[k].reason;
+			if (!v[k].reason && !v[k].exactly)
+				meant = &v[k];
+		}
+		if (meant && !left)
+			return error_set(err, TM_E_DENIED,
+					 "point %.12s is the last one of guest %s; nothing was "
+					 "dropped, 'tidemark forget %.12s' drops it all the same",
+					 id_text(&meant->p->id).s, meant->p->guest,
+					 id_text(&meant->p->id).s);
+	}
+	return 0;
+}
+
 static int choose_by_name(struct agent *a, struct choice *v, size_t n, struct error *err)
 {
 	for (size_t i = 0; i < n; i++)
@@ -178,10 +211,12 @@ static int choose_by_name(struct agent *a, struct choice *v, size_t n, struct er
 		if (r)
 			return r;
 		c = choice_of(v, n, &p->id);
-		if (c)
+		if (c) {
 			c->reason = NULL;
+			c->exactly = c->exactly || names_exactly(a->opt.args.v[i], c->p);
+		}
 	}
-	return 0;
+	return check_last(v, n, err);
 }
 
 static int drop(struct agent *a, const struct choice *v, size_t n, struct error *err)
@@ -216,7 +251,8 @@ static int print_forget_json(struct agent *a, const struct choice *v, size_t n,
 	return print_json(o, err);
 }
 
-static void print_forget(const struct agent *a, const struct choice *v, size_t n)
+/* Before anything goes: what was named as a guest's newest is told by its own name. */
+static void print_choice(const struct agent *a, const struct choice *v, size_t n)
 {
 	for (size_t i = 0; i < n; i++) {
 		char when[TIME_TEXT_MAX];
@@ -229,6 +265,7 @@ static void print_forget(const struct agent *a, const struct choice *v, size_t n
 			     shown(v[i].p->name).s, v[i].reason ? "  (" : "",
 			     v[i].reason ? v[i].reason : "", v[i].reason ? ")" : "");
 	}
+	(void)fflush(stdout);
 }
 
 int cmd_forget(struct agent *a, enum exit_status *status, struct error *err)
@@ -252,6 +289,8 @@ int cmd_forget(struct agent *a, enum exit_status *status, struct error *err)
 		r = choose_by_name(a, v, list.n, err);
 	else
 		r = choose_by_rules(a, v, list.n, err);
+	if (!r && !a->opt.json)
+		print_choice(a, v, list.n);
 	r = r ? r : drop(a, v, list.n, err);
 	if (!r && a->opt.prune)
 		r = do_prune(a, &pruned, err);
@@ -259,7 +298,6 @@ int cmd_forget(struct agent *a, enum exit_status *status, struct error *err)
 		return r;
 	if (a->opt.json)
 		return print_forget_json(a, v, list.n, a->opt.prune ? &pruned : NULL, err);
-	print_forget(a, v, list.n);
 	if (a->opt.prune)
 		print_prune(a, &pruned);
 	return 0;

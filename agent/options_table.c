@@ -196,9 +196,10 @@ const struct command_spec option_commands[CMD_COUNT] = {
 			"Drops the named points, or those that no --keep rule keeps, guest by "
 			"guest.  They "
 			"are\n"
-			"gone at once; their space comes back with prune.  Protected points stay, "
-			"and rules\n"
-			"never take a guest's last point.\n"},
+			"gone at once; their space comes back with prune.  Protected points stay.  "
+			"A guest's\n"
+			"last point goes only when it is named by id or name: not by rules, nor as "
+			"GUEST or latest.\n"},
 	[CMD_PROTECT] = {"protect", "POINT...", 1, 64, true, "keep points from being dropped",
 			 "Protects points: forget leaves them alone.\n"},
 	[CMD_UNPROTECT] = {"unprotect", "POINT...", 1, 64, true, "let points be dropped again",

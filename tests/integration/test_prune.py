@@ -103,8 +103,15 @@ def rules_and_names_choose(scratch):
         raise HarnessError(f"{done}")
     if tidemark("prune", "--dry-run").json["removed_objects"]:
         raise HarnessError("something was left")
+    for words in (("a",), ("a@latest",), (b[0], "a")):
+        refused = tidemark("forget", *words, expect=1)
+        if a[3][:12] not in refused.err or "the last one of guest a" not in refused.err:
+            raise HarnessError(refused.err)
     if set(check(scratch, tidemark, guests)) != {a[3], *b[:3]}:
         raise HarnessError("the wrong points are left")
+    shown = tidemark("forget", "b", json_output=False).out
+    if b[2][:12] not in shown or set(tidemark("forget", a[3][:10]).json["removed"]) != {a[3]}:
+        raise HarnessError(shown)
 
 
 class Noise(Guest):
