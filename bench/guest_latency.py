@@ -3,7 +3,9 @@
 
 import contextlib
 import json
+import math
 import os
+import shutil
 import statistics
 import struct
 import threading
@@ -123,10 +125,10 @@ def figures(bench, name, took):
 
 
 class Runs:
-    """Backups of the guest, each into a repository of its own."""
+    """Backups of the guest, each into a repository of its own, which is removed at its end."""
 
     def __init__(self, bench, guest, seconds):
-        self.bench, self.guest, self.seconds, self.number = bench, guest, seconds, 0
+        self.bench, self.guest, self.seconds, self.number, self.repo = bench, guest, seconds, 0, None
 
     def start(self, *options, repo=None):
         """(the run, its Phases)"""
@@ -135,19 +137,33 @@ class Runs:
         tidemark = Tidemark(self.bench.scratch, repo=repo or where / "repo", state=where / "state",
                             binary=self.bench.tidemark)
         tidemark("init")
+        self.repo = tidemark.repo
         running = tidemark.start("backup", self.guest.vm.target(agent=False), "--disk", "vda", "--full",
                                  "--quiesce", "never", *options)
         return running, Phases(running, tidemark.state)
+
+    def finish(self, running, expect=0):
+        result = running.finish(expect, timeout=600)
+        shutil.rmtree(self.repo)
+        return result
 
     def plain(self):
         """Read and merged back, as fast as it goes."""
         writing = self.guest.start(self.seconds)
         time.sleep(0.5)
         running, phases = self.start()
-        running.finish(timeout=600)
+        self.finish(running)
         notes = writing.result()
         figures(self.bench, "while a backup reads", phases.of(("frozen",), notes))
         figures(self.bench, "while it is merged back", phases.of(("committing", "pivoting", "pivoted"), notes))
+
+    def governed(self, limit_ms):
+        """The same, slower where writes take longer than this."""
+        writing = self.guest.start(self.seconds)
+        time.sleep(0.5)
+        running, phases = self.start("--latency-limit", str(limit_ms))
+        self.finish(running)
+        figures(self.bench, "the same with --latency-limit", phases.of(("frozen",), writing.result()))
 
     def hanging(self, where):
         """The file system of the repository hangs for half of the time."""
@@ -159,14 +175,14 @@ class Runs:
         time.sleep(self.seconds / 2)
         last = time.monotonic()
         run(["fsfreeze", "-u", where])
-        running.finish(timeout=600)
+        self.finish(running)
         figures(self.bench, "while the repository hangs", phases.of(("frozen",), writing.result(), first, last))
 
     def full(self, where):
         """The overlay's file system fills up."""
         writing = self.guest.start(self.seconds)
         running, phases = self.start("--overlay-dir", str(where), "--limit-rate", "16M")
-        result = running.finish(1, timeout=600)
+        result = self.finish(running, 1)
         notes = writing.result()
         if "room" not in result.err:
             raise HarnessError(f"{result}: {result.err}")
@@ -180,7 +196,7 @@ def mount(bench, name, size):
     with open(disk, "wb") as file:
         file.truncate(size)
     run(["mkfs.ext4", "-q", disk])
-    if run(["mount", "-o", "loop", disk, where], check=False).returncode:
+    if run(["mount", "-o", "loop,discard", disk, where], check=False).returncode:
         return None
     bench.scratch.defer(run, ["umount", where])
     return where
@@ -190,19 +206,21 @@ def mount(bench, name, size):
 def guest_latency(bench):
     """4 KiB writes of a Linux guest (emulated: no KVM), one after the other at random places of its
     disk and past its page cache: without a backup; while a full backup reads; while its overlay is
-    merged back; while the repository's file system hangs, for as long as it does (fsfreeze); and on
+    merged back; while one reads that was told to slow down when more than one write in a hundred takes longer
+    than 1.5 times what one in a hundred took without a backup; while the repository's file system hangs, for as long as it does (fsfreeze); and on
     an overlay file system of 64 MiB that fills up, for which the backup is given up. All lies in
-    memory, so the latency of a real disk is not in it."""
-    seconds, gib = (4, 1) if bench.small else (12, 2)
+    memory, so the latency of a real disk is not in it. At most three rounds."""
+    seconds, gib = (4, 1) if bench.small else (10, 2)
     mounts = private_mounts()       # before QEMU starts, which has to see them
-    repos, small = (mount(bench, "hanging", 8 << 30), mount(bench, "small", 64 << 20)) if mounts else (None, None)
+    repos, small = (mount(bench, "hanging", 4 << 30), mount(bench, "small", 64 << 20)) if mounts else (None, None)
     if not repos or not small:
         bench.note("without file systems of its own: neither one that hangs nor a full one")
     guest = Guest(bench, gib)
     runs = Runs(bench, guest, seconds)
-    for _ in range(bench.rounds):
+    for _ in range(min(bench.rounds, 3)):
         figures(bench, "no backup", [took for _, took in guest.start(seconds).result()])
         runs.plain()
+        runs.governed(math.ceil(1.5 * bench.outcome.median("no backup", "p99_us") / 1000))
         if repos and small:
             runs.hanging(repos)
             runs.full(small)
