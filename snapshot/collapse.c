@@ -2,6 +2,7 @@
 /* Whatever state a disk is in, look at it, and take the next step from there. */
 #include "collapse_disk.h"
 #include "names.h"
+#include "overlay.h"
 
 #include "guard.h"
 
@@ -62,7 +63,7 @@ int collapse_drop_overlay(struct guest *g, const struct journal_disk *d, struct 
 {
 	int r = d->overlay_node ? guest_delete_node(g, d->overlay_node, err) : 0;
 
-	return r ? r : io_remove(d->overlay, err);
+	return r ? r : overlay_remove(d->overlay, err);
 }
 
 /* The connection was lost: in PENDING the guest's I/O stands until we are back. */

@@ -155,8 +155,8 @@ static int drive_job(struct collapse *c, const struct job_view *job, struct erro
 /* On its base without a pivot of ours: fine as long as the overlay holds nothing. */
 static int check_untouched(struct collapse *c, struct error *err)
 {
-	bool empty;
-	int r = overlay_empty(c->d->overlay, &empty, err);
+	bool empty = c->j->phase == JOURNAL_PREPARING; /* perhaps not even an image yet */
+	int r = empty ? 0 : overlay_empty(c->d->overlay, &empty, err);
 
 	if (r || empty)
 		return r;

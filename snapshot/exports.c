@@ -122,7 +122,7 @@ static int make_copy(struct guest *g, const struct journal *j, size_t i, const s
 	int r = copy_node(j, i, &node, err);
 
 	if (!r)
-		r = overlay_create(file, d->base, d->format, d->size, err);
+		r = overlay_create(file, d->base, d->format, d->size, false, err);
 	if (!r)
 		r = add_copy(g, node, file, err);
 	if (!r) {

@@ -5,10 +5,11 @@
 #include "graph.h"
 #include "qga.h"
 
-#define OVERLAY_SUFFIX ".tidemark-overlay"
-#define JOURNAL_SUFFIX ".tidemark-journal"
-#define NAME_SUFFIX    ".tidemark-name" /* of a second name of an image, see names.h */
-#define MOVED_SUFFIX   ".tidemark-moved"
+#define OVERLAY_SUFFIX      ".tidemark-overlay"
+#define OVERLAY_DATA_SUFFIX "-data" /* behind the name of an overlay, see overlay_create() */
+#define JOURNAL_SUFFIX      ".tidemark-journal"
+#define NAME_SUFFIX         ".tidemark-name" /* of a second name of an image, see names.h */
+#define MOVED_SUFFIX        ".tidemark-moved"
 
 #define QMP_GREETING_MS 5000
 

@@ -89,40 +89,110 @@ static int make_file(const char *path, const char *base, struct error *err)
 	return 0;
 }
 
-static int fill_file(const char *path, const char *base, const char *format, uint64_t size,
-		     struct error *err)
+int overlay_data_path(const char *path, char **ret, struct error *err)
 {
-	auto_close int fd = -1;
-	char bytes[24];
-	const char *const argv[] = {"qemu-img", "create", "-q",   "-f", "qcow2", "-u", "-b",
-				    base,       "-F",     format, path, bytes,   NULL};
-	int r;
+	return text_format(ret, err, "%s" OVERLAY_DATA_SUFFIX, path);
+}
 
+/* A comma ends an option of qemu-img, unless it is doubled. */
+static int data_option(const char *path, char **ret, struct error *err)
+{
+	auto_free char *data = NULL, *option = NULL;
+	int r = overlay_data_path(path, &data, err);
+	char *to;
+
+	if (r)
+		return r;
+	option = malloc(strlen("data_file=") + 2 * strlen(data) + 1);
+	if (!option)
+		return error_nomem(err);
+	to = stpcpy(option, "data_file=");
+	for (const char *from = data; *from; from++) {
+		if (*from == ',')
+			*to++ = ',';
+		*to++ = *from;
+	}
+	*to = '\0';
+	*ret = tm_steal(option);
+	return 0;
+}
+
+static int fill_file(const char *path, const char *base, const char *format, uint64_t size,
+		     bool apart, struct error *err)
+{
+	auto_free char *option = NULL;
+	char bytes[24];
+	const char *argv[] = {"qemu-img", "create", "-q", "-f",  "qcow2", "-u", "-b", base,
+			      "-F",       format,   path, bytes, NULL,    NULL, NULL};
+	int r = apart ? data_option(path, &option, err) : 0;
+
+	if (r)
+		return r;
 	if (snprintf(bytes, sizeof(bytes), "%llu", (unsigned long long)size) < 0)
 		return error_set(err, TM_E_RANGE, "size");
+	if (apart) {
+		argv[12] = "-o";
+		argv[13] = option;
+	}
 	r = spawn_run(argv, IMG_TIMEOUT_MS, NULL, err);
 	if (r) {
 		error_prefix(err, "cannot create the overlay %s", path);
 		return r;
 	}
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0 || fsync(fd) < 0)
-		return error_errno(err, errno, "cannot sync the overlay %s", path);
-	return io_sync_parent(path, err);
+	r = io_sync_file(path, err);
+	return r ? r : io_sync_parent(path, err);
 }
 
 int overlay_create(const char *path, const char *base, const char *format, uint64_t size,
-		   struct error *err)
+		   bool apart, struct error *err)
 {
-	int r = make_file(path, base, err);
+	auto_free char *data = NULL;
+	int r = overlay_data_path(path, &data, err);
 
-	if (r == TM_E_EXISTS)
-		return r; /* not ours */
 	if (!r)
-		r = fill_file(path, base, format, size, err);
+		r = make_file(path, base, err);
 	if (r)
+		return r; /* when there is one it is not ours */
+	if (apart)
+		r = make_file(data, base, err);
+	if (!r)
+		r = fill_file(path, base, format, size, apart, err);
+	if (r) {
 		(void)unlink(path);
+		if (apart && r != TM_E_EXISTS)
+			(void)unlink(data);
+	}
 	return r;
+}
+
+int overlay_stat(const char *path, struct stat *ret, struct error *err)
+{
+	auto_free char *data = NULL;
+	struct stat st;
+	int r = overlay_data_path(path, &data, err);
+
+	if (r)
+		return r;
+	if (stat(path, ret) < 0)
+		return error_errno(err, errno, "cannot look at the overlay %s", path);
+	if (stat(data, &st) < 0)
+		return errno == ENOENT ? 0 : error_errno(err, errno, "cannot look at %s", data);
+	ret->st_blocks += st.st_blocks;
+	if (st.st_mtim.tv_sec > ret->st_mtim.tv_sec ||
+	    (st.st_mtim.tv_sec == ret->st_mtim.tv_sec && st.st_mtim.tv_nsec > ret->st_mtim.tv_nsec))
+		ret->st_mtim = st.st_mtim;
+	return 0;
+}
+
+int overlay_remove(const char *path, struct error *err)
+{
+	auto_free char *data = NULL;
+	int r = overlay_data_path(path, &data, err);
+
+	/* In this order: without its data an image could not even be looked at. */
+	if (!r)
+		r = io_remove(path, err);
+	return r ? r : io_remove(data, err);
 }
 
 int overlay_empty(const char *path, bool *ret, struct error *err)

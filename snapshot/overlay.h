@@ -5,6 +5,8 @@
 #include "guest.h"
 #include "journal.h"
 
+#include <sys/stat.h>
+
 #define IMG_TIMEOUT_MS 60000 /* qemu-img on metadata */
 #define OVERLAY_STEM   180   /* characters of the base's name that the overlay's begins with */
 
@@ -18,9 +20,23 @@ int overlay_path(const char *base, const char *dir, const struct tm_id *point, s
 /*
  * Makes an empty overlay of exactly `size` bytes over base, with the base's owner and mode,
  * durably. Nothing is left behind on failure.
+ *
+ * apart: the guest's data go into a file of their own (overlay_data_path), at the offsets they have
+ * on the disk.  In a qcow2 image that holds its data a cluster which the guest has zeroed is soon
+ * another's, and when QEMU dies before it has written that, the guest finds the other's data where
+ * zeroes were, also such as it had flushed.
  */
 int overlay_create(const char *path, const char *base, const char *format, uint64_t size,
-		   struct error *err) TM_WUR;
+		   bool apart, struct error *err) TM_WUR;
+
+/* Where the data of an overlay lie that has them apart. */
+int overlay_data_path(const char *path, char **ret, struct error *err) TM_WUR;
+
+/* What stat says, with the blocks of both files, and the later time of change. */
+int overlay_stat(const char *path, struct stat *ret, struct error *err) TM_WUR;
+
+/* Removes it and its data, durably; also what a removal that was cut short left. */
+int overlay_remove(const char *path, struct error *err) TM_WUR;
 
 /* Is there nothing of the guest in it?  No such file is true as well. */
 int overlay_empty(const char *path, bool *ret, struct error *err) TM_WUR;

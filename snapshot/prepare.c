@@ -160,25 +160,47 @@ int prepare_journal(struct snapshot *s, const struct snapshot_options *opt, stru
 	return r ? r : journal_write(j, JOURNAL_PREPARING, err);
 }
 
+static int file_args(const char *path, const char *overlay_node, char kind, bool direct,
+		     bool no_flush, json_t **ret, struct error *err)
+{
+	char node[40];
+
+	if (snprintf(node, sizeof(node), "%s-%c", overlay_node, kind) < 0)
+		return error_set(err, TM_E_RANGE, "node name");
+	return jsonx_make(ret, err, "{s:s, s:s, s:s, s:s, s:{s:b, s:b}}", "driver", "file",
+			  "filename", path, "node-name", node, "discard", "unmap", "cache",
+			  "direct", (int)direct, "no-flush", (int)no_flush);
+}
+
 /* The overlay's options follow those of the base, so that the guest notices no difference. */
 static int overlay_args(const struct journal_disk *jd, const struct block_node *base, bool direct,
 			json_t **ret, struct error *err)
 {
 	const char *zeroes = base ? jsonx_text(base->info, "detect_zeroes") : NULL;
 	const json_t *cache = base ? json_object_get(base->info, "cache") : NULL;
-	int no_flush = jsonx_flag(cache, "no-flush");
-	char file_node[40];
+	bool no_flush = jsonx_flag(cache, "no-flush");
+	auto_json json_t *args = NULL;
+	auto_free char *data = NULL;
+	json_t *file;
+	int r = jsonx_make(&args, err, "{s:s, s:s, s:s, s:s, s:n, s:{s:b, s:b}}", "driver", "qcow2",
+			   "node-name", jd->overlay_node, "discard", "unmap", "detect-zeroes",
+			   zeroes ? zeroes : "off", "backing", "cache", "direct", (int)direct,
+			   "no-flush", (int)no_flush);
 
-	if (snprintf(file_node, sizeof(file_node), "%s-f", jd->overlay_node) < 0)
-		return error_set(err, TM_E_RANGE, "node name");
-	return jsonx_make(
-		ret, err,
-		"{s:s, s:s, s:s, s:s, s:n, s:{s:b, s:b}, s:{s:s, s:s, s:s, s:s, s:{s:b, s:b}}}",
-		"driver", "qcow2", "node-name", jd->overlay_node, "discard", "unmap",
-		"detect-zeroes", zeroes ? zeroes : "off", "backing", "cache", "direct", (int)direct,
-		"no-flush", no_flush, "file", "driver", "file", "filename", jd->overlay,
-		"node-name", file_node, "discard", "unmap", "cache", "direct", (int)direct,
-		"no-flush", no_flush);
+	if (!r)
+		r = file_args(jd->overlay, jd->overlay_node, 'f', direct, no_flush, &file, err);
+	if (!r)
+		r = jsonx_set(args, "file", file, err);
+	if (!r && jd->how == COLLAPSE_COMMIT) {
+		r = overlay_data_path(jd->overlay, &data, err);
+		if (!r)
+			r = file_args(data, jd->overlay_node, 'd', direct, no_flush, &file, err);
+		if (!r)
+			r = jsonx_set(args, "data-file", file, err);
+	}
+	if (!r)
+		*ret = tm_steal(args);
+	return r;
 }
 
 static int add_node(struct guest *g, const struct journal_disk *jd, const struct block_node *base,
@@ -211,7 +233,8 @@ int prepare_overlays(struct snapshot *s, struct error *err)
 		struct journal_disk *jd = &s->j->disks[i];
 		const struct guest_disk *d = prepare_disk(s, i);
 
-		r = overlay_create(jd->overlay, jd->base, jd->format, jd->size, err);
+		r = overlay_create(jd->overlay, jd->base, jd->format, jd->size,
+				   jd->how == COLLAPSE_COMMIT, err);
 		jd->overlay_id = identity_of(jd->overlay);
 		if (!r)
 			r = add_node(s->g, jd, block_graph_node(&graph, d->node), err);

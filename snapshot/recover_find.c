@@ -173,7 +173,7 @@ static int refuse_stray(const char *file, struct error *err)
 			"off: "
 			"if the guest wrote to it last, 'qemu-img rebase -u -b %s OVERLAY' and "
 			"'qemu-img commit OVERLAY' keep that; if it has run on %s since, remove "
-			"the overlay",
+			"the overlay, and OVERLAY" OVERLAY_DATA_SUFFIX " where there is one",
 			overlays.v[i], file, file);
 	}
 	return r;

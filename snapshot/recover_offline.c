@@ -66,7 +66,7 @@ static int check_base_unchanged(const struct journal *j, const struct journal_di
 		return error_errno(err, errno, "cannot look at %s", d->base);
 	if (d->frozen_mtime && j->phase >= JOURNAL_FROZEN)
 		changed = mtime_ns(&base) != d->frozen_mtime;
-	else if (j->phase == JOURNAL_FREEZING && stat(d->overlay, &overlay) == 0)
+	else if (j->phase == JOURNAL_FREEZING && overlay_stat(d->overlay, &overlay, NULL) == 0)
 		changed = mtime_ns(&base) > mtime_ns(&overlay);
 	/* A copy of a base that was frozen then is as good when it has the time of its original. */
 	if (exchanged && !(exchanged == d->base && !changed && d->frozen_mtime))
@@ -184,7 +184,7 @@ static int recover_disk(struct journal *j, struct journal_disk *d, struct text_l
 		return refuse_exchanged(d, d->base, err);
 	if (there)
 		r = check_free(d->overlay, err);
-	if (!r && there && is_needed(d))
+	if (!r && there && is_needed(d) && j->phase > JOURNAL_PREPARING)
 		r = overlay_empty(d->overlay, &empty, err);
 	if (!r && !empty) {
 		r = commit(j, d, err);
@@ -194,8 +194,8 @@ static int recover_disk(struct journal *j, struct journal_disk *d, struct text_l
 	}
 	if (!r)
 		r = names_forget_moved(d->base, err);
-	if (!r && there)
-		r = io_remove(d->overlay, err);
+	if (!r)
+		r = overlay_remove(d->overlay, err);
 	if (!r && there)
 		r = text_list_add(lines, err, "disk %s: removed the overlay %s", d->name,
 				  d->overlay);

@@ -7,6 +7,7 @@
 #include "room.h"
 
 #include "migration.h"
+#include "overlay.h"
 #include "prepare.h"
 #include "proc.h"
 
@@ -44,10 +45,14 @@ int room_check_disk(const struct journal_disk *d, uint64_t *sum, struct error *e
 	struct statvfs fs;
 	struct stat st;
 	uint64_t reserve, need, left;
+	int r = overlay_stat(d->overlay, &st, err);
 
-	if (stat(d->overlay, &st) < 0 || statvfs(d->overlay, &fs) < 0)
-		return error_errno(err, errno, "disk %s: cannot look at its overlay %s", d->name,
-				   d->overlay);
+	if (!r && statvfs(d->overlay, &fs) < 0)
+		r = error_errno(err, errno, "cannot look at the file system of %s", d->overlay);
+	if (r) {
+		error_prefix(err, "disk %s", d->name);
+		return r;
+	}
 	reserve = min_u64((uint64_t)fs.f_blocks * fs.f_frsize / RESERVE_PART, RESERVE_MAX);
 	need = reserve + growth(d, &st);
 	left = (uint64_t)fs.f_bavail * fs.f_frsize;

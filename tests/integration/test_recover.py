@@ -286,6 +286,23 @@ def crashed(scratch, phase="frozen", **options):
 
 
 @case
+def an_overlay_that_was_being_made(scratch):
+    for alive in (True, False):
+        rig = Rig(Sub(scratch, f"alive-{alive}"))
+        run = rig.stop_at("preparing", NO_GUARD)
+        run.kill()
+        journal, = (rig.tidemark.state / "journal").glob("*.json")
+        first, second = json.loads(journal.read_text().splitlines()[0])["disks"]
+        Path(first["overlay"]).write_bytes(b"")
+        Path(second["overlay"] + "-data").write_bytes(b"")
+        if not alive:
+            rig.vm.kill()
+        rig.tidemark("recover", *[] if alive else ["--before-start"], rig.vm.target() if alive else rig.images)
+        rig.go_on()
+        rig.vm.kill()
+
+
+@case
 def a_journal_that_is_missing_or_torn_in_one_place(scratch):
     def remove(path):
         path.unlink()
