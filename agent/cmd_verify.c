@@ -74,7 +74,8 @@ static bool damage_left(const struct repo_verify_report *rep)
 	return false;
 }
 
-static int print_report_json(const struct repo_verify_report *rep, struct error *err)
+static int print_report_json(struct agent *a, const struct repo_verify_report *rep,
+			     struct error *err)
 {
 	json_t *damaged = json_array();
 	int r = 0;
@@ -85,9 +86,10 @@ static int print_report_json(const struct repo_verify_report *rep, struct error 
 		json_decref(damaged);
 		return r;
 	}
-	return print_json(json_pack("{s:I, s:I, s:I, s:o}", "points", (json_int_t)rep->points,
+	return print_json(json_pack("{s:I, s:I, s:I, s:o, s:o}", "points", (json_int_t)rep->points,
 				    "objects", (json_int_t)rep->objects, "bytes",
-				    (json_int_t)rep->bytes, "damaged", damaged),
+				    (json_int_t)rep->bytes, "damaged", damaged, "warnings",
+				    take_warnings(a)),
 			  err);
 }
 
@@ -97,7 +99,7 @@ static int print_report(struct agent *a, const struct repo_verify_report *rep, b
 	char bytes[SIZE_TEXT_MAX];
 
 	if (a->opt.json)
-		return print_report_json(rep, err);
+		return print_report_json(a, rep, err);
 	for (size_t i = 0; i < rep->ndamaged; i++)
 		print_damage(&rep->damaged[i]);
 	size_format(rep->bytes, bytes);
@@ -171,12 +173,12 @@ int cmd_verify(struct agent *a, enum exit_status *status, struct error *err)
 		r = agent_each_domain(a, verify_domain, &v, err);
 	}
 	progress_end(a);
+	if (v.rep.unrecorded)
+		say_warning(a, "%s", v.rep.unrecorded);
 	if (!r || v.rep.points || v.rep.ndamaged) {
 		rp = print_report(a, &v.rep, r, r ? NULL : err);
 		r = r ? r : rp;
 	}
-	if (v.rep.unrecorded)
-		say_warning(a, "the next backup does not know of the damage: %s", v.rep.unrecorded);
 	if (v.rep.ndamaged)
 		*status = EXIT_DAMAGE;
 	repo_verify_report_done(&v.rep);

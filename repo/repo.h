@@ -610,7 +610,7 @@ struct repo_verify_report {
 	uint64_t points, objects, bytes;
 	struct repo_damage *damaged;
 	size_t ndamaged;
-	char *unrecorded; /* NULL, or why the damage could not be recorded; owned */
+	char *unrecorded; /* NULL, or what could not be recorded, its consequence, and why; owned */
 };
 void repo_verify_report_done(struct repo_verify_report *r);
 /* Adds what `from` found, once for each object; from is empty afterwards. */

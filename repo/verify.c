@@ -378,6 +378,14 @@ static int report_damage(struct verifier *v, struct error *err)
 
 /* ---- records ---- */
 
+int verify_unrecorded(struct verifier *v, const char *so, const struct error *why,
+		      struct error *err)
+{
+	free(v->report->unrecorded);
+	v->report->unrecorded = NULL;
+	return text_format(&v->report->unrecorded, err, "%s: %s", so, why->text);
+}
+
 /* What of the segment is lost and not yet known to be. */
 static bool newly_lost(const struct vseg *s, const struct lost *known, uint64_t *ret)
 {
@@ -407,18 +415,14 @@ static int put_records(struct verifier *v, struct error *err)
 	return r;
 }
 
-/* Who may not write verifies all the same. */
 static int record(struct verifier *v, struct error *err)
 {
 	struct error one = {0};
 	int r = v->damage ? put_records(v, &one) : 0;
 
-	if (r < 0) {
-		v->report->unrecorded = strdup(one.text);
-		if (!v->report->unrecorded)
-			return error_nomem(err);
-	}
-	return 0;
+	return r < 0 ? verify_unrecorded(v, "the next backup does not know of the damage", &one,
+					 err)
+		     : 0;
 }
 
 static int run_phases(struct verifier *v, struct error *err)

@@ -65,6 +65,13 @@ static inline void bit_set(uint64_t *bits, uint32_t i)
 int verifier_run(struct verifier *v, struct error *err) TM_WUR;
 void verifier_done(struct verifier *v);
 
+/*
+ * Who may not write verifies all the same: remembers that a record could not be put.  `so` says
+ * what follows from that.
+ */
+int verify_unrecorded(struct verifier *v, const char *so, const struct error *why,
+		      struct error *err) TM_WUR;
+
 /* What is damage and goes into the report; other codes end the verification. */
 bool verify_is_damage(int code);
 
@@ -141,5 +148,5 @@ int ring_open(struct ring *ring, struct verifier *v, char level, struct error *e
 /* True for at least one object. */
 bool ring_goes_on(const struct ring *ring);
 void ring_did(struct ring *ring, const char *key);
-/* Leaves the record for the next run. */
+/* Leaves the record for the next run, where it can. */
 int ring_close(struct ring *ring, struct error *err) TM_WUR;

@@ -59,14 +59,9 @@ static int read_last(struct ring *ring, struct error *err)
 
 int ring_open(struct ring *ring, struct verifier *v, char level, struct error *err)
 {
-	int r;
-
 	*ring = (struct ring){.v = v, .level = level};
 	if (!v->opt->budget_ms)
 		return 0;
-	r = repo_check_writable(v->repo, err); /* it ends with a record */
-	if (r < 0)
-		return r;
 	ring->until = clock_monotonic_ms(&clock_system) + v->opt->budget_ms;
 	return read_last(ring, err);
 }
@@ -82,17 +77,15 @@ void ring_did(struct ring *ring, const char *key)
 	memcpy(ring->last, key, strlen(key) + 1);
 }
 
-int ring_close(struct ring *ring, struct error *err)
+static int put_record(const struct ring *ring, struct error *err)
 {
 	const struct repo *repo = ring->v->repo;
 	struct format_check h = {.level = (uint8_t)ring->level};
 	char prefix[KEY_MAX], key[KEY_MAX];
 	struct tm_id id;
-	int r;
+	int r = repo_check_writable(repo, err);
 
-	if (!ring->until || ring->n == 0)
-		return 0;
-	r = id_new_timed(clock_unix_ms(&clock_system), &id, err);
+	r = r ? r : id_new_timed(clock_unix_ms(&clock_system), &id, err);
 	if (r < 0)
 		return r;
 	record_prefix(repo, ring->level, prefix);
@@ -104,4 +97,14 @@ int ring_close(struct ring *ring, struct error *err)
 	memcpy(h.last, ring->last, sizeof(h.last));
 	format_head_seal(&h, sizeof(h));
 	return store_put_wait(repo->st, key, &h, sizeof(h), err);
+}
+
+int ring_close(struct ring *ring, struct error *err)
+{
+	struct error one = {0};
+
+	if (!ring->until || ring->n == 0 || put_record(ring, &one) == 0)
+		return 0;
+	return verify_unrecorded(ring->v, "the next run under a budget begins where this one did",
+				 &one, err);
 }

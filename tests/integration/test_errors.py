@@ -213,6 +213,8 @@ def a_read_only_repository_fails_before_the_freeze(scratch):
     says(fixed("backup", vm.target(), expect=1), "ead-only")
     if fixed("list").json:
         raise HarnessError("a point in a read-only repository")
+    if "under a budget" not in str(fixed("verify", "--budget", "5s", expect=3).json["warnings"]):
+        raise HarnessError("verify does not say that the next run begins where this one did")
     assert_clean(vm, epochs=0)
 
 

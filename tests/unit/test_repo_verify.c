@@ -272,6 +272,38 @@ static void a_budget_is_spent_on_what_was_verified_longest_ago(void **state)
 	rig_down(&rig);
 }
 
+/* What was found is not lost with the record of how far the run came. */
+static void a_budget_is_reported_where_nothing_can_be_written(void **state)
+{
+	struct repo_verify_report report = {0};
+	struct keys *keys = calloc(1, sizeof(*keys));
+	auto_buf struct buf b = {0};
+	struct error err = {0};
+	struct image im;
+	struct rig rig;
+	size_t k = 0;
+
+	(void)state;
+	one_point(&rig, &im, keys);
+	while (!strstr(keys->key[k], "/s/"))
+		k++;
+	assert_int_equal(store_read(rig.store->below, keys->key[k], 64 << 20, &b, NULL), 0);
+	b.data[b.len - 1] ^= 1;
+	replace(&rig, rig.store->below, keys->key[k], b.data, b.len);
+	rig.store->of = REQUEST_PUT;
+	rig.store->for_good = true;
+	rig.store->fail_at = rig.store->calls + 1;
+	assert_int_equal(scrub(&rig, 60000, &report, &err), 0);
+	assert_true(rig.store->hits > 0);
+	assert_true(named(&report, keys->key[k]));
+	assert_non_null(report.unrecorded);
+	assert_non_null(strstr(report.unrecorded, "under a budget"));
+	repo_verify_report_done(&report);
+	free(keys);
+	image_done(&im);
+	rig_down(&rig);
+}
+
 static void sound(struct rig *rig)
 {
 	struct repo_verify_report report = {0};
@@ -386,6 +418,7 @@ int main(void)
 		cmocka_unit_test(a_map_that_leads_to_an_old_version_is_found),
 		cmocka_unit_test(a_disk_that_became_empty_fits),
 		cmocka_unit_test(a_budget_is_spent_on_what_was_verified_longest_ago),
+		cmocka_unit_test(a_budget_is_reported_where_nothing_can_be_written),
 	};
 
 	seed = test_seed();
