@@ -31,21 +31,43 @@ static const struct small_kind small_kinds[] = {
 	 offsetof(struct format_point, body_crc)},
 };
 
-static bool has(const char *text, const char *part)
+/* "d/<dom>/c/<level>-<id>" */
+static bool is_check(const struct repo *repo, const char *key)
 {
-	return strstr(text, part) != NULL;
+	char prefix[KEY_MAX];
+	struct tm_id id;
+	size_t len;
+
+	name_flag_prefix(repo, FLAG_CHECKS, prefix);
+	len = strlen(prefix);
+	return strncmp(key, prefix, len) == 0 && strlen(key) == len + 2 + TM_ID_HEX &&
+	       (key[len] == 's' || key[len] == 'r') && key[len + 1] == '-' &&
+	       hex_decode(key + len + 2, id.b, sizeof(id.b));
 }
 
-static bool is_flag(const char *key)
+static const char *magic_in_domain(const struct repo *repo, const char *key)
 {
-	return has(key, "/t/") || has(key, "/f/") || has(key, "/v/") || has(key, "/h/") ||
-	       (has(key, "/k/") && has(key, ".h"));
+	static const enum session_flag flags[] = {FLAG_TOMBSTONE, FLAG_FENCE, FLAG_VERDICT,
+						  FLAG_HOLD};
+	struct point_name point;
+	struct tm_id id;
+
+	if (name_parse_point(repo, key, &point))
+		return MAGIC_POINT;
+	if (name_parse_flag(repo, FLAG_MARKER, key, &id))
+		return strstr(key, ".h") ? MAGIC_FLAG : MAGIC_SESSION; /* else a pin */
+	if (name_parse_flag(repo, FLAG_LOST, key, &id))
+		return MAGIC_LOST;
+	for (size_t i = 0; i < ARRAY_SIZE(flags); i++)
+		if (name_parse_flag(repo, flags[i], key, &id))
+			return MAGIC_FLAG;
+	return is_check(repo, key) ? MAGIC_CHECK : NULL;
 }
 
-/* What lies under a name; NULL: this version does not know. */
-static const struct small_kind *kind_of(const char *key)
+/* What lies under a name; NULL: this version does not know, and it may be anybody's. */
+static const struct small_kind *kind_of(const struct repo *repo, const char *key)
 {
-	const char *magic = NULL;
+	const char *magic;
 	uint32_t generation;
 	unsigned copy;
 	struct tm_id id;
@@ -56,30 +78,23 @@ static const struct small_kind *kind_of(const char *key)
 		magic = MAGIC_KEY;
 	else if (name_parse_domain(key, &id, &generation, &copy))
 		magic = MAGIC_DOMAIN;
-	else if (strncmp(key, "d/", 2) == 0 && is_flag(key))
-		magic = MAGIC_FLAG;
-	else if (strncmp(key, "d/", 2) == 0 && has(key, "/k/"))
-		magic = MAGIC_SESSION;
-	else if (strncmp(key, "d/", 2) == 0 && has(key, "/p/"))
-		magic = MAGIC_POINT;
-	else if (strncmp(key, "d/", 2) == 0 && has(key, "/x/"))
-		magic = MAGIC_LOST;
-	else if (strncmp(key, "d/", 2) == 0 && has(key, "/c/"))
-		magic = MAGIC_CHECK;
+	else
+		magic = magic_in_domain(repo, key);
 	for (size_t i = 0; magic && i < ARRAY_SIZE(small_kinds); i++)
 		if (strcmp(small_kinds[i].magic, magic) == 0)
 			return &small_kinds[i];
 	return NULL;
 }
 
-bool scrub_knows(const char *key)
+bool scrub_knows(const struct repo *repo, const char *key)
 {
-	return kind_of(key) != NULL;
+	return kind_of(repo, key) != NULL;
 }
 
-int scrub_small(const char *key, const void *bytes, size_t len, struct error *err)
+int scrub_small(const struct repo *repo, const char *key, const void *bytes, size_t len,
+		struct error *err)
 {
-	const struct small_kind *k = kind_of(key);
+	const struct small_kind *k = kind_of(repo, key);
 	const uint8_t *b = bytes;
 	struct le32 field;
 	size_t body = 0;
@@ -105,47 +120,17 @@ int scrub_small(const char *key, const void *bytes, size_t len, struct error *er
 	return 0;
 }
 
-static bool hex_number(const char **p, size_t digits, uint32_t *ret)
-{
-	*ret = 0;
-	for (size_t i = 0; i < digits; i++, (*p)++) {
-		char c = **p;
-
-		if (!((c >= '0' && c <= '9') || (c >= 'a' && c <= 'f')))
-			return false;
-		*ret = *ret << 4 | (uint32_t)(c <= '9' ? c - '0' : c - 'a' + 10);
-	}
-	return true;
-}
-
-static bool skip_char(const char **p, char c)
-{
-	return *(*p)++ == c;
-}
-
 bool scrub_parse_segment(const struct repo *repo, const char *key, struct seg_address *ret)
 {
-	uint32_t high, low, generation, run;
-	char prefix[KEY_MAX];
-	const char *p = key;
+	struct segment_name name;
 
-	name_flag_prefix(repo, FLAG_SEGMENTS, prefix);
-	if (strncmp(key, prefix, strlen(prefix)) != 0)
+	if (!name_parse_segment(repo, key, &name))
 		return false;
-	p += strlen(prefix);
-	*ret = (struct seg_address){
-		.repo = repo->id, .domain = repo->domain, .block_bits = (uint8_t)repo->block_bits};
-	if (strlen(p) != TM_ID_HEX + 1 + 3 + 1 + 4 + 1 + 4 + 1 + 8 ||
-	    !hex_decode(p, ret->session.b, sizeof(ret->session.b)))
-		return false;
-	p += TM_ID_HEX;
-	if (!skip_char(&p, '/') || !hex_number(&p, 3, &high) || !skip_char(&p, '/') ||
-	    (*p != 'd' && *p != 'm'))
-		return false;
-	ret->type = *p++ == 'd' ? SEGMENT_DATA : SEGMENT_MAP;
-	if (!hex_number(&p, 3, &low) || !skip_char(&p, '.') || !hex_number(&p, 4, &generation) ||
-	    !skip_char(&p, '-') || !hex_number(&p, 8, &run))
-		return false;
-	ret->index = high << 12 | low;
+	*ret = (struct seg_address){.repo = repo->id,
+				    .domain = repo->domain,
+				    .session = name.session,
+				    .type = name.type,
+				    .block_bits = (uint8_t)repo->block_bits,
+				    .index = name.index};
 	return true;
 }

@@ -205,12 +205,12 @@ static int scrub_other(struct verifier *v, const struct object *o, struct error 
 	struct error one = {0};
 	int r;
 
-	if (!scrub_knows(o->key))
+	if (!scrub_knows(v->repo, o->key))
 		return 0;
 	r = store_read(v->repo->st, o->key, MAX_MANIFEST + sizeof(struct format_point), &b, &one);
 	v->report->bytes += b.len;
 	v->done += b.len;
-	r = r ? r : scrub_small(o->key, b.data, b.len, &one);
+	r = r ? r : scrub_small(v->repo, o->key, b.data, b.len, &one);
 	if (r == TM_E_NOTFOUND)
 		return 0;
 	if (verify_is_damage(r))

@@ -230,6 +230,43 @@ static void scrub_finds_damage_in_any_object(void **state)
 	rig_down(&rig);
 }
 
+/* What somebody put beside the objects is no damage, and is not removed as a bad record. */
+static void names_of_others_are_passed_by(void **state)
+{
+	static const char *const names[] = {"notes.txt", "t/foo", "k/foo", "p/foo", "p/x/readme",
+					    "c/foo",     "c/s-1", "x/foo", "h/foo", "s/foo"};
+	struct repo_verify_report report = {0};
+	struct keys *keys = calloc(1, sizeof(*keys));
+	struct error err = {0};
+	char key[KEY_MAX];
+	struct image im;
+	struct rig rig;
+
+	(void)state;
+	one_point(&rig, &im, keys);
+	for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
+		(void)snprintf(key, sizeof(key), "d/%s/%s", id_text(&rig.repo->domain).s, names[i]);
+		assert_int_equal(store_put_wait(rig.store->below, key, "abc", 3, &err), 0);
+	}
+	assert_int_equal(scrub(&rig, 0, &report, &err), 0);
+	if (report.ndamaged)
+		fail_msg("%s: %s", report.damaged[0].object, report.damaged[0].reason);
+	repo_verify_report_done(&report);
+	assert_int_equal(repo_repair(rig.repo, &(struct repo_repair_options){.pool = rig.pool},
+				     &report, &err),
+			 0);
+	repo_verify_report_done(&report);
+	for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
+		auto_buf struct buf b = {0};
+
+		(void)snprintf(key, sizeof(key), "d/%s/%s", id_text(&rig.repo->domain).s, names[i]);
+		assert_int_equal(store_read(rig.store->below, key, 64, &b, &err), 0);
+	}
+	free(keys);
+	image_done(&im);
+	rig_down(&rig);
+}
+
 /* Runs of one object each go round until the damage is found, wherever it is. */
 static void a_budget_is_spent_on_what_was_verified_longest_ago(void **state)
 {
@@ -417,6 +454,7 @@ int main(void)
 		cmocka_unit_test(maps_fit_what_their_sessions_stored),
 		cmocka_unit_test(a_map_that_leads_to_an_old_version_is_found),
 		cmocka_unit_test(a_disk_that_became_empty_fits),
+		cmocka_unit_test(names_of_others_are_passed_by),
 		cmocka_unit_test(a_budget_is_spent_on_what_was_verified_longest_ago),
 		cmocka_unit_test(a_budget_is_reported_where_nothing_can_be_written),
 	};
