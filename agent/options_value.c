@@ -37,7 +37,8 @@ int option_set_text(const struct option_spec *spec, void *field, const char *val
 int option_set_list(const struct option_spec *spec, void *field, const char *value,
 		    struct error *err)
 {
-	(void)spec;
+	if (!*value) /* a script's variable that is not set, not a choice of nothing */
+		return error_set(err, TM_E_USAGE, "--%s is empty", spec->name);
 	return string_list_add(field, value, err);
 }
 

@@ -108,6 +108,8 @@ static void wrong_lines_name_the_wrong_word(void **state)
 		{"tidemark -r /r forget --keep-within 3", "'3'"},
 		{"tidemark -r /r forget --keep-within 3w", "'3w'"},
 		{"tidemark -r /r forget --keep-within 99999999999y", "'99999999999y'"},
+		{"tidemark -r /r forget --keep-tag=", "--keep-tag is empty"},
+		{"tidemark -r /r backup t --tag=", "--tag is empty"},
 		{"tidemark -r /r prune x", "'x'"},
 		{"tidemark -r /r prune --max-unused 101", "'101'"},
 		{"tidemark -r /r prune --keep-last 1", "--keep-last"},
