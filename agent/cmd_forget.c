@@ -273,7 +273,7 @@ int cmd_forget(struct agent *a, enum exit_status *status, struct error *err)
 	auto_point_list struct point_list list = {0};
 	auto_free struct choice *v = NULL;
 	struct repo_prune_report pruned = {0};
-	int r = agent_open_repo(a, err);
+	int r = agent_open_repo(a, err), rp;
 
 	(void)status;
 	r = r ? r : repo_points_brief(a->repo, a->opt.guest, &list, NULL, err);
@@ -292,15 +292,18 @@ int cmd_forget(struct agent *a, enum exit_status *status, struct error *err)
 	if (!r && !a->opt.json)
 		print_choice(a, v, list.n);
 	r = r ? r : drop(a, v, list.n, err);
-	if (!r && a->opt.prune)
-		r = do_prune(a, &pruned, err);
 	if (r)
 		return r;
-	if (a->opt.json)
-		return print_forget_json(a, v, list.n, a->opt.prune ? &pruned : NULL, err);
 	if (a->opt.prune)
+		r = do_prune(a, &pruned, err);
+	if (a->opt.json) { /* the points are gone, whatever became of the prune */
+		rp = print_forget_json(a, v, list.n, a->opt.prune && !r ? &pruned : NULL,
+				       r ? NULL : err);
+		return r ? r : rp;
+	}
+	if (a->opt.prune && !r)
 		print_prune(a, &pruned);
-	return 0;
+	return r;
 }
 
 /* ---- protect ---- */

@@ -323,5 +323,23 @@ def damage_stops_a_prune(scratch):
     check(scratch, tidemark, [guest])
 
 
+@case
+def what_was_forgotten_is_said_though_the_prune_fails(scratch):
+    tidemark = Tidemark(scratch)
+    tidemark("init")
+    guest = Guest(scratch, "g", make_rng("said"))
+    for _ in range(2):
+        guest.change(9)
+        guest.start(tidemark)
+        guest.finish()
+    victim = sorted((scratch / "repo").rglob("m000.*"))[-1]  # of the point that stays
+    good = victim.read_bytes()
+    victim.write_bytes(good[:-9] + bytes([good[-9] ^ 4]) + good[-8:])
+    first, second = guest.points
+    said = tidemark("forget", first, "--prune", expect=4).json
+    if said != {"removed": [first], "kept": [second]}:
+        raise HarnessError(f"{said}")
+
+
 if __name__ == "__main__":
     main()
