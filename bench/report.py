@@ -74,10 +74,12 @@ def machine(root):
     programs = {"qemu-img": ["qemu-img", "--version"], "nbdcopy": ["nbdcopy", "--version"],
                 "zstd": ["zstd", "--version"], "restic": ["restic", "version"], "borg": ["borg", "--version"],
                 "gcc": ["gcc", "--version"]}
+    virtnbdbackup = _version(["virtnbdbackup", "--version"])
     return {"date": time.strftime("%Y-%m-%d", time.gmtime()), "cpu": cpu, "cores": os.cpu_count(),
             "memory_gib": memory, "kernel": platform.release(), "load": os.getloadavg()[0],
             "commit": _version(["git", "-C", root, "describe", "--always", "--dirty"]),
-            "programs": {name: _version(argv) for name, argv in programs.items()}}
+            "programs": {**{name: _version(argv) for name, argv in programs.items()},
+                         "virtnbdbackup": virtnbdbackup and f"virtnbdbackup {virtnbdbackup}"}}
 
 
 def as_json(it, outcome, rounds, load):
