@@ -22,11 +22,21 @@ static int add_json(json_t *array, json_t *value, struct error *err)
 	return json_array_append_new(array, value) ? error_nomem(err) : 0;
 }
 
+/* All that belongs together, which disks and ranges without their points do not say. */
+static json_t *hit_json(const struct repo_damage_range *g)
+{
+	return json_pack("{s:s, s:o, s:I, s:I}", "point", id_text(&g->point).s, "disk",
+			 json_text(g->disk), "offset", (json_int_t)g->offset, "length",
+			 (json_int_t)g->length);
+}
+
 static int damage_json(const struct repo_damage *d, json_t *ret, struct error *err)
 {
-	json_t *points = json_array(), *disks = json_array(), *ranges = json_array();
-	json_t *o = json_pack("{s:s, s:s, s:o, s:o, s:o}", "object", d->object, "reason", d->reason,
-			      "points", points, "disks", disks, "ranges", ranges);
+	json_t *points = json_array(), *disks = json_array(), *ranges = json_array(),
+	       *hits = json_array();
+	json_t *o = json_pack("{s:s, s:s, s:o, s:o, s:o, s:o}", "object", d->object, "reason",
+			      d->reason, "points", points, "disks", disks, "ranges", ranges, "hits",
+			      hits);
 	int r = add_json(ret, o, err);
 
 	if (!r && d->remedy &&
@@ -46,6 +56,8 @@ static int damage_json(const struct repo_damage *d, json_t *ret, struct error *e
 				ranges,
 				json_pack("[I,I]", (json_int_t)g->offset, (json_int_t)g->length),
 				err);
+		if (!r)
+			r = add_json(hits, hit_json(g), err);
 	}
 	return r;
 }

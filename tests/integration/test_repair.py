@@ -96,6 +96,9 @@ def the_next_backup_heals_and_repair_takes_it_to_older_points(scratch):
     check(len(report["damaged"]) == 1 and report["damaged"][0]["object"].endswith(segment.name),
           f"{report}")
     lost = {tuple(r) for r in report["damaged"][0]["ranges"]}
+    hits = report["damaged"][0]["hits"]
+    check({hit["point"] for hit in hits} == h.hit(report) and {hit["disk"] for hit in hits} == {"d"}
+          and [[hit["offset"], hit["length"]] for hit in hits] == report["damaged"][0]["ranges"], f"{hits}")
     check(all(offset % CLUSTER == 0 and 0 < length <= 4 * CLUSTER for offset, length in lost),
           f"more than a frame: {lost}")
     for i, point in enumerate(h.points):
