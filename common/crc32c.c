@@ -42,16 +42,20 @@ static uint32_t crc_table(uint32_t c, const uint8_t *p, size_t len)
 static uint32_t shift1[4][256], shift2[4][256];
 static pthread_once_t shift_once = PTHREAD_ONCE_INIT;
 
+/* What becomes of a register is the sum of what becomes of its bits. */
 static void shift_fill(void)
 {
 	static const uint8_t zeroes[STREAM];
 
-	for (unsigned b = 0; b < 4; b++) {
-		for (uint32_t i = 0; i < 256; i++) {
-			uint32_t c = crc_table(i << (8 * b), zeroes, STREAM);
+	for (unsigned bit = 0; bit < 32; bit++) {
+		uint32_t once = crc_table(UINT32_C(1) << bit, zeroes, STREAM);
+		uint32_t twice = crc_table(once, zeroes, STREAM);
 
-			shift1[b][i] = c;
-			shift2[b][i] = crc_table(c, zeroes, STREAM);
+		for (uint32_t i = 0; i < 256; i++) {
+			if (!(i >> bit % 8 & 1))
+				continue;
+			shift1[bit / 8][i] ^= once;
+			shift2[bit / 8][i] ^= twice;
 		}
 	}
 }
