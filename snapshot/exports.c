@@ -119,10 +119,11 @@ static int make_copy(struct guest *g, const struct journal *j, size_t i, const s
 {
 	const struct journal_disk *d = &j->disks[i];
 	auto_free char *node = NULL;
+	bool apart = false; /* nobody writes into it */
 	int r = copy_node(j, i, &node, err);
 
 	if (!r)
-		r = overlay_create(file, d->base, d->format, d->size, false, err);
+		r = overlay_create(file, d->base, d->format, d->size, &apart, err);
 	if (!r)
 		r = add_copy(g, node, file, err);
 	if (!r) {

@@ -143,8 +143,22 @@ static int fill_file(const char *path, const char *base, const char *format, uin
 	return r ? r : io_sync_parent(path, err);
 }
 
+/* Not where the file system has no file that long: a sparse image needs none, its data would. */
+static int make_data(const char *path, const char *base, uint64_t size, bool *apart,
+		     struct error *err)
+{
+	int r = make_file(path, base, err);
+
+	if (r || truncate(path, (off_t)size) == 0)
+		return r;
+	r = errno;
+	(void)unlink(path);
+	*apart = false;
+	return r == EFBIG ? 0 : error_errno(err, r, "cannot make %s as long as the disk", path);
+}
+
 int overlay_create(const char *path, const char *base, const char *format, uint64_t size,
-		   bool apart, struct error *err)
+		   bool *apart, struct error *err)
 {
 	auto_free char *data = NULL;
 	int r = overlay_data_path(path, &data, err);
@@ -153,13 +167,13 @@ int overlay_create(const char *path, const char *base, const char *format, uint6
 		r = make_file(path, base, err);
 	if (r)
 		return r; /* when there is one it is not ours */
-	if (apart)
-		r = make_file(data, base, err);
+	if (*apart)
+		r = make_data(data, base, size, apart, err);
 	if (!r)
-		r = fill_file(path, base, format, size, apart, err);
+		r = fill_file(path, base, format, size, *apart, err);
 	if (r) {
 		(void)unlink(path);
-		if (apart && r != TM_E_EXISTS)
+		if (*apart && r != TM_E_EXISTS)
 			(void)unlink(data);
 	}
 	return r;

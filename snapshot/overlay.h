@@ -21,13 +21,13 @@ int overlay_path(const char *base, const char *dir, const struct tm_id *point, s
  * Makes an empty overlay of exactly `size` bytes over base, with the base's owner and mode,
  * durably. Nothing is left behind on failure.
  *
- * apart: the guest's data go into a file of their own (overlay_data_path), at the offsets they have
- * on the disk.  In a qcow2 image that holds its data a cluster which the guest has zeroed is soon
- * another's, and when QEMU dies before it has written that, the guest finds the other's data where
- * zeroes were, also such as it had flushed.
+ * *apart: whether the guest's data shall go, and then whether they do go, into a file of their own
+ * (overlay_data_path), at the offsets they have on the disk.  In a qcow2 image that holds its data
+ * a cluster which the guest has zeroed is soon another's, and when QEMU dies before it has written
+ * that, the guest finds the other's data where zeroes were, also such as it had flushed.
  */
 int overlay_create(const char *path, const char *base, const char *format, uint64_t size,
-		   bool apart, struct error *err) TM_WUR;
+		   bool *apart, struct error *err) TM_WUR;
 
 /* Where the data of an overlay lie that has them apart. */
 int overlay_data_path(const char *path, char **ret, struct error *err) TM_WUR;

@@ -173,8 +173,8 @@ static int file_args(const char *path, const char *overlay_node, char kind, bool
 }
 
 /* The overlay's options follow those of the base, so that the guest notices no difference. */
-static int overlay_args(const struct journal_disk *jd, const struct block_node *base, bool direct,
-			json_t **ret, struct error *err)
+static int overlay_args(const struct journal_disk *jd, const struct block_node *base, bool apart,
+			bool direct, json_t **ret, struct error *err)
 {
 	const char *zeroes = base ? jsonx_text(base->info, "detect_zeroes") : NULL;
 	const json_t *cache = base ? json_object_get(base->info, "cache") : NULL;
@@ -191,7 +191,7 @@ static int overlay_args(const struct journal_disk *jd, const struct block_node *
 		r = file_args(jd->overlay, jd->overlay_node, 'f', direct, no_flush, &file, err);
 	if (!r)
 		r = jsonx_set(args, "file", file, err);
-	if (!r && jd->how == COLLAPSE_COMMIT) {
+	if (!r && apart) {
 		r = overlay_data_path(jd->overlay, &data, err);
 		if (!r)
 			r = file_args(data, jd->overlay_node, 'd', direct, no_flush, &file, err);
@@ -204,14 +204,14 @@ static int overlay_args(const struct journal_disk *jd, const struct block_node *
 }
 
 static int add_node(struct guest *g, const struct journal_disk *jd, const struct block_node *base,
-		    struct error *err)
+		    bool apart, struct error *err)
 {
 	bool direct = base && jsonx_flag(json_object_get(base->info, "cache"), "direct");
 
 	for (;;) {
 		struct error e = {0};
 		json_t *args;
-		int r = overlay_args(jd, base, direct, &args, err);
+		int r = overlay_args(jd, base, apart, direct, &args, err);
 
 		if (r)
 			return r;
@@ -233,11 +233,12 @@ int prepare_overlays(struct snapshot *s, struct error *err)
 		struct journal_disk *jd = &s->j->disks[i];
 		const struct guest_disk *d = prepare_disk(s, i);
 
-		r = overlay_create(jd->overlay, jd->base, jd->format, jd->size,
-				   jd->how == COLLAPSE_COMMIT, err);
+		bool apart = jd->how == COLLAPSE_COMMIT;
+
+		r = overlay_create(jd->overlay, jd->base, jd->format, jd->size, &apart, err);
 		jd->overlay_id = identity_of(jd->overlay);
 		if (!r)
-			r = add_node(s->g, jd, block_graph_node(&graph, d->node), err);
+			r = add_node(s->g, jd, block_graph_node(&graph, d->node), apart, err);
 		if (!r)
 			r = guest_tick(s->g, "freeze", jd->name, 0, 0, err);
 		if (r)

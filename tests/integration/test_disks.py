@@ -309,6 +309,27 @@ def sizes_of_every_kind_keep_every_byte(scratch):
 
 
 @case
+def a_disk_longer_than_files_can_be_works(scratch):
+    size = 17 << 40                    # ext4 has files of 16 TiB
+    path = image.create(scratch.dir("disks") / "vda.qcow2", size)
+    vm = Vm(scratch, [Disk(path, "vda")], guest=False).start()
+    note_baseline(vm)
+    tidemark = Tidemark(scratch)
+    tidemark("init")
+    places = (0, size // 2, size - 65536)
+    for pattern, offset in enumerate(places, 1):
+        vm.write("vda", offset, 65536, pattern)
+        point = tidemark("backup", vm.target(), "--quiesce", "never").json
+        assert_clean(vm)
+    to = tidemark("restore", point["point"], "--to", scratch.dir("restored"), "--format",
+                  "qcow2").json["disks"][0]["to"]
+    for pattern, offset in enumerate(places, 1):
+        text = run(["qemu-io", "-f", "qcow2", "-c", f"read -P {pattern} {offset} 64k", to]).stdout
+        if "verification failed" in text or "65536/65536" not in text:
+            raise HarnessError(f"at {offset}: {text}")
+
+
+@case
 def a_grown_disk_goes_on(scratch):
     path = image.create(scratch.dir("disks") / "vda.qcow2", SIZE)
     rig = Rig(scratch, [Disk(path, "vda")])
