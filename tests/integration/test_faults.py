@@ -12,7 +12,8 @@ import os
 import re
 import signal
 
-from harness import Tidemark, Vm, assert_clean, image, make_rng, nbd_faults, note_baseline
+from harness import (Tidemark, Vm, assert_clean, image, make_rng, nbd_faults, note_baseline, run,
+                     wait_for)
 from harness.base import HarnessError
 from harness.cases import case, main
 from harness.checks import leftovers
@@ -41,6 +42,15 @@ The first and the last use of each.
 * **no reply**: QEMU did it, the answer never came
 * **lost**: QEMU did it, the connection ended
 * **late**: QEMU did it, the answer came after the wait had been given up
+
+| command | use | refused | no reply | lost | late |
+|---|---|---|---|---|---|
+"""
+OTHER_HEAD = """
+## QMP commands of other collapses
+
+The same, for what only a pull (`--collapse pull --keep-name`) does, and a commit with a rate that is lifted, because somebody
+interrupts the backup. The guest starts again after each: its own file is what it starts from.
 
 | command | use | refused | no reply | lost | late |
 |---|---|---|---|---|---|
@@ -74,6 +84,15 @@ written, synced, and renamed.
 | write | EIO | ENOSPC | EIO, first file | ENOSPC, copy | crash before | crash between | crash after |
 |---|---|---|---|---|---|---|---|
 """
+IMAGE_HEAD = """
+## The journal of images at rest
+
+As above; there is one file, for no overlay is made that could get lost with it.
+
+| write | EIO | ENOSPC | crash before | crash after |
+|---|---|---|---|---|
+"""
+IMAGE_FAULTS = ("EIO", "ENOSPC", "crash before", "crash after")
 JOURNAL_FAULTS = ("EIO", "ENOSPC", "EIO, first file", "ENOSPC, copy", "crash before", "crash between",
                   "crash after")
 
@@ -96,6 +115,9 @@ class Rig:
     def prepare(self):
         """For those who need more than this."""
 
+    def end(self):
+        self.vm.kill()
+
     def write(self):
         offset = self.rng.randrange(0, SIZE // 512 - 256) * 512
         length = self.rng.randrange(1, 256) * 512
@@ -108,6 +130,14 @@ class Rig:
         disk, = self.tidemark("restore", point, "--to", self.scratch.dir("restored"),
                               "--force").json["disks"]
         image.assert_same(disk["to"], self.shadow.path, "raw", "raw")
+
+    def left(self):
+        """What is there that should not be, as sentences."""
+        # A bitmap that could not be settled is settled by the next backup.
+        return [x for x in leftovers(self.vm, None) if ": bitmap " not in x]
+
+    def assert_clean(self):
+        assert_clean(self.vm)
 
     # --- for each table -------------------------------------------------------------
 
@@ -130,12 +160,11 @@ class Rig:
             raise HarnessError(f"{result}: something is left, and it does not say so")
         if left:
             self.tidemark("recover", self.target)
-        # A bitmap that could not be settled is settled by the next backup.
-        if rest := [x for x in leftovers(self.vm, None) if ": bitmap " not in x]:
+        if rest := self.left():
             raise HarnessError(f"{result}: left behind: {rest}")
         self.write()
         point = self.backup().json
-        assert_clean(self.vm)
+        self.assert_clean()
         self.restored_right(point["point"])
         if not fired:
             return "-"      # polls are as many as it takes
@@ -169,7 +198,7 @@ def run_table(scratch, rig_class, head, faults, some):
         except HarnessError as error:
             bad.append(f"{row} {fault}: {error}")
             outcome[row, fault] = "WRONG"
-            rig.vm.kill()
+            rig.end()
             rig = rig_class(Again(scratch, len(bad)))
         print(f"# {row} {fault}: {outcome[row, fault]}", flush=True)
     if TABLE:
@@ -217,6 +246,58 @@ class QmpRig(Rig):
 @case
 def each_command_spoilt_in_each_way(scratch):
     run_table(scratch, QmpRig, QMP_HEAD, QMP_FAULTS, 20)
+
+
+class OtherRig(QmpRig):
+    """A pull makes another file the guest's disk: QEMU calls it by its first name until it ends."""
+
+    SAME = (7 * image.MIB, image.MIB // 2, 7)   # a place of which the content never changes
+
+    def prepare(self):
+        super().prepare()
+        self.vm.write("vda", *self.SAME, self.shadow)
+
+    def write(self):
+        offset = self.rng.randrange(0, self.SAME[0] // 512 - 256) * 512
+        length = self.rng.randrange(1, 256) * 512
+        self.vm.write("vda", offset, length, self.rng.randrange(1, 256), self.shadow)
+
+    def rows(self):
+        return [(step, 1) for step in ("block-stream", "blockdev-reopen", "job-finalize", "job-dismiss",
+                                       "block-job-set-speed")]
+
+    def spoilt_backup(self, row, fault):
+        self.proxy.arm(*row, fault)
+        if row[0] == "block-job-set-speed":
+            result = self._interrupted()
+        else:
+            result = self.tidemark("backup", self.target, "--quiesce", "never", "--collapse", "pull",
+                                   "--keep-name", expect=(0, 1, 3, 5))
+        if not self.proxy.fired:
+            raise HarnessError(f"the command was not used: {self.proxy.commands}")
+        return result, True
+
+    def _interrupted(self):
+        """A commit that takes seconds, and somebody who does not want to wait."""
+        backup = self.tidemark.start("backup", self.target, "--quiesce", "never", "--audit", "0",
+                                     "--limit-rate", "128K")
+        path = self.vm.disk("vda").path
+        wait_for("the freeze", lambda: not backup.running or self.vm.active_file("vda") != path, 30)
+        self.vm.write("vda", *self.SAME)
+        wait_for("the commit", lambda: not backup.running or "block-commit" in self.proxy.commands, 30, 0.01)
+        backup.signal(signal.SIGTERM)
+        return backup.finish((0, 1, 3, 5, 130))
+
+    def left(self):
+        self.vm.terminate()
+        image.assert_same(self.vm.disk("vda").path, self.shadow.path)
+        self.vm.start()
+        return [x for x in super().left() if not x.endswith(".tidemark-name")]
+
+
+@case
+def each_command_of_other_collapses_spoilt_in_each_way(scratch):
+    run_table(scratch, OtherRig, OTHER_HEAD, QMP_FAULTS, 3)
 
 
 # --- NBD ----------------------------------------------------------------------------
@@ -321,6 +402,43 @@ class JournalRig(Rig):
 @case
 def each_write_of_the_journal_spoilt_in_each_way(scratch):
     run_table(scratch, JournalRig, JOURNAL_HEAD, JOURNAL_FAULTS, 10)
+
+
+class ImageRig(JournalRig):
+    """The same without a guest."""
+
+    def __init__(self, scratch):
+        self.path = scratch / "disks/vda.qcow2"
+        super().__init__(scratch)
+
+    def prepare(self):
+        self.vm.terminate()
+        self.target = f"image:{self.path},name=vm"
+
+    def end(self):
+        """Nothing runs."""
+
+    def write(self):
+        offset = self.rng.randrange(0, SIZE // 512 - 256) * 512
+        length, pattern = self.rng.randrange(1, 256) * 512, self.rng.randrange(1, 256)
+        run(["qemu-io", "-f", "qcow2", "-c", f"write -P {pattern} {offset} {length}", self.path])
+        self.shadow.write(offset, length, pattern)
+
+    def left(self):
+        image.assert_same(self.path, self.shadow.path)
+        image.check(self.path)
+        return [str(path) for path in self.path.parent.iterdir() if path != self.path]
+
+    def assert_clean(self):
+        if rest := self.left():
+            raise HarnessError(f"left behind: {rest}")
+        if (flags := list(image.bitmaps(self.path).values())) != [{"auto"}]:
+            raise HarnessError(f"bitmaps: {flags}")
+
+
+@case
+def each_write_of_the_journal_of_an_image_spoilt_in_each_way(scratch):
+    run_table(scratch, ImageRig, IMAGE_HEAD, IMAGE_FAULTS, 2)
 
 
 class Again:
