@@ -137,41 +137,6 @@ int io_sync_parent(const char *path, struct error *err)
 	return r ? r : io_sync_dir(dir, err);
 }
 
-static int write_synced(const char *path, const void *bytes, size_t len, mode_t mode,
-			struct error *err)
-{
-	auto_close int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, mode);
-	int r;
-
-	if (fd < 0)
-		return error_errno(err, errno, "cannot create %s", path);
-	r = io_pwrite(fd, path, bytes, len, 0, err);
-	if (!r && fsync(fd) < 0)
-		r = error_errno(err, errno, "cannot sync %s", path);
-	if (!r && close(tm_steal_fd(&fd)) < 0)
-		r = error_errno(err, errno, "cannot close %s", path);
-	return r;
-}
-
-int io_publish(const char *path, const void *bytes, size_t len, mode_t mode, struct error *err)
-{
-	auto_free char *tmp = NULL;
-	int r = text_format(&tmp, err, "%s" IO_PUBLISH_TMP, path);
-
-	if (r)
-		return r;
-	if (unlink(tmp) < 0 && errno != ENOENT && errno != ENOTDIR)
-		return error_errno(err, errno, "cannot remove %s", tmp);
-	r = write_synced(tmp, bytes, len, mode, err);
-	if (!r && rename(tmp, path) < 0)
-		r = error_errno(err, errno, "cannot rename %s to %s", tmp, path);
-	if (r) {
-		(void)unlink(tmp);
-		return r;
-	}
-	return io_sync_parent(path, err);
-}
-
 static int make_dir(const char *path, struct error *err)
 {
 	if (mkdir(path, 0700) == 0)

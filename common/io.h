@@ -29,6 +29,13 @@ int io_read_file(const char *path, size_t max, struct buf *ret, struct error *er
 #define IO_PUBLISH_TMP ".tmp"
 int io_publish(const char *path, const void *bytes, size_t len, mode_t mode,
 	       struct error *err) TM_WUR;
+/*
+ * The same for n paths: all are written, then synced, renamed, and their directories synced.  done
+ * has n elements: whether that was done.  The code is that of a file that failed, *err of the first
+ * failure.
+ */
+int io_publish_all(const char *const paths[], size_t n, const void *bytes, size_t len, mode_t mode,
+		   bool *done, struct error *err) TM_WUR;
 
 /* Makes path and missing parents (0700), syncing each new entry into its parent. */
 int io_mkdirs(const char *path, struct error *err) TM_WUR;

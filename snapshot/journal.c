@@ -129,32 +129,26 @@ static int list_files(const struct journal *j, struct text_list *ret, struct err
 static int publish(const struct journal *j, const struct buf *text, bool all, struct error *err)
 {
 	auto_text_list struct text_list files = {0};
+	auto_free bool *done = NULL;
 	struct error first = {0};
 	size_t written = 0;
 	int r = list_files(j, &files, err);
 
 	if (r)
 		return r;
+	done = calloc(files.n + 1, sizeof(*done));
+	if (!done)
+		return error_nomem(err);
+	r = io_publish_all((const char *const *)files.v, files.n, text->data, text->len, 0600, done,
+			   &first);
+	for (size_t i = 0; i < files.n; i++)
+		written += done[i];
+	if (r && (all || !written))
+		return error_set(err, r, "%s", first.text);
+	if (r)
+		log_debug("%s", first.text);
 	for (size_t i = 0; i < files.n; i++) {
-		struct error e = {0};
-
-		if (io_publish(files.v[i], text->data, text->len, 0600, &e) == 0) {
-			free(files.v[i]);
-			files.v[i] = NULL; /* what remains is old */
-			written++;
-			continue;
-		}
-		log_debug("%s", e.text);
-		if (!first.code)
-			first = e;
-	}
-	if (written < files.n && (all || !written)) {
-		if (err && !err->code)
-			*err = first;
-		return first.code;
-	}
-	for (size_t i = 0; i < files.n; i++) {
-		if (files.v[i])
+		if (!done[i])
 			(void)unlink(files.v[i]);
 	}
 	return 0;

@@ -73,8 +73,8 @@ A peer between Tidemark and `qemu-nbd` spoils the first and the last use of each
 JOURNAL_HEAD = """
 ## The journal
 
-Each write of it, in the order of a run. There is a file in the state directory and a copy beside each base, here one; each is
-written, synced, and renamed.
+Each write of it, in the order of a run. There is a file in the state directory and a copy beside each base, here one; both are
+written, then synced, then renamed.
 
 * **EIO**, **ENOSPC**: on both files, or on the one named
 * **crash before**: the agent is killed before it
@@ -341,7 +341,7 @@ class JournalRig(Rig):
         state = self.tidemark.state / "journal"
         wanted = [state / f"{path.stem}.json.tmp" for path in state.glob("*.lock")]
         wanted += [f"{self.vm.disk('vda').path}.tidemark-journal.tmp"]
-        argv = ["strace", "-f", "-qq", "-b", "execve", "-s", "9999", "-o", log, "-e", "trace=openat,pwrite64,fsync"]
+        argv = ["strace", "-f", "-qq", "-b", "execve", "-s", "9999", "-o", log, "-e", "trace=openat,pwrite64,fsync,/^rename"]
         for path in wanted:
             argv += ["-P", path]
         for what in inject:
@@ -366,7 +366,7 @@ class JournalRig(Rig):
     def rows(self):
         self.write()
         _, calls = self._trace()
-        # Each write is of all files, one after the other.
+        # Each write is of all files.
         phases = [phase for call, phase in calls if call == "pwrite64"]
         self.__class__.files = files = phases.count(phases[0])
         rows = [(n, phases[n]) for n in range(0, len(phases), files)]
@@ -383,7 +383,7 @@ class JournalRig(Rig):
             "EIO, first file": f"fsync:error=EIO:when={first}",
             "ENOSPC, copy": f"pwrite64:error=ENOSPC:when={first + 1}..{last}",
             "crash before": f"openat:signal=SIGKILL:when={first}",
-            "crash between": f"openat:signal=SIGKILL:when={first + 1}",
+            "crash between": f"/^rename:signal=SIGKILL:when={first + 1}",
             "crash after": None,
         }[fault]
         if inject:

@@ -63,6 +63,26 @@ static void publish_replaces_whole_files(void **state)
 	assert_int_equal(entries(), before + 1);
 }
 
+static void what_can_be_published_is(void **state)
+{
+	auto_free char *a = path_of("one"), *b = path_of("two");
+	const char *const paths[] = {a, "/no/such/place/file", b};
+	auto_buf struct buf text = {0};
+	struct error err = {0};
+	bool done[3] = {false, true, false};
+
+	(void)state;
+	assert_int_equal(io_publish_all(paths, 3, "text", 4, 0600, done, &err), TM_E_NOTFOUND);
+	assert_non_null(strstr(err.text, "/no/such/place"));
+	assert_true(done[0] && !done[1] && done[2]);
+	assert_int_equal(io_read_file(b, 10, &text, NULL), 0);
+	assert_memory_equal(text.data, "text", 4);
+	assert_int_equal(io_publish_all(paths, 1, "more", 4, 0600, done, NULL), 0);
+	assert_int_equal(io_publish_all(NULL, 0, "", 0, 0600, done, NULL), 0);
+	assert_int_equal(io_remove(a, NULL), 0);
+	assert_int_equal(io_remove(b, NULL), 0);
+}
+
 static void publish_into_nowhere_says_where(void **state)
 {
 	auto_free char *path = path_of("no/such/file");
@@ -173,6 +193,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(publish_replaces_whole_files),
 		cmocka_unit_test(what_a_server_said_is_told),
+		cmocka_unit_test(what_can_be_published_is),
 		cmocka_unit_test(publish_into_nowhere_says_where),
 		cmocka_unit_test(read_file_is_bounded),
 		cmocka_unit_test(short_files_are_corrupt),
