@@ -11,6 +11,9 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 
+#define LOOKS         3
+#define LOOK_AGAIN_MS 10
+
 TM_CLEANUP(DIR, closedir)
 
 /* A block device may have another file for each name space. */
@@ -67,13 +70,21 @@ static bool is_qemu(pid_t pid)
 	return slash && strncmp(slash + 1, "qemu", 4) == 0;
 }
 
+/* A file that is opened again just now may be missed once: it has a lower number then. */
 bool proc_qemu_lacks(pid_t pid, const char *path)
 {
 	struct stat st;
-	bool seen = false;
+	bool seen;
 
-	return pid > 0 && is_qemu(pid) && stat(path, &st) == 0 && !look_at_open(pid, &st, &seen) &&
-	       seen;
+	if (pid <= 0 || !is_qemu(pid) || stat(path, &st) < 0)
+		return false;
+	for (unsigned looks = 0; looks < LOOKS; looks++) {
+		if (looks)
+			clock_sleep_ms(&clock_system, LOOK_AGAIN_MS);
+		if (look_at_open(pid, &st, &seen) || !seen)
+			return false;
+	}
+	return true;
 }
 
 bool proc_has_open(pid_t pid, const char *path)
