@@ -6,7 +6,9 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #define SAID_MAX 400 /* bytes of its last line that are told */
@@ -36,9 +38,15 @@ int server_start(const char *const argv[], struct server *ret, struct error *err
 
 bool server_ended(struct server *s)
 {
-	if (s->pid && spawn_ended(s->pid))
-		s->pid = 0;
-	return s->pid == 0;
+	int status = 0;
+
+	if (!s->pid)
+		return true;
+	if (waitpid(s->pid, &status, WNOHANG) == 0)
+		return false;
+	s->pid = 0;
+	s->ended_by = WIFSIGNALED(status) ? WTERMSIG(status) : 0;
+	return true;
 }
 
 /* Keeps the end of what there is: the reason stands last. */
@@ -83,16 +91,19 @@ void server_explain(struct server *s, struct error *err)
 {
 	char text[SAID_MAX + 1];
 	const char *line;
-	bool ended;
 
-	if (!s->name)
+	if (!s->name || !server_ended(s))
 		return;
-	ended = server_ended(s);
 	read_end(s->said, text);
 	line = last_line(text);
-	if (ended || *line)
-		error_append(err, "; %s%s%s%s", s->name, ended ? " has ended" : "",
-			     *line ? (ended ? ", and said: " : " said: ") : "", line);
+	/* What it said before somebody killed it, of clients that left, is no reason. */
+	if (s->ended_by == SIGKILL || s->ended_by == SIGTERM)
+		line = "";
+	error_append(err, "; %s %s", s->name, s->ended_by ? "was ended by signal" : "has ended");
+	if (s->ended_by)
+		error_append(err, " %d", s->ended_by);
+	if (*line)
+		error_append(err, ", and said: %s", line);
 }
 
 void server_stop(struct server *s, unsigned timeout_ms)

@@ -12,6 +12,7 @@ struct server {
 	pid_t pid;        /* 0: none, or it has ended */
 	const char *name; /* argv[0], borrowed; NULL: none was started */
 	int said;         /* read end of its stderr; valid with name */
+	int ended_by;     /* the signal, or 0; valid when it has ended */
 };
 
 /* As spawn_start().  What it says and nobody reads is lost: it never waits for us. */
@@ -20,8 +21,8 @@ int server_start(const char *const argv[], struct server *ret, struct error *err
 bool server_ended(struct server *s);
 
 /*
- * Appends to a message that it has ended, where it has, and the last line that it said, on one line
- * without control characters.
+ * Where it has ended, appends that to a message, and the last line that it said, without control
+ * characters.
  */
 void server_explain(struct server *s, struct error *err);
 

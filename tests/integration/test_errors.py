@@ -281,7 +281,7 @@ def what_a_qemu_nbd_said_is_told(scratch):
     says(tidemark("backup", vm.target(), expect=1), "vda.qcow2", "qemu-nbd has ended",
          "no such sector on the moon")
     assert_clean(vm, epochs=0)
-    for script, words in ((f"exec {real} \"$@\"\n", ("qemu-nbd has ended",)),
+    for script, words in ((f"exec {real} \"$@\"\n", ("qemu-nbd was ended by signal 9",)),
                           (f"{real} \"$@\" & wait; echo the moon is down >&2; exit 1\n",
                            ("qemu-nbd has ended", "the moon is down"))):
         use(script)

@@ -5,6 +5,7 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/stat.h>
 
 static char dir[] = "/tmp/tidemark-test-XXXXXX";
@@ -165,6 +166,8 @@ static void what_a_server_said_is_told(void **state)
 	static const char *const talks[] = {
 		"sh", "-c", "i=0; while [ $i -lt 20000 ]; do echo line $i >&2; i=$((i+1)); done",
 		NULL};
+	static const char *const waits[] = {"sh", "-c", "echo a client left >&2; exec sleep 60",
+					    NULL};
 	struct server s = {0};
 	struct error err = {0};
 
@@ -185,6 +188,18 @@ static void what_a_server_said_is_told(void **state)
 	err = (struct error){.code = TM_E_PEER};
 	server_explain(&s, &err);
 	assert_non_null(strstr(err.text, "sh has ended, and said: line "));
+	server_stop(&s, 1000);
+	/* One that was killed had no reason of its own. */
+	assert_int_equal(server_start(waits, &s, NULL), 0);
+	err = (struct error){.code = TM_E_PEER};
+	server_explain(&s, &err);
+	assert_string_equal(err.text, "");
+	clock_sleep_ms(&clock_system, 100);
+	assert_int_equal(kill(s.pid, SIGKILL), 0);
+	for (unsigned i = 0; !server_ended(&s) && i < 1000; i++)
+		clock_sleep_ms(&clock_system, 10);
+	server_explain(&s, &err);
+	assert_string_equal(err.text, "; sh was ended by signal 9");
 	server_stop(&s, 1000);
 }
 
