@@ -77,7 +77,7 @@ Each write of it, in the order of a run. There is a file in the state directory 
 written, then synced, then renamed.
 
 * **EIO**, **ENOSPC**: on both files, or on the one named
-* **crash before**: the agent is killed before it
+* **crash before**: the agent is killed before it, and nobody watches over it, as when the host dies
 * **crash between**: when the first file is in place and the copy is not
 * **crash after**: once both are in place
 
@@ -335,8 +335,8 @@ def each_step_of_nbd_spoilt_in_each_way(scratch):
 class JournalRig(Rig):
     """strace does to the system calls on the journal's files what a disk would."""
 
-    def _trace(self, *inject):
-        """A backup under strace. Returns (Result, [(syscall, file, phase or None)])."""
+    def _trace(self, *inject, env=None):
+        """A backup under strace. Returns (Result, [(syscall, phase or None)])."""
         log = self.scratch / "strace.log"
         state = self.tidemark.state / "journal"
         wanted = [state / f"{path.stem}.json.tmp" for path in state.glob("*.lock")]
@@ -349,7 +349,7 @@ class JournalRig(Rig):
         self.tidemark.wrapper = argv
         try:
             # No word of LeakSanitizer: it cannot work under ptrace.
-            result = self.backup(expect=None, env={"ASAN_OPTIONS": "detect_leaks=0"})
+            result = self.backup(expect=None, env={"ASAN_OPTIONS": "detect_leaks=0", **(env or {})})
         finally:
             self.tidemark.wrapper = []
         return result, self._calls(log.read_text(errors="replace"))
@@ -386,8 +386,10 @@ class JournalRig(Rig):
             "crash between": f"/^rename:signal=SIGKILL:when={first + 1}",
             "crash after": None,
         }[fault]
+        # Nobody watches over it, as when the host dies: the guard would be under the same spell.
+        alone = {"TIDEMARK_DEBUG_KILL_AT": "nowhere"} if fault.startswith("crash") else None
         if inject:
-            result, _ = self._trace(inject)
+            result, _ = self._trace(inject, env=alone)
         else:
             result = self.backup(expect=None, env={"TIDEMARK_DEBUG_KILL_AT": phase})
         if fault.startswith("crash") and result.status != -signal.SIGKILL:
