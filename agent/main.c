@@ -88,8 +88,8 @@ int main(int argc, char **argv)
 	open_standard_streams();
 	if (argc == 4 && strcmp(argv[1], FREEZE_GUARD_WORD) == 0)
 		return freeze_guard_main(argv[2], argv[3]);
-	if (argc == 5 && strcmp(argv[1], RECOVERY_GUARD_WORD) == 0)
-		return recovery_guard_main(argv[2], argv[3], argv[4]);
+	if (argc >= 5 && strcmp(argv[1], RECOVERY_GUARD_WORD) == 0)
+		return recovery_guard_main(argv[2], argv[3], argv[4], &argv[5]);
 	r = options_parse(argc, argv, &a.opt, &err);
 	log_debug_on = a.opt.verbose;
 	if (r) {

@@ -36,6 +36,8 @@
 #define FAILURES_MAX  3
 #define TRY_AGAIN_FOR (UINT64_C(600) * 1000) /* after which it is left to the next command */
 
+#define GUARD_WORDS 5 /* of its command line, before the bases of the run */
+
 #define WORD_HOLD    'h'
 #define WORD_RELEASE 'r'
 #define WORD_END     'e'
@@ -57,19 +59,25 @@ struct guard {
 int guard_start(const struct journal *j, const char *state_dir, struct guard **ret,
 		struct error *err)
 {
-	char pid[16];
-	const char *const argv[] = {
-		"/proc/self/exe", RECOVERY_GUARD_WORD, state_dir, j->path, pid, NULL};
+	auto_free const char **argv = calloc(GUARD_WORDS + j->ndisks + 1, sizeof(*argv));
 	auto_free struct guard *g = NULL;
+	char pid[16];
 	int pair[2], r;
 
 	*ret = NULL;
 	if (getenv("TIDEMARK_DEBUG_KILL_AT"))
 		return 0;
 	g = calloc(1, sizeof(*g));
-	if (!g)
+	if (!g || !argv)
 		return error_nomem(err);
 	(void)snprintf(pid, sizeof(pid), "%d", (int)getpid());
+	argv[0] = "/proc/self/exe";
+	argv[1] = RECOVERY_GUARD_WORD;
+	argv[2] = state_dir;
+	argv[3] = j->path;
+	argv[4] = pid;
+	for (size_t i = 0; i < j->ndisks; i++)
+		argv[GUARD_WORDS + i] = j->disks[i].base;
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
 		return error_errno(err, errno, "socketpair");
 	r = spawn_start(argv, pair[1], -1, &g->pid, err);
@@ -191,7 +199,24 @@ static void kill_agent(int pidfd)
 	(void)poll(&p, 1, KILL_MS);
 }
 
-static void put_in_order(const char *state_dir, const char *journal)
+/* The journal, or when that was lost a copy beside a base.  NULL: there is none, all is done. */
+static char *find_journal(const char *journal, char *const bases[])
+{
+	char *path = NULL;
+
+	if (access(journal, F_OK) == 0 && text_copy(journal, &path, NULL) == 0)
+		return path;
+	for (size_t i = 0; bases[i]; i++) {
+		auto_free char *copy = NULL;
+
+		if (text_format(&copy, NULL, "%s" JOURNAL_SUFFIX, bases[i]) == 0 &&
+		    access(copy, F_OK) == 0)
+			return tm_steal(copy);
+	}
+	return NULL;
+}
+
+static void put_in_order(const char *state_dir, const char *journal, char *const bases[])
 {
 	const struct recover_options opt = {.state_dir = state_dir, .unguarded = true};
 	uint64_t deadline = now_ms() + TRY_AGAIN_FOR;
@@ -199,8 +224,9 @@ static void put_in_order(const char *state_dir, const char *journal)
 
 	for (unsigned failures = 0; failures < FAILURES_MAX && now_ms() < deadline;) {
 		auto_recover_report struct recover_report report = {0};
+		auto_free char *path = find_journal(journal, bases);
 		struct error err = {0};
-		int r = recover_journal(journal, &opt, &report, &err);
+		int r = path ? recover_journal(path, &opt, &report, &err) : 0;
 
 		if (!r) {
 			for (size_t i = 0; i < report.lines.n; i++)
@@ -217,7 +243,8 @@ static void put_in_order(const char *state_dir, const char *journal)
 	}
 }
 
-int recovery_guard_main(const char *state_dir, const char *journal, const char *agent)
+int recovery_guard_main(const char *state_dir, const char *journal, const char *agent,
+			char *const bases[])
 {
 	static const int ignored[] = {SIGINT, SIGTERM, SIGHUP, SIGPIPE, SIGQUIT};
 	const struct sigaction ignore = {.sa_handler = SIG_IGN};
@@ -242,6 +269,6 @@ int recovery_guard_main(const char *state_dir, const char *journal, const char *
 		return EXIT_SUCCESS;
 	if (verdict == AGENT_SILENT && pidfd >= 0)
 		kill_agent(pidfd);
-	put_in_order(state_dir, journal);
+	put_in_order(state_dir, journal, bases);
 	return EXIT_SUCCESS;
 }

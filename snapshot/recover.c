@@ -316,6 +316,7 @@ int recover_journal(const char *path, const struct recover_options *opt,
 	auto_clean(journal_free) struct journal *j = NULL;
 	auto_free const char **images = NULL;
 	struct guest_target target;
+	bool lost;
 	int r = journal_read(path, &j, err);
 
 	if (r == TM_E_NOTFOUND) {
@@ -329,7 +330,10 @@ int recover_journal(const char *path, const struct recover_options *opt,
 		return error_nomem(err);
 	for (size_t i = 0; i < j->ndisks; i++)
 		images[i] = j->disks[i].base;
-	target = (struct guest_target){.kind = j->kind,
+	/* Where the one in the state directory is lost, the images lead to it, whatever QEMU does.
+	 */
+	lost = text_ends_with(path, JOURNAL_SUFFIX);
+	target = (struct guest_target){.kind = lost ? GUEST_IMAGE : j->kind,
 				       .name = j->guest,
 				       .qmp_socket = j->qmp_socket,
 				       .agent_socket = j->agent_socket,

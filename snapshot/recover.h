@@ -12,7 +12,10 @@
 int recover_offline(struct guest *g, struct journal *j, struct text_list *lines,
 		    struct error *err) TM_WUR;
 
-/* One journal of a state directory, as the guest that it names. No such journal is success. */
+/*
+ * One journal of a state directory, as the guest that it names, or a copy of it beside a base, as
+ * the images that it names.  No such journal is success.
+ */
 int recover_journal(const char *path, const struct recover_options *opt,
 		    struct recover_report *report, struct error *err) TM_WUR;
 

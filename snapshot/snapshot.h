@@ -389,8 +389,10 @@ int freeze_guard_main(const char *socket, const char *limit_ms);
 
 /*
  * A backup and a recovery are watched over by such a process as well: RECOVERY_GUARD_WORD, the
- * state directory, the path of the journal, the agent's process.  When the agent ends without a
- * word it puts the guest in order.
+ * state directory, the path of the journal, the agent's process, the bases of the run, beside which
+ * copies of the journal may lie (NULL-terminated).  When the agent ends without a word it puts the
+ * guest in order.
  */
 #define RECOVERY_GUARD_WORD "__guard-recovery"
-int recovery_guard_main(const char *state_dir, const char *journal, const char *agent);
+int recovery_guard_main(const char *state_dir, const char *journal, const char *agent,
+			char *const bases[]);

@@ -152,6 +152,35 @@ def killed_in_each_phase(scratch):
 
 
 @case
+def killed_and_the_state_is_lost(scratch):
+    """The copies of the journal beside the bases are enough."""
+    rig = Rig(scratch)
+    for phase in ("frozen", "pivoting"):
+        run = rig.stop_at(phase)
+        rig.write(wait=phase == "frozen")
+        for journal in rig.journals():
+            journal.unlink()
+        run.kill()
+        rig.in_order(15)
+        rig.go_on()
+    # And with QEMU dead.
+    run = rig.stop_at("frozen")
+    rig.write()
+    for journal in rig.journals():
+        journal.unlink()
+    rig.vm.kill()
+    run.kill()
+    wait_for("the guard's end", lambda: not guards(rig.tidemark.state), 15)
+    for name in NAMES:
+        path = rig.vm.disk(name).path
+        image.assert_same(path, rig.shadows[name].path)
+        if left := [p for p in path.parent.iterdir() if p.suffix != ".qcow2"]:
+            raise HarnessError(f"left behind: {left}")
+    rig.vm.start()
+    rig.go_on()
+
+
+@case
 def a_stopped_agent_is_left_alone_while_the_guest_can_write(scratch):
     rig = Rig(scratch)
     run = rig.stop_at("frozen")
