@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from harness import HarnessError, Tidemark, Vm, assert_clean, image, note_baseline, run, wait_for
+from harness.base import reap, spawn
 from harness.cases import case, main
 from harness.qmp import Qmp
 from harness.vm import Disk
@@ -218,34 +219,65 @@ def a_read_only_repository_fails_before_the_freeze(scratch):
     assert_clean(vm, epochs=0)
 
 
-@case
-def a_repository_that_hangs_does_not_hold_the_guest(scratch):
-    """The repository's file system is frozen in the middle of a backup."""
+def mounted_device(scratch, device):
+    """An ext4 on what a file shows; None where that cannot be mounted."""
+    run(["mkfs.ext4", "-q", device, "64M"])
+    where = scratch.dir("hangs")
+    if run(["mount", "-o", "loop", device, where], check=False).returncode:
+        print("  (cannot mount here: not run)")
+        return None
+    scratch.defer(lambda: run(["umount", where], check=False))
+    return where
+
+
+def a_hang(scratch, where, begin, end):
+    """The repository hangs in the middle of a backup: the guest does not notice."""
     vm, tidemark = running(scratch)
     vm.write("vda", 4 << 20, 8 << 20, 7)
-    disk = scratch / "fs.img"
-    run(["mkfs.ext4", "-q", disk, "64M"])
-    where = scratch.dir("hangs")
-    if run(["mount", "-o", "loop", disk, where], check=False).returncode:
-        print("  (cannot mount here: not run)")
-        return
-    scratch.defer(lambda: run(["umount", where], check=False))
     hung = Tidemark(scratch, repo=where / "repo", state=tidemark.state)
     hung("init")
     backup = hung.start("backup", vm.target(), "--limit-rate", "2M",
                         env={"TIDEMARK_DEBUG_STALL_MS": "1500"})
     wait_for("the freeze", lambda: vm.active_file("vda") != vm.disk("vda").path, 20)
-    run(["fsfreeze", "-f", where])
+    begin()
     try:
         wait_for("the guest to be back on its own file",
                  lambda: vm.active_file("vda") == vm.disk("vda").path, 40)
         wait_for("the message", lambda: "has not answered" in backup.err, 20)
+        vm.write("vda", 4 << 20, 1 << 20, 8)
     finally:
-        run(["fsfreeze", "-u", where])
+        end()
     backup.finish(1)
     assert_clean(vm, epochs=0, timeout=5)
     hung("backup", vm.target())
     assert_clean(vm)
+
+
+@case
+def a_repository_that_hangs_does_not_hold_the_guest(scratch):
+    """Its file system is frozen."""
+    if where := mounted_device(scratch, scratch / "fs.img"):
+        a_hang(scratch, where, lambda: run(["fsfreeze", "-f", where]),
+               lambda: run(["fsfreeze", "-u", where]))
+
+
+@case
+def a_repository_on_a_server_that_stops_does_not_hold_the_guest(scratch):
+    """Nothing that its block device is asked for comes back, until the server goes on."""
+    if not os.access("/dev/fuse", os.W_OK) or not shutil.which("nbdfuse"):
+        print("  (no FUSE here: not run)")
+        return
+    sock, mount = scratch / "server.sock", scratch.dir("device")
+    server = spawn(["nbdkit", "-f", "-U", sock, "memory", "64M"])
+    scratch.defer(reap, server)
+    wait_for("the server", sock.exists)
+    fuse = spawn(["nbdfuse", mount / "nbd", f"nbd+unix:///?socket={sock}"])
+    scratch.defer(reap, fuse)
+    scratch.defer(lambda: run(["fusermount", "-u", mount], check=False))
+    wait_for("the device", (mount / "nbd").exists)
+    if where := mounted_device(scratch, mount / "nbd"):
+        a_hang(scratch, where, lambda: server.send_signal(signal.SIGSTOP),
+               lambda: server.send_signal(signal.SIGCONT))
 
 
 @case
