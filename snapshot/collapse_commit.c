@@ -188,11 +188,32 @@ static int check_name(struct collapse *c, struct error *err)
 			 d->overlay);
 }
 
-static int on_base(struct collapse *c, struct error *err)
+/* QEMU still has it open, but it is not where it was: nobody removes it then. */
+static int tell_moved(struct collapse *c, struct error *err)
+{
+	auto_free char *text = NULL;
+	int r;
+
+	if (identity_look(c->d->overlay, &c->d->overlay_id) != IDENTITY_GONE)
+		return 0;
+	r = text_format(&text, err,
+			"its overlay %s (inode %llu) was moved to another place: it is merged and "
+			"can be removed there",
+			c->d->overlay, (unsigned long long)c->d->overlay_id.inode);
+	if (!r)
+		guest_remark(c->g, c->phase, c->d->name, text);
+	if (!r)
+		collapse_say(c, text);
+	return r;
+}
+
+static int on_base(struct collapse *c, const struct collapse_view *v, struct error *err)
 {
 	int r = c->d->pivot == PIVOT_NONE ? check_untouched(c, err) : check_name(c, err);
 
 	base_unlock(c->d);
+	if (!r && v->ours)
+		r = tell_moved(c, err);
 	if (!r)
 		r = collapse_drop_overlay(c->g, c->d, err);
 	return r;
@@ -234,7 +255,7 @@ int collapse_commit_step(struct collapse *c, bool *done, struct error *err)
 		return concluded(c, &v, &job, err);
 	switch (v.state) {
 	case COLLAPSE_ON_BASE:
-		r = on_base(c, err);
+		r = on_base(c, &v, err);
 		*done = !r;
 		return r;
 	case COLLAPSE_ON_OVERLAY:

@@ -551,6 +551,29 @@ def a_base_exchanged_while_it_is_merged(scratch):
 
 
 @case
+def an_overlay_directory_that_was_renamed_is_mentioned(scratch):
+    rig = Rig(scratch)
+    where = scratch.dir("overlays")
+    for left_to_recovery in (False, True):
+        run = rig.start("--overlay-dir", where, env={
+            "TIDEMARK_DEBUG_STOP_AT": "frozen", **(NO_GUARD if left_to_recovery else {})})
+        wait_stopped(run, "frozen")
+        rig.write()
+        moved = where.rename(scratch / "moved")
+        if left_to_recovery:
+            run.kill()
+            said = "".join(rig.tidemark("recover", rig.vm.target(), expect=3).json["actions"])
+        else:
+            run.signal(signal.SIGCONT)
+            said = run.finish((0, 3)).err
+        if said.count("was moved") != len(NAMES):
+            raise HarnessError(f"it says: {said}")
+        shutil.rmtree(moved)
+        where.mkdir()
+    rig.go_on()
+
+
+@case
 def a_name_that_a_pull_was_to_take_is_taken(scratch):
     rig = Rig(scratch)
     run = rig.start("--full", "--limit-rate", "8M", "--collapse", "pull", "--keep-name")
