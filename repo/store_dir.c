@@ -256,6 +256,23 @@ static const struct store_ops dir_ops = {
 	.free = dir_free,
 };
 
+/* Programs that copy files alone leave tmp out when it is empty. */
+static int open_tmp(struct dir_store *d, struct error *err)
+{
+	const int flags = O_RDONLY | O_DIRECTORY | O_CLOEXEC;
+
+	d->tmp = openat(d->root, "tmp", flags);
+	if (d->tmp < 0 && errno == ENOENT) {
+		if (faccessat(d->root, "repo", F_OK, 0) < 0)
+			return error_set(err, TM_E_NOTFOUND,
+					 "%s is not a repository (it has no folder tmp)", d->path);
+		if (mkdirat(d->root, "tmp", 0700) < 0 && errno != EEXIST)
+			return error_errno(err, errno, "making %s/tmp", d->path);
+		d->tmp = openat(d->root, "tmp", flags);
+	}
+	return d->tmp < 0 ? error_errno(err, errno, "opening %s/tmp", d->path) : 0;
+}
+
 static int dir_open(struct dir_store *d, bool create, struct error *err)
 {
 	int r;
@@ -272,13 +289,7 @@ static int dir_open(struct dir_store *d, bool create, struct error *err)
 		return error_set(err, TM_E_NOTFOUND, "%s is not a directory", d->path);
 	if (d->root < 0)
 		return error_errno(err, errno, "opening %s", d->path);
-	d->tmp = openat(d->root, "tmp", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	if (d->tmp < 0 && errno == ENOENT)
-		return error_set(err, TM_E_NOTFOUND,
-				 "%s is not a repository (it has no folder tmp)", d->path);
-	if (d->tmp < 0)
-		return error_errno(err, errno, "opening %s/tmp", d->path);
-	return 0;
+	return open_tmp(d, err);
 }
 
 int store_dir_open(struct loop *loop, const char *path, bool create, struct store **ret,

@@ -278,6 +278,34 @@ static void a_directory_in_use_is_not_taken(void **state)
 	loop_free(loop);
 }
 
+static void a_copy_without_tmp_is_the_same_repository(void **state)
+{
+	struct store *st = NULL;
+	struct loop *loop = NULL;
+	struct error err = {0};
+	char path[256];
+
+	(void)state;
+	assert_int_equal(loop_new(8, &loop, NULL), 0);
+	st = open_dir(loop, "copied", true);
+	(void)snprintf(path, sizeof(path), "%s/copied/tmp", dir);
+	store_free(st);
+	assert_int_equal(rmdir(path), 0);
+	(void)snprintf(path, sizeof(path), "%s/copied", dir);
+	assert_int_equal(store_dir_open(loop, path, false, &st, &err), TM_E_NOTFOUND);
+	(void)snprintf(path, sizeof(path), "%s/copied/tmp", dir);
+	assert_int_equal(mkdir(path, 0700), 0);
+	st = open_dir(loop, "copied", false);
+	assert_int_equal(store_put_wait(st, "repo", "abc", 3, &err), 0);
+	store_free(st);
+	assert_int_equal(rmdir(path), 0);
+	st = open_dir(loop, "copied", false);
+	assert_int_equal(store_put_wait(st, "d/x", "abc", 3, &err), 0);
+	list(st, "", "d/x=3 repo=3 ");
+	store_free(st);
+	loop_free(loop);
+}
+
 struct many {
 	struct store_req req;
 	char key[KEY_MAX];
@@ -345,6 +373,7 @@ int main(void)
 		cmocka_unit_test(leftovers_in_tmp_are_no_objects),
 		cmocka_unit_test(what_crashes_leave_is_tidied_away_beside_puts),
 		cmocka_unit_test(a_directory_in_use_is_not_taken),
+		cmocka_unit_test(a_copy_without_tmp_is_the_same_repository),
 		cmocka_unit_test(many_puts_at_once),
 	};
 
