@@ -36,7 +36,7 @@ class BareVm(Vm):
         self.port_path = scratch.dir(name) / "port.sock"
         self.port = None
         super().__init__(scratch, disks, guest=False, name=name, extra=[
-            "-S", "-kernel", str(kernel), "-serial", "chardev:port",
+            "-S", "-object", "iothread,id=io0", "-kernel", str(kernel), "-serial", "chardev:port",
             "-chardev", f"socket,id=port,path={self.port_path},server=on,wait=off"])
 
     def start(self, wait=True, timeout=60.0):
@@ -179,8 +179,11 @@ class Writer:
             lba -= lba % 8
         if self.rng.random() < 0.05:     # the very end
             lba = sectors - count
-        op = "w" if self.rng.random() < 0.9 else self.rng.choice("zZ")
-        write = self.model.issue(content, lba, count, op != "w")
+        op = "w" if self.rng.random() < 0.85 else self.rng.choice("zZd")
+        if op != "w" and self.rng.random() < 0.5:       # whole clusters
+            lba -= lba % 128
+            count = min(sectors - lba, self.rng.choice((128, SECTORS_MAX)))
+        write = self.model.issue(content, lba, count, op.lower())
         if not write:
             return False
         self.writes += 1
@@ -196,7 +199,7 @@ class Writer:
             content = self.contents[slot]
             count = self.rng.choice((1, 1, 8))
             lba = self.rng.randrange(content.size // SECTOR - count)
-            if write := self.model.issue(content, lba, count, False):
+            if write := self.model.issue(content, lba, count):
                 self.model.link(write)
                 self._open[write.generation] = (self.model.linked, content, lba, count, write)
                 links.append(("c", slot, count, content.number, lba, write.generation))

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 PHASES = ("preparing", "freezing", "switched", "frozen", "committing", "pivoting", "pivoted", "settling")
+PULL_PHASES = ("preparing", "freezing", "switched", "frozen", "pulling", "completed", "pulled", "settling")
 IMAGE_PHASES = ("freezing", "frozen", "settling")
 
 
@@ -27,7 +28,7 @@ class Death:
     """One plan, made before the backup starts: `env` is for it, `strike` is called once
     it runs and returns when it has ended. `expect` are the exit statuses it may have."""
 
-    def __init__(self, world, rng):
+    def __init__(self, world, rng, phases=PHASES):
         self.world = world
         self.env, self.expect = {}, (0, 3)
         kinds = ["none"] * 9 + ["agent at", "agent", "agent", "interrupt", "qemu", "both", "both", "quit",
@@ -36,7 +37,7 @@ class Death:
             kinds += ["power", "stop, power"]
         self.kind = rng.choice(kinds)
         self.delay = rng.uniform(0, 0.7)
-        self.phase = rng.choice(PHASES)
+        self.phase = rng.choice(phases)
         self.order = rng.random() < 0.5
         if self.kind == "agent at":
             self.env["TIDEMARK_DEBUG_KILL_AT"] = self.phase

@@ -23,7 +23,7 @@
 
 struct command {
 	/* w(rite), c(hained write: after the one before has ended), z(ero, may unmap), Z(ero),
-	 * f(lush); others are refused */
+	 * d(iscard), f(lush); others are refused */
 	uint8_t op;
 	uint8_t slot; /* of the disk on the PCI bus: 0, 1, … */
 	uint16_t count;
@@ -116,10 +116,11 @@ enum {
 	REG_STATUS = 0x12,
 	REG_ISR = 0x13,
 };
-#define FEATURE_FLUSH  (1u << 9)
-#define FEATURE_ZEROES (1u << 14)
+#define FEATURE_FLUSH   (1u << 9)
+#define FEATURE_DISCARD (1u << 13)
+#define FEATURE_ZEROES  (1u << 14)
 
-enum { TYPE_OUT = 1, TYPE_FLUSH = 4, TYPE_ZEROES = 13 };
+enum { TYPE_OUT = 1, TYPE_FLUSH = 4, TYPE_DISCARD = 11, TYPE_ZEROES = 13 };
 enum { DESC_NEXT = 1, DESC_WRITE = 2 };
 
 struct desc {
@@ -184,7 +185,8 @@ static void find_disks(void)
 		out8(port + REG_STATUS, 0);
 		out8(port + REG_STATUS, 3);
 		out32(port + REG_WANTED,
-		      in32(port + REG_FEATURES) & (FEATURE_FLUSH | FEATURE_ZEROES));
+		      in32(port + REG_FEATURES) &
+			      (FEATURE_FLUSH | FEATURE_DISCARD | FEATURE_ZEROES));
 		out16(port + REG_QUEUE_SELECT, 0);
 		sizes[ndisks] = in16(port + REG_QUEUE_SIZE);
 		if (sizes[ndisks] != QUEUE_MAX) /* struct queue is for this one */
@@ -244,15 +246,31 @@ static void describe(struct desc *d, uint16_t at, const volatile void *p, uint32
 	d[at] = (struct desc){(uint32_t)p, len, flags, (uint16_t)(at + 1)};
 }
 
+static uint32_t type_of(uint8_t op)
+{
+	switch (op) {
+	case 'w':
+	case 'c':
+		return TYPE_OUT;
+	case 'd':
+		return TYPE_DISCARD;
+	case 'f':
+		return TYPE_FLUSH;
+	default:
+		return TYPE_ZEROES;
+	}
+}
+
 static void submit(unsigned n)
 {
 	struct request *r = &requests[n];
 	const struct command *c = &r->command;
 	struct queue *q = &queues[c->slot];
 	uint16_t at = (uint16_t)(n * 3), next = at;
-	bool writes = c->op == 'w' || c->op == 'c';
+	bool writes;
 
-	r->head.type = writes ? TYPE_OUT : c->op == 'f' ? TYPE_FLUSH : TYPE_ZEROES;
+	r->head.type = type_of(c->op);
+	writes = r->head.type == TYPE_OUT;
 	r->head.priority = 0;
 	r->head.sector = writes ? c->lba : 0;
 	r->status = 0xff;
@@ -318,7 +336,8 @@ static bool go_on_with_chain(void)
 
 static void take(const struct command *c)
 {
-	bool known = c->op == 'w' || c->op == 'c' || c->op == 'z' || c->op == 'Z' || c->op == 'f';
+	bool known = c->op == 'w' || c->op == 'c' || c->op == 'z' || c->op == 'Z' || c->op == 'd' ||
+		     c->op == 'f';
 
 	if (!known || c->slot >= ndisks || c->count > SECTORS_MAX) {
 		say(0xff, c->op, c->generation);

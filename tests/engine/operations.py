@@ -9,7 +9,7 @@ import time
 from harness.base import HarnessError, run
 from harness.qmp import QmpError
 
-from .deaths import IMAGE_PHASES, Death
+from .deaths import IMAGE_PHASES, PHASES, PULL_PHASES, Death
 from .model import SECTOR, tag
 from .world import DRIVES_MAX, GUEST, REPOS
 
@@ -33,6 +33,11 @@ def choose(world, rng):
     if rng.random() < 0.5:
         options += ["--limit-rate", rng.choice(("2M", "8M", "32M"))]
     if rng.random() < 0.2:
+        options += ["--audit", rng.choice(("0", "10", "100"))]
+    pulled = [d.persistent and d.kind != "v2" for d in world.drives if d.name in names]
+    if all(pulled) and rng.random() < 0.25:
+        options += ["--collapse", "pull", "--keep-name"]
+    elif rng.random() < 0.2:
         options += ["--overlay-dir", str(world.overlays)]
     return options, names
 
@@ -43,6 +48,8 @@ def expect_epochs(world, repo, names, result):
     for disk in point["disks"]:
         drive = next(d for d in world.drives if d.name == disk["disk"])
         world.counts[f"read by {disk['source']}"] += 1
+        if (disk["audit"] or {}).get("differed"):
+            raise HarnessError(f"the audit says that a change of {drive.name} was missed: {disk}")
         if drive.epochs[repo] and disk["source"] != "bitmap" and disk["reason"] != "asked for with --full":
             raise HarnessError(f"{drive.name} should have been read by the bitmap of point "
                                f"{drive.epochs[repo]}: {disk}")
@@ -55,7 +62,7 @@ def backup(world, rng):
     """A backup of the running guest, which writes all the time."""
     repo = rng.randrange(REPOS)
     options, names = choose(world, rng)
-    death = Death(world, rng)
+    death = Death(world, rng, PULL_PHASES if "pull" in options else PHASES)
     pause = rng.choice((0.0005, 0.002, 0.01))
     print(f"#   repository {repo}, {' '.join(options) or 'no options'}; {death}", flush=True)
     world.start_writer(rng.random(), pause)
@@ -64,6 +71,7 @@ def backup(world, rng):
                                           env=death.env)
     result = death.strike(running)
     world.counts["backups"] += 1
+    world.counts["backups with a pull"] += "pull" in options
     finish_backup(world, rng, repo, names, death, result)
 
 
@@ -139,7 +147,7 @@ def write_at_rest(world, rng):
     count = rng.randrange(1, 300)
     lba = rng.randrange(max(1, drive.content.size // SECTOR - count))
     count = min(count, drive.content.size // SECTOR - lba)
-    write = world.model.issue(drive.content, lba, count, False)
+    write = world.model.issue(drive.content, lba, count)
     data = b"".join(tag(drive.content.number, s, write.generation) for s in range(lba, lba + count))
     (world.out / "data").write_bytes(data)
     run(["qemu-io", "-f", drive.fmt, "-c",
@@ -265,6 +273,8 @@ def older_images(world, rng):
         if len(mine) > 1 and rng.random() < 0.3:
             mine = [rng.choice(mine)]
         for drive in mine:
+            for name in world.second_names(drive):
+                name.unlink()
             world.copy_back("images", drives[drive])
             drive.content = contents[drive].copy()
         print(f"#   back to older copies of {', '.join(d.name for d in mine) or 'nothing'}", flush=True)

@@ -37,12 +37,13 @@ class Disks:
         self.contents = [self.model.new_disk(8 * SECTOR) for _ in range(2)]
         self.data = [bytearray(8 * SECTOR) for _ in range(2)]
 
-    def write(self, disk, lba, answered=True):
+    def write(self, disk, lba, answered=True, kind="w"):
         content = self.contents[disk]
-        write = self.model.issue(content, lba, 1, False)
+        write = self.model.issue(content, lba, 1, kind)
         if answered:
             self.model.answer(content, lba, 1, write)
-        self.data[disk][lba * SECTOR:(lba + 1) * SECTOR] = tag(content.number, lba, write.generation)
+        data = tag(content.number, lba, write.generation) if kind == "w" else bytes(SECTOR)
+        self.data[disk][lba * SECTOR:(lba + 1) * SECTOR] = data
         return self.copies()
 
     def copies(self):
@@ -93,6 +94,38 @@ def the_model_knows_what_was_flushed(_scratch):
     refused("a write that was lost in an orderly end", model.settle, content, before, True)
     model.settle(content, before, False)
     refused("one that comes back", model.settle, content, after, False)
+
+
+@case
+def the_model_knows_what_a_discard_may_leave(_scratch):
+    disks = Disks()
+    model, rest = disks.model, bytes(8 * SECTOR)
+    older, _ = disks.write(0, 1)
+    newer, _ = disks.write(0, 1)
+    zeroes, _ = disks.write(0, 1, kind="d")
+    for data in (newer, zeroes):
+        disks.instant([data, rest], model.clock)
+    refused("what was before the last write", disks.instant, [older, rest], model.clock)
+    refused("what had been discarded", model.settle, disks.contents[0], older, True)
+    model.settle(disks.contents[0], newer, True)
+
+
+@case
+def the_model_forgives_what_qemu_does_to_qcow2_alone(_scratch):
+    for reuses in (True, False):
+        disks = Disks()
+        model, content = disks.model, disks.contents[0]
+        content.reuses = reuses
+        disks.write(0, 1)
+        disks.write(0, 1, kind="z")
+        data = bytearray(disks.write(0, 5)[0])
+        data[SECTOR:2 * SECTOR] = data[5 * SECTOR:6 * SECTOR]
+        refused("the data of another sector after an orderly end", model.settle, content, bytes(data), True)
+        if reuses:
+            if model.settle(content, bytes(data), False) != 1:
+                raise HarnessError("one sector was to be forgiven")
+        else:
+            refused("the data of another sector", model.settle, content, bytes(data), False)
 
 
 if __name__ == "__main__":
