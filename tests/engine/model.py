@@ -78,11 +78,21 @@ class Content:
         write = self.changes[lba][index - 1]
         return tag(self.number, lba, write.generation) if write.kind == "w" else _ZERO
 
-    def fits(self, lba, index, found):
-        """Can version `index` of a sector look like this?"""
-        while index and self.changes[lba][index - 1].kind == "d" and found != _ZERO:
-            index -= 1
-        return self.sector_of(lba, index) == found
+    def fits(self, lba, found):
+        """The indices of the versions of a sector that can look like this, last first."""
+        generation, = struct.unpack_from("<12xI", found)
+        if found != tag(self.number, lba, generation):
+            generation = None
+        looks = self.sector_of(lba, 0) == found
+        fits = [0] * looks
+        for index, write in enumerate(self.changes[lba], 1):
+            if write.kind == "w":
+                looks = write.generation == generation
+            else:
+                looks = found == _ZERO or (write.kind == "d" and looks)
+            if looks:
+                fits.append(index)
+        return fits[::-1]
 
     def versions(self, data):
         """Yields (sector, writes, indices of the versions it may be); raises when
@@ -96,8 +106,7 @@ class Content:
             self._complain(rest, data)
         for lba, writes in self.changes.items():
             found = data[lba * SECTOR:(lba + 1) * SECTOR]
-            fits = [i for i in range(len(writes), -1, -1) if self.fits(lba, i, found)]
-            if not fits:
+            if not (fits := self.fits(lba, found)):
                 raise HarnessError(f"disk {self.number}: sector {lba} has {say_sector(found)}; "
                                    f"expected {say_sector(self.sector_of(lba, 0))} or generations "
                                    f"{[w.generation for w in writes]}")

@@ -31,7 +31,7 @@ def choose(world, rng):
     if rng.random() < 0.1:
         options.append("--full")
     if rng.random() < 0.5:
-        options += ["--limit-rate", rng.choice(("2M", "8M", "32M"))]
+        options += ["--limit-rate", rng.choice(("6M", "16M", "32M"))]
     if rng.random() < 0.2:
         options += ["--audit", rng.choice(("0", "10", "100"))]
     pulled = [d.persistent and d.kind != "v2" for d in world.drives if d.name in names]

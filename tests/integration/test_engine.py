@@ -11,7 +11,7 @@ from harness.cases import case, main
 from engine.model import SECTOR, Model, tag
 from engine.runs import run_worlds
 
-CYCLES, SECONDS = 40, 75
+CYCLES, SECONDS = 40, 110
 
 
 @case
