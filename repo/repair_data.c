@@ -340,7 +340,10 @@ static int mend(struct search *q, const struct vseg *s, struct remedy *ret, stru
 	buf_done(&m.object);
 	free(m.plain);
 	tables_unref(m.t);
-	if (r == 0 || verify_is_damage(r) || r == TM_E_RANGE)
+	if (r == TM_E_NOTFOUND) /* by another repair or a prune */
+		(void)snprintf(ret->text, sizeof(ret->text),
+			       "it was replaced or removed meanwhile; the next repair looks again");
+	if (r == 0 || verify_is_damage(r) || r == TM_E_RANGE || r == TM_E_NOTFOUND)
 		return 0;
 	if (err && !err->code)
 		*err = one;

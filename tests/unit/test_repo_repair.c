@@ -4,7 +4,7 @@
  * builds again what can be.  After each, every point reads back right or is named, and the newest
  * one reads back right.
  */
-#include "test_repo.h"
+#include "test_secret.h"
 
 #include "repo/cache.h"
 #include "repo/lost.h"
@@ -326,12 +326,95 @@ static void older_points_get_back_what_is_stored_anew(void **state)
 	assert_true(after < before || before == 0);
 }
 
+/* ---- a store that fails for a while ---- */
+
+static void noise(struct image *im, uint64_t *random, uint64_t from, uint64_t to)
+{
+	for (uint64_t i = from * BS; i < to * BS; i++)
+		im->data[i] = (uint8_t)test_random(random);
+}
+
+/* A repair with a get that brings half, then another one; all is there.  False: no such get. */
+static bool repair_short(const struct copy *base, struct history *h, const struct image *twin,
+			 unsigned n)
+{
+	const struct repo_repair_options opt = {.pool = h->rig.pool, .read_data = true};
+	auto_point_list struct point_list l = {0};
+	struct repo_verify_report report = {0};
+	struct error err = {0};
+	unsigned hits;
+
+	h->rig.store = copy_to_store(&h->rig, base);
+	assert_int_equal(repo_open(&h->rig.store->st, &h->rig.repo, &err), 0);
+	h->rig.store->fault = FAULT_CUT;
+	h->rig.store->of = REQUEST_GET;
+	h->rig.store->calls = 0;
+	h->rig.store->fail_at = n;
+	if (repo_repair(h->rig.repo, &opt, &report, &err) < 0)
+		assert_int_equal(err.code, TM_E_CORRUPT);
+	hits = h->rig.store->hits;
+	repo_verify_report_done(&report);
+	h->rig.store->fail_at = 0;
+	cache_drop(h->rig.repo->cache);
+	repair(h, false, &report);
+	repo_verify_report_done(&report);
+	verify(h, false, &report);
+	assert_int_equal(report.ndamaged, 0);
+	repo_verify_report_done(&report);
+	assert_int_equal(repo_points(h->rig.repo, NULL, &l, NULL, NULL), 0);
+	assert_int_equal(l.n, 2);
+	for (size_t i = 0; i < l.n; i++) {
+		bool own = strcmp(l.v[i]->guest, rig_guest) == 0;
+
+		error_clear(&err);
+		if (rig_read(&h->rig, l.v[i], own ? &h->now : twin, &err) < 0)
+			fail_msg("short at get %u: %s", n, err.text);
+	}
+	repo_free(h->rig.repo);
+	h->rig.repo = NULL;
+	return hits > 0;
+}
+
+/* Segments with some clusters that are elsewhere, too, and some that are not: those must not go
+ * because a segment could not be read once. */
+static void what_came_short_once_is_not_given_up(void **state)
+{
+	static char twin_guest[] = "twin";
+	struct history h = {.n = 0};
+	struct image twin;
+	struct copy *base;
+	struct tm_id id;
+	unsigned n = 1;
+
+	(void)state;
+	rig_up(&h.rig, BS, seed);
+	image_init(&h.now, UINT64_C(48) * BS, BS);
+	noise(&h.now, &h.rig.random, 0, 48);
+	assert_int_equal(rig_backup(&h.rig, &h.now, NULL, &id, NULL), 0);
+	image_init(&twin, UINT64_C(48) * BS, BS);
+	memcpy(twin.data, h.now.data, twin.size);
+	noise(&twin, &h.rig.random, 16, 32);
+	h.rig.guest = twin_guest;
+	assert_int_equal(rig_backup(&h.rig, &twin, NULL, &id, NULL), 0);
+	base = copy_store(h.rig.store->below);
+	repo_free(h.rig.repo);
+	h.rig.repo = NULL;
+	while (repair_short(base, &h, &twin, n))
+		n++;
+	printf("%u gets\n", n - 1);
+	assert_true(n > 20);
+	copy_free(base);
+	image_done(&twin);
+	history_down(&h);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(the_next_backup_stores_what_was_lost),
 		cmocka_unit_test(maps_are_built_again),
 		cmocka_unit_test(older_points_get_back_what_is_stored_anew),
+		cmocka_unit_test(what_came_short_once_is_not_given_up),
 	};
 
 	seed = test_seed();

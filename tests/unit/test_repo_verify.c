@@ -4,6 +4,7 @@
 
 #include "repo/cache.h"
 #include "repo/internal.h"
+#include "repo/lost.h"
 
 #define BS 4096
 
@@ -267,6 +268,46 @@ static void names_of_others_are_passed_by(void **state)
 	rig_down(&rig);
 }
 
+/* Who may only read verifies all the same, and is told what does not follow. */
+static void damage_that_cannot_be_recorded_is_said(void **state)
+{
+	struct keys *keys = calloc(1, sizeof(*keys));
+	struct error err = {0};
+	struct image im;
+	struct rig rig;
+	size_t k = 0;
+
+	(void)state;
+	one_point(&rig, &im, keys);
+	while (!strstr(keys->key[k], "/000/m"))
+		k++;
+	assert_int_equal(rig.store->below->ops->remove(rig.store->below, keys->key[k], NULL), 0);
+	cache_drop(rig.repo->cache);
+	for (int may_put = 0; may_put < 2; may_put++) {
+		const struct repo_verify_options opt = {.pool = rig.pool, .record = true};
+		struct repo_verify_report report = {0};
+		struct lost lost = {0};
+
+		rig.store->fault = FAULT_FAIL;
+		rig.store->of = REQUEST_PUT;
+		rig.store->fail_at = may_put ? 0 : 1;
+		rig.store->for_good = true;
+		rig.store->calls = 0;
+		assert_int_equal(repo_verify(rig.repo, &opt, &report, &err), 0);
+		assert_true(named(&report, keys->key[k]));
+		assert_int_equal(!report.unrecorded, may_put);
+		if (!may_put)
+			assert_non_null(strstr(report.unrecorded, "put"));
+		assert_int_equal(lost_load(rig.repo, &lost, NULL), 0);
+		assert_int_equal(lost.n > 0, may_put);
+		lost_done(&lost);
+		repo_verify_report_done(&report);
+	}
+	free(keys);
+	image_done(&im);
+	rig_down(&rig);
+}
+
 /* Runs of one object each go round until the damage is found, wherever it is. */
 static void a_budget_is_spent_on_what_was_verified_longest_ago(void **state)
 {
@@ -455,6 +496,7 @@ int main(void)
 		cmocka_unit_test(a_map_that_leads_to_an_old_version_is_found),
 		cmocka_unit_test(a_disk_that_became_empty_fits),
 		cmocka_unit_test(names_of_others_are_passed_by),
+		cmocka_unit_test(damage_that_cannot_be_recorded_is_said),
 		cmocka_unit_test(a_budget_is_spent_on_what_was_verified_longest_ago),
 		cmocka_unit_test(a_budget_is_reported_where_nothing_can_be_written),
 	};

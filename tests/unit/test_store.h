@@ -30,13 +30,14 @@ struct failing {
 	struct store *below;
 	bool keep; /* this and below outlive it */
 	enum fault fault;
-	unsigned of;         /* requests that count, REQUEST_*; 0: all */
-	unsigned calls;      /* that counted */
-	unsigned fail_at;    /* the first that is hit; 0: never; counts from 1 */
-	bool for_good;       /* all later ones are hit, too */
-	unsigned hits;       /* so far */
-	struct store *stale; /* borrowed */
-	unsigned delay_ms;   /* of every get: time passes */
+	unsigned of;                       /* requests that count, REQUEST_*; 0: all */
+	unsigned calls;                    /* that counted */
+	unsigned fail_at;                  /* the first that is hit; 0: never; counts from 1 */
+	bool for_good;                     /* all later ones are hit, too */
+	unsigned hits;                     /* so far */
+	struct store *stale;               /* borrowed */
+	unsigned delay_ms;                 /* of every get: time passes */
+	void (*before)(struct failing *f); /* each request, or NULL */
 };
 
 static inline struct failing *failing_of(struct store *st)
@@ -49,6 +50,8 @@ static inline bool failing_now(struct failing *f, enum request kind)
 {
 	bool hit;
 
+	if (f->before)
+		f->before(f);
 	if (f->of && !(f->of & kind))
 		return false;
 	f->calls++;
