@@ -17,7 +17,7 @@ from harness.vm import Disk
 
 from engine.host import private_mounts
 
-from scenario import scenario
+from scenario import FEW, scenario
 
 HERE = Path(__file__).resolve().parent
 LOG_BYTES = 16 * image.MIB
@@ -209,7 +209,7 @@ def guest_latency(bench):
     merged back; while one reads that was told to slow down when more than one write in a hundred takes longer
     than 1.5 times what one in a hundred took without a backup; while the repository's file system hangs, for as long as it does (fsfreeze); and on
     an overlay file system of 64 MiB that fills up, for which the backup is given up. All lies in
-    memory, so the latency of a real disk is not in it. At most three rounds."""
+    memory, so the latency of a real disk is not in it. Two rounds."""
     seconds, gib = (4, 1) if bench.small else (10, 2)
     mounts = private_mounts()       # before QEMU starts, which has to see them
     repos, small = (mount(bench, "hanging", 4 << 30), mount(bench, "small", 64 << 20)) if mounts else (None, None)
@@ -217,7 +217,7 @@ def guest_latency(bench):
         bench.note("without file systems of its own: neither one that hangs nor a full one")
     guest = Guest(bench, gib)
     runs = Runs(bench, guest, seconds)
-    for _ in range(min(bench.rounds, 3)):
+    for _ in range(min(bench.rounds, FEW)):
         figures(bench, "no backup", [took for _, took in guest.start(seconds).result()])
         runs.plain()
         runs.governed(math.ceil(1.5 * bench.outcome.median("no backup", "p99_us") / 1000))

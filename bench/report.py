@@ -110,7 +110,9 @@ def table(result):
     lines = ["| | " + " | ".join(c[1] for c in columns) + " |", "|---|" + "---:|" * len(columns)]
     for name, row in result["rows"].items():
         cells = [_cell(row[key], factor, digits) if key in row else "" for key, _, factor, digits in columns]
-        lines.append(f"| {escape(name)} | " + " | ".join(cells) + " |")
+        rounds = next(iter(row.values()))["n"]
+        few = f" ({rounds} rounds)" if 1 < rounds < result["rounds"] else ""
+        lines.append(f"| {escape(name)}{few} | " + " | ".join(cells) + " |")
     if result["targets"]:
         lines += ["", "| target | measured | | |", "|---|---:|---|---|"]
         for t in result["targets"]:
