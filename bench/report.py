@@ -82,12 +82,13 @@ def machine(root):
                          "virtnbdbackup": virtnbdbackup and f"virtnbdbackup {virtnbdbackup}"}}
 
 
-def as_json(it, outcome, rounds, load):
+def as_json(it, outcome, rounds, load, commit):
     rows = {}
     for name, row in outcome.rows.items():
         rows[name] = {key: {"median": statistics.median(v), "min": min(v), "max": max(v), "n": len(v)}
                       for key, v in row.items()}
-    return {"title": it.title, "what": it.what, "rounds": rounds, "load": load, "rows": rows, "notes": outcome.notes,
+    return {"title": it.title, "what": it.what, "rounds": rounds, "load": load, "commit": commit, "rows": rows,
+            "notes": outcome.notes,
             "targets": [{"text": t.text, "value": t.value, "limit": t.limit, "least": t.least, "met": t.met}
                         for t in outcome.targets]}
 
@@ -135,8 +136,7 @@ def _sections(documents):
     for document in documents:
         for name, result in document["scenarios"].items():
             sections[name] = [f"### {name}: {result['title']}", "", *textwrap.wrap(result["what"], 120),
-                              f"(Rounds: {result['rounds']}; commit {document['machine']['commit']}; "
-                              f"load {result['load']:.0f}.)", "", *table(result)]
+                              f"(Rounds: {result['rounds']}; commit {result['commit']}; load {result['load']:.0f}.)", "", *table(result)]
     return sections
 
 
