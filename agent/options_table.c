@@ -159,7 +159,8 @@ const struct command_spec option_commands[CMD_COUNT] = {
 		 "TARGET is one of\n"
 		 "  qmp:/path/qmp.sock[,agent=/path/qga.sock][,name=NAME]   a running guest\n"
 		 "  image:/path/disk.qcow2[,...][,name=NAME][,format=FORMAT]\n"
-		 "                          disks of a guest that is off\n"},
+		 "                          disks of a guest that is off\n"
+		 "A comma that belongs to a name is written twice.\n"},
 	[CMD_LIST] = {"list", "", 0, 0, true, "list the points",
 		      "Lists the points, oldest first.\n"},
 	[CMD_SHOW] =

@@ -49,13 +49,30 @@ static int image_part(struct target *t, char *part, struct error *err)
 	return 0;
 }
 
+/* The next part, ended at a comma that stands alone; of two, as in QEMU's options, one is left. */
+static char *next_part(char **rest)
+{
+	char *part = *rest, *to = part, *from = part;
+
+	if (!part)
+		return NULL;
+	for (; *from && (*from != ',' || from[1] == ','); from++) {
+		if (*from == ',')
+			from++;
+		*to++ = *from;
+	}
+	*rest = *from ? from + 1 : NULL;
+	*to = '\0';
+	return part;
+}
+
 static int parse_parts(struct target *t, char *rest, struct error *err)
 {
 	bool first = true;
 	char *part;
 	int r = 0;
 
-	while (!r && (part = strsep(&rest, ","))) {
+	while (!r && (part = next_part(&rest))) {
 		if (!*part)
 			return error_set(err, TM_E_USAGE, "a part is empty");
 		r = t->guest.kind == GUEST_QMP ? qmp_part(t, part, first, err)

@@ -35,6 +35,23 @@ static void image_targets_name_files(void **state)
 	target_done(&t);
 }
 
+static void two_commas_are_one_that_belongs_to_a_name(void **state)
+{
+	struct target t = {0};
+
+	(void)state;
+	assert_int_equal(target_parse("image:/a,,b/,,,/,,,,c.raw,name=x,,y,,", &t, NULL), 0);
+	assert_int_equal(t.guest.nimages, 2);
+	assert_string_equal(t.guest.images[0], "/a,b/,");
+	assert_string_equal(t.guest.images[1], "/,,c.raw");
+	assert_string_equal(t.guest.name, "x,y,");
+	target_done(&t);
+	assert_int_equal(target_parse("qmp:/a,,b.sock,agent=/a,,b.qga", &t, NULL), 0);
+	assert_string_equal(t.guest.qmp_socket, "/a,b.sock");
+	assert_string_equal(t.guest.agent_socket, "/a,b.qga");
+	target_done(&t);
+}
+
 static void targets_that_make_no_sense_are_refused(void **state)
 {
 	static const char *const bad[] = {"",
@@ -42,7 +59,8 @@ static void targets_that_make_no_sense_are_refused(void **state)
 					  "libvirt:vm1",
 					  "qmp:",
 					  "qmp:/a,",
-					  "qmp:/a,,name=x",
+					  "qmp:/a,name=x,",
+					  "image:,/a",
 					  "qmp:/a,colour=red",
 					  "image:",
 					  "image:name=x",
@@ -66,6 +84,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(qmp_targets_name_sockets),
 		cmocka_unit_test(image_targets_name_files),
+		cmocka_unit_test(two_commas_are_one_that_belongs_to_a_name),
 		cmocka_unit_test(targets_that_make_no_sense_are_refused),
 	};
 
