@@ -14,6 +14,7 @@ static int check_keep(const struct journal_disk *jd, const struct block_node *ba
 		      struct error *err)
 {
 	const json_t *image = json_object_get(base->info, "image");
+	const json_t *own = json_object_get(json_object_get(image, "format-specific"), "data");
 	const char *slash = strrchr(jd->base, '/');
 	struct stat a, b;
 
@@ -31,6 +32,16 @@ static int check_keep(const struct journal_disk *jd, const struct block_node *ba
 		return error_set(err, TM_E_USAGE,
 				 "%s holds internal snapshots, which would be lost: leave out "
 				 "--keep-name",
+				 jd->base);
+	if (json_object_get(own, "data-file"))
+		return error_set(err, TM_E_USAGE,
+				 "%s keeps its data in another file, which would be out of use: "
+				 "leave out --keep-name",
+				 jd->base);
+	if (lstat(jd->base, &a) < 0 || S_ISLNK(a.st_mode))
+		return error_set(err, TM_E_USAGE,
+				 "%s is a symbolic link, which would be replaced, and not the file "
+				 "it names: leave out --keep-name",
 				 jd->base);
 	if (stat(jd->base, &a) < 0 || stat(jd->overlay, &b) < 0 || a.st_dev != b.st_dev)
 		return error_set(

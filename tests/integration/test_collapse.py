@@ -395,6 +395,25 @@ def a_raw_disk_cannot_keep_its_name(scratch):
 
 
 @case
+def a_link_and_a_file_of_data_are_not_replaced(scratch):
+    where, data = scratch.dir("disks"), scratch.dir("data")
+    path = image.create(data / "vdb.qcow2", SIZE)
+    (where / "vdb.qcow2").symlink_to(path)
+    disks = [Disk(image.create(where / "vda.qcow2", SIZE, options={"data_file": data / "vda.raw"}),
+                  "vda"), Disk(where / "vdb.qcow2", "vdb")]
+    rig = Rig(scratch, disks)
+    rig.write_all()
+    for disk, word in (("vda", "another file"), ("vdb", "symbolic link")):
+        result = rig.tidemark("backup", rig.vm.target(), "--collapse", "pull", "--keep-name",
+                              "--disk", disk, expect=2)
+        if word not in result.err:
+            raise HarnessError(f"it says: {result.err}")
+    assert_clean(rig.vm)
+    if not disks[1].path.is_symlink():
+        raise HarnessError("the link is gone")
+
+
+@case
 def a_point_that_is_not_committed_gives_its_changes_back_after_a_pull(scratch):
     rig = PullRig(scratch, two_disks(scratch))
     running = rig.start_stopped("settling", "--collapse", "pull")
