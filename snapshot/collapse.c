@@ -37,6 +37,43 @@ static bool is_file(const struct block_node *format, const char *file)
 	return format && same_file(block_node_storage(format)->file, file);
 }
 
+/* What stands on it, filters only: the node that a device had.  NULL: something else does. */
+static const struct block_node *root_above(const struct block_graph *graph,
+					   const struct block_node *node)
+{
+	for (size_t i = 0, depth = 0; i < graph->nnodes && depth < 64; i++) {
+		const struct block_node *n = &graph->nodes[i];
+
+		if (n->file_child != node && n->backing_child != node)
+			continue;
+		if (block_node_format(n) == n)
+			return NULL;
+		node = n;
+		depth++;
+		i = SIZE_MAX; /* once more from the first */
+	}
+	return node;
+}
+
+/* A device that was unplugged leaves its nodes behind. */
+static void look_without_device(const struct block_graph *graph, const struct journal_disk *d,
+				struct collapse_view *v)
+{
+	const struct block_node *base, *top;
+
+	if (!is_file(v->ours, d->overlay))
+		return;
+	base = block_node_format(v->ours->backing_child);
+	top = root_above(graph, v->ours);
+	if (!top || !is_file(base, d->base))
+		return;
+	v->no_device = true;
+	v->state = COLLAPSE_ON_OVERLAY;
+	v->top = top;
+	v->active = v->ours;
+	v->base = base;
+}
+
 struct collapse_view collapse_look(const struct block_graph *graph, const struct journal_disk *d)
 {
 	const struct block_device *dev = graph_find_device(graph, d->qdev, d->drive);
@@ -45,8 +82,6 @@ struct collapse_view collapse_look(const struct block_graph *graph, const struct
 	v.ours = d->overlay_node ? block_graph_node(graph, d->overlay_node) : NULL;
 	v.top = dev ? dev->top : NULL;
 	v.active = block_node_format(v.top);
-	if (!v.active)
-		return v;
 	if (is_file(v.active, d->overlay)) {
 		v.state = COLLAPSE_ON_OVERLAY;
 		v.base = block_node_format(v.active->backing_child);
@@ -55,6 +90,8 @@ struct collapse_view collapse_look(const struct block_graph *graph, const struct
 	} else if (is_file(v.active, d->base)) {
 		v.state = COLLAPSE_ON_BASE;
 		v.base = v.active;
+	} else {
+		look_without_device(graph, d, &v);
 	}
 	return v;
 }

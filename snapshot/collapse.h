@@ -41,7 +41,8 @@ struct collapse_view {
 	const struct block_node
 		*base; /* the base's format node, below or equal to active; or NULL */
 	const struct block_node
-		*ours; /* the overlay node this run made; NULL: another QEMU process */
+		*ours;  /* the overlay node this run made; NULL: another QEMU process */
+	bool no_device; /* it was taken away, and left its overlay to nobody */
 };
 
 struct collapse_view collapse_look(const struct block_graph *graph, const struct journal_disk *d);

@@ -83,7 +83,8 @@ static int concluded(struct collapse *c, const struct collapse_view *v, const st
 
 	if (job->failed)
 		log_debug("disk %s: job ended with: %s", c->d->name, job->error);
-	if (v->state == COLLAPSE_ON_BASE) {
+	if (v->state == COLLAPSE_ON_BASE ||
+	    (v->no_device && c->d->pivot == PIVOT_BEGUN && !job->failed)) {
 		c->d->pivot = PIVOT_DONE;
 		r = journal_write(c->j, JOURNAL_PIVOTED, err);
 		if (!r)
@@ -207,7 +208,7 @@ static int tell_moved(struct collapse *c, struct error *err)
 	return r;
 }
 
-static int on_base(struct collapse *c, const struct collapse_view *v, struct error *err)
+static int on_base(struct collapse *c, const struct collapse_view *v, bool *done, struct error *err)
 {
 	int r = c->d->pivot == PIVOT_NONE ? check_untouched(c, err) : check_name(c, err);
 
@@ -216,6 +217,7 @@ static int on_base(struct collapse *c, const struct collapse_view *v, struct err
 		r = tell_moved(c, err);
 	if (!r)
 		r = collapse_drop_overlay(c->g, c->d, err);
+	*done = !r;
 	return r;
 }
 
@@ -255,10 +257,10 @@ int collapse_commit_step(struct collapse *c, bool *done, struct error *err)
 		return concluded(c, &v, &job, err);
 	switch (v.state) {
 	case COLLAPSE_ON_BASE:
-		r = on_base(c, &v, err);
-		*done = !r;
-		return r;
+		return on_base(c, &v, done, err);
 	case COLLAPSE_ON_OVERLAY:
+		if (v.no_device && c->d->pivot == PIVOT_DONE)
+			return on_base(c, &v, done, err);
 		return on_overlay(c, &v, err);
 	case COLLAPSE_GONE:
 	default:
@@ -267,6 +269,13 @@ int collapse_commit_step(struct collapse *c, bool *done, struct error *err)
 			*done = !r;
 			return r;
 		}
+		if (v.ours)
+			return error_set(
+				err, TM_E_STALE,
+				"something else than the guest stands on its overlay %s, "
+				"as a snapshot does that another program took: merge that, "
+				"then run recovery; nothing is touched",
+				c->d->overlay);
 		return error_set(
 			err, TM_E_STALE,
 			"the guest uses neither its base %s nor its overlay %s; nothing is touched",

@@ -375,7 +375,9 @@ int epochs_void(struct guest *g, const struct journal *j, struct text_list *line
 		const struct journal_disk *jd = &j->disks[i];
 		const struct guest_disk *d = find_disk(g, jd);
 
-		if (jd->void_epoch && jd->old_bitmap && d && !d->empty)
+		if (!d) /* unplugged */
+			r = epochs_void_file(jd, lines, err);
+		else if (jd->void_epoch && jd->old_bitmap && !d->empty)
 			r = void_disk(g, d, jd, lines, err);
 	}
 	return r;

@@ -30,14 +30,14 @@ class Rig:
     """A guest of two disks without an operating system, one good point, and a
     shadow of what was written to each disk."""
 
-    def __init__(self, scratch, dirs=("disks", "disks"), style="blockdev"):
+    def __init__(self, scratch, dirs=("disks", "disks"), **kind):
         self.scratch = scratch
         self.rng = make_rng("recover")
         self.dirs = [scratch.dir(d) for d in dirs]
         self.dir = self.dirs[0]
         self.shadows = {n: image.Shadow(scratch / f"{n}.shadow", SIZE) for n in NAMES}
         self.paths = [image.create(d / f"{n}.qcow2", SIZE) for d, n in zip(self.dirs, NAMES)]
-        self.vm = Vm(scratch, [Disk(p, n, style=style) for p, n in zip(self.paths, NAMES)],
+        self.vm = Vm(scratch, [Disk(p, n, **kind) for p, n in zip(self.paths, NAMES)],
                      guest=False).start()
         note_baseline(self.vm)
         self.tidemark = Tidemark(scratch)
@@ -226,6 +226,26 @@ def the_guest_is_reset_while_disks_are_read(scratch):
     rig.vm.qmp.execute("system_reset")
     run.finish(0)
     rig.go_on()
+
+
+@case
+def a_disk_is_unplugged_while_disks_are_read(scratch):
+    for died in (False, True):
+        rig = Rig(Sub(scratch, str(died)), bus="virtio-scsi")
+        run = rig.start_reading("8M", NO_GUARD if died else None)
+        rig.vm.qmp.execute("device_del", id="vdb")
+        wait_for("the end of vdb", lambda: not any(
+            "vdb" in entry.get("qdev", "") for entry in rig.vm.qmp.execute("query-block")))
+        if died:
+            run.kill()
+            rig.tidemark("recover", rig.vm.target())
+        else:
+            run.finish(0)
+        rig.tidemark("recover", "--check", rig.vm.target())
+        rig.backup("--disk", "vda")
+        rig.vm.terminate()
+        rig.go_on()
+        rig.vm.kill()
 
 
 @case
