@@ -170,10 +170,10 @@ static int refuse_stray(const char *file, struct error *err)
 		r = error_set(
 			err, TM_E_STALE,
 			"an interrupted backup left %s, and its journal is lost.  With the guest "
-			"off: "
-			"if the guest wrote to it last, 'qemu-img rebase -u -b %s OVERLAY' and "
-			"'qemu-img commit OVERLAY' keep that; if it has run on %s since, remove "
-			"the overlay, and OVERLAY" OVERLAY_DATA_SUFFIX " where there is one",
+			"off: if the guest wrote to it last, 'qemu-img commit' of it puts that in "
+			"%s; if it has run on %s since, leave that out.  Then remove the overlay, "
+			"and "
+			"OVERLAY" OVERLAY_DATA_SUFFIX " where there is one",
 			overlays.v[i], file, file);
 	}
 	return r;
@@ -193,6 +193,8 @@ static int refuse_strays(const struct guest *g, struct error *err)
 			r = names_check_moved(d->file, err);
 	}
 	for (size_t i = 0; !r && i < g->nimages; i++) {
+		if (access(g->images[i], F_OK) < 0)
+			return error_set(err, TM_E_NOTFOUND, "there is no image %s", g->images[i]);
 		r = refuse_stray(g->images[i], err);
 		if (!r)
 			r = names_check_moved(g->images[i], err);

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from harness import Tidemark, Vm, assert_clean, image, make_rng, note_baseline, wait_for
-from harness.base import HarnessError
+from harness.base import HarnessError, run as run_program
 from harness.cases import case, main
 from harness.proxy import Proxy
 from harness.qmp import Qmp
@@ -353,6 +353,23 @@ def any_base_leads_to_the_journal_when_the_state_is_lost(scratch):
 
 
 @case
+def without_any_journal_a_person_is_told_what_to_do(scratch):
+    rig, *places = crashed(scratch)
+    for path in places:
+        path.unlink()
+    overlays = sorted(rig.dir.glob("*.tidemark-overlay"))
+    for number, path in enumerate(overlays):
+        result = rig.tidemark("recover", "--before-start", rig.images, expect=5)
+        if str(path) not in result.err or "'qemu-img commit' of it" not in result.err:
+            raise HarnessError(f"{number}: it says: {result.err}")
+        run_program(["qemu-img", "commit", "-q", path])
+        path.unlink()
+        Path(f"{path}-data").unlink()
+    rig.tidemark("recover", "--before-start", rig.images)
+    rig.go_on()
+
+
+@case
 def a_journal_of_a_newer_version_is_left_alone(scratch):
     rig, *places = crashed(scratch)
     saved = [path.read_bytes() for path in places]
@@ -488,6 +505,9 @@ def before_start_is_quick_and_quiet_when_nothing_is_left(scratch):
     result = rig.tidemark("recover", "--before-start", rig.images, json_output=False)
     if result.out or result.err or result.seconds > 1.5:
         raise HarnessError(f"{result}: {result.out}{result.err}")
+    result = rig.tidemark("recover", "--before-start", f"image:{rig.paths[0]}.qcow3", expect=1)
+    if "there is no image" not in result.err:
+        raise HarnessError(f"it says: {result.err}")
     rig.tidemark("recover", "--before-start", expect=2)
     rig.tidemark("recover", "--before-start", "--check", rig.images, expect=2)
 
