@@ -288,6 +288,34 @@ def the_monitor_is_lost_and_taken_by_somebody_else(scratch):
     rig.go_on()
 
 
+@case
+def what_the_guest_zeroed_in_an_overlay_is_never_given_to_another_cluster(scratch):
+    """When it is, and QEMU dies before its table is written, the guest reads one's data in
+    the other's place. That moment cannot be hit at will; where clusters lie can be seen."""
+    rig = Rig(scratch)
+    run = rig.start_reading("1M")
+    overlay = rig.vm.active_file("vda")
+
+    def place(offset):
+        rig.vm.flush("vda")
+        for extent in json.loads(run_program(["qemu-img", "map", "-U", "--output=json", overlay]).stdout):
+            if extent["start"] <= offset < extent["start"] + extent["length"]:
+                return extent["offset"] + offset - extent["start"]
+        raise HarnessError(f"nothing is at {offset}")
+
+    where = []
+    for number in range(4):
+        offset = (8 + number) * image.MIB
+        rig.vm.write("vda", offset, 65536, number + 1, rig.shadows["vda"])
+        where.append(place(offset))
+        rig.vm.write_zeroes("vda", offset, 65536, unmap=True, shadow=rig.shadows["vda"])
+    run.signal(signal.SIGTERM)
+    run.finish(None)
+    if len(set(where)) != len(where):
+        raise HarnessError(f"one after the other got the same place: {where}")
+    rig.go_on()
+
+
 # --- the journal ------------------------------------------------------------------
 
 
