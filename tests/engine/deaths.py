@@ -28,12 +28,12 @@ class Death:
     """One plan, made before the backup starts: `env` is for it, `strike` is called once
     it runs and returns when it has ended. `expect` are the exit statuses it may have."""
 
-    def __init__(self, world, rng, phases=PHASES):
+    def __init__(self, world, rng, phases=PHASES, power=True):
         self.world = world
         self.env, self.expect = {}, (0, 3)
         kinds = ["none"] * 9 + ["agent at", "agent", "agent", "interrupt", "qemu", "both", "both", "quit",
                                 "stop, qemu", "stop, both"]
-        if world.host.can_fail:
+        if power and world.host.can_fail:
             kinds += ["power", "stop, power"]
         self.kind = rng.choice(kinds)
         self.delay = rng.uniform(0, 0.7)

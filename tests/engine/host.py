@@ -11,6 +11,7 @@ from pathlib import Path
 
 from harness.base import HarnessError, run, wait_for
 
+SMALL = 2 << 20         # bytes of the directory that is soon full
 _CLONE_NEWNS = 0x20000
 _EXT4_IOC_SHUTDOWN = 0x8004587d
 _NO_LOG_FLUSH = struct.pack("<I", 2)
@@ -49,6 +50,7 @@ class Host:
         self.path = scratch.dir("host")
         self._disk = scratch / "host.img"
         self.can_fail = self.failed = False
+        self.small = None       # a directory that is soon full, and empty after a power cut
         if private_mounts():
             with open(self._disk, "wb") as file:
                 file.truncate(size)
@@ -56,6 +58,13 @@ class Host:
             self.can_fail = self._mount(check=False)
             if self.can_fail:
                 scratch.defer(self._give_up)
+            self._mount_small(scratch.dir("small"), scratch)
+
+    def _mount_small(self, path, scratch):
+        if run(["mount", "-t", "tmpfs", "-o", f"size={SMALL}", "small", path], check=False).returncode == 0:
+            self.small = path
+            # Before the files are removed; whoever has one open is killed by then.
+            scratch.defer(run, ["umount", "-l", path])
 
     def _mount(self, check=True):
         return run(["mount", "-o", "loop", self._disk, self.path], check=check).returncode == 0

@@ -39,6 +39,8 @@ def choose(world, rng):
         options += ["--collapse", "pull", "--keep-name"]
     elif rng.random() < 0.2:
         options += ["--overlay-dir", str(world.overlays)]
+    elif rng.random() < 0.15 and world.host.small:
+        options += ["--overlay-dir", str(world.host.small)]
     return options, names
 
 
@@ -62,7 +64,10 @@ def backup(world, rng):
     """A backup of the running guest, which writes all the time."""
     repo = rng.randrange(REPOS)
     options, names = choose(world, rng)
-    death = Death(world, rng, PULL_PHASES if "pull" in options else PHASES)
+    small = str(world.host.small) in options
+    death = Death(world, rng, PULL_PHASES if "pull" in options else PHASES, not small)
+    if small and death.expect:
+        death.expect += (1, 5)      # given up, perhaps with a guest that stood
     pause = rng.choice((0.0005, 0.002, 0.01))
     print(f"#   repository {repo}, {' '.join(options) or 'no options'}; {death}", flush=True)
     world.start_writer(rng.random(), pause)
@@ -72,6 +77,8 @@ def backup(world, rng):
     result = death.strike(running)
     world.counts["backups"] += 1
     world.counts["backups with a pull"] += "pull" in options
+    world.counts["backups with too little room"] += small
+    world.counts["... given up for that"] += small and result.status == 1
     finish_backup(world, rng, repo, names, death, result)
 
 

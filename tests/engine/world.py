@@ -231,7 +231,8 @@ class World:
                                 if self.is_active(d, n)}
         found = [f"file {p}" for p in sorted(set(self.images.iterdir()) - known)]
         found += [f"file {p} is gone" for p in sorted(self.files() - set(self.images.iterdir()))]
-        found += [f"file {p}" for p in self.overlays.iterdir()]
+        for directory in (self.overlays, self.host.small):
+            found += [f"file {p}" for p in (directory.iterdir() if directory else ())]
         found += [f"journal {p}" for p in (self.state / "journal").glob("*.json")]
         own = {self.vm.pid} if self.vm.running else set()
         for pid in set(descendants(os.getpid())) - own:
