@@ -83,6 +83,9 @@ struct shown shown(const char *text);
 /* The same of any length, to a stream. */
 void show_text(FILE *out, const char *text);
 
+/* The width of a column of a table that is `width` wide so far and gets this text as well. */
+int column_with(int width, const char *text);
+
 /* "tidemark: <text>" to stderr. */
 void say_error(const struct agent *a, const struct error *err);
 /* "tidemark: warning: <text>", remembered for JSON and the exit status. */

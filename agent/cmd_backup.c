@@ -267,6 +267,32 @@ static int make_point(struct backup *b, enum exit_status *status, struct error *
 	return r;
 }
 
+static void print_table(const struct point *p)
+{
+	int width = 0;
+
+	(void)printf("point %s of %s: ", id_text(&p->id).s, shown(p->guest).s);
+	if (p->kind != POINT_OFFLINE)
+		(void)printf("%s%llu ms frozen, ", p->quiesced ? "quiesced, " : "",
+			     (unsigned long long)p->freeze_ms);
+	(void)printf("%.1f s\n", (double)p->seconds_ms / 1000);
+	for (size_t i = 0; i < p->ndisks; i++)
+		width = column_with(width, p->disks[i].name);
+	for (size_t i = 0; i < p->ndisks; i++) {
+		const struct point_disk *d = &p->disks[i];
+		char changed[SIZE_TEXT_MAX], readb[SIZE_TEXT_MAX], stored[SIZE_TEXT_MAX];
+
+		size_format(d->dirty_bytes, changed);
+		size_format(d->read_bytes, readb);
+		size_format(d->stored_bytes, stored);
+		(void)printf("  %-*s  %-9s  %s%s, read %s%s, stored %s (%s)\n", width,
+			     shown(d->name).s, disk_rung_name(d->rung), changed,
+			     d->rung == RUNG_BITMAP ? " changed" : "", readb,
+			     d->audit.data + d->audit.empty ? " with the audit" : "", stored,
+			     shown(d->reason).s);
+	}
+}
+
 static int print_point(struct backup *b, struct error *err)
 {
 	const struct point *p = b->point;
@@ -280,19 +306,7 @@ static int print_point(struct backup *b, struct error *err)
 			return error_nomem(err);
 		return print_json(o, err);
 	}
-	(void)printf("point %s of %s: %s%llu ms frozen, %.1f s\n", id_text(&p->id).s,
-		     shown(p->guest).s, p->quiesced ? "quiesced, " : "",
-		     (unsigned long long)p->freeze_ms, (double)p->seconds_ms / 1000);
-	for (size_t i = 0; i < p->ndisks; i++) {
-		const struct point_disk *d = &p->disks[i];
-		char changed[SIZE_TEXT_MAX], readb[SIZE_TEXT_MAX], stored[SIZE_TEXT_MAX];
-
-		size_format(d->dirty_bytes, changed);
-		size_format(d->read_bytes, readb);
-		size_format(d->stored_bytes, stored);
-		(void)printf("  %-10s %-9s %s, read %s, stored %s (%s)\n", shown(d->name).s,
-			     disk_rung_name(d->rung), changed, readb, stored, shown(d->reason).s);
-	}
+	print_table(p);
 	return 0;
 }
 

@@ -254,14 +254,18 @@ static int print_forget_json(struct agent *a, const struct choice *v, size_t n,
 /* Before anything goes: what was named as a guest's newest is told by its own name. */
 static void print_choice(const struct agent *a, const struct choice *v, size_t n)
 {
+	int width = 0;
+
+	for (size_t i = 0; i < n; i++)
+		width = column_with(width, v[i].p->guest);
 	for (size_t i = 0; i < n; i++) {
 		char when[TIME_TEXT_MAX];
 
 		if (v[i].reason && a->opt.args.n)
 			continue;
 		time_format_local(v[i].p->created_ms, when);
-		(void)printf("%-6s %.12s  %s  %-16s %s%s%s%s\n", v[i].reason ? "keep" : "remove",
-			     id_text(&v[i].p->id).s, when, shown(v[i].p->guest).s,
+		(void)printf("%-6s %.12s  %s  %-*s  %s%s%s%s\n", v[i].reason ? "keep" : "remove",
+			     id_text(&v[i].p->id).s, when, width, shown(v[i].p->guest).s,
 			     shown(v[i].p->name).s, v[i].reason ? "  (" : "",
 			     v[i].reason ? v[i].reason : "", v[i].reason ? ")" : "");
 	}
@@ -323,7 +327,7 @@ static int set_protected(struct agent *a, bool on, struct error *err)
 		p->is_protected = on;
 		if (!out)
 			(void)printf("%.12s of %s is %s\n", id_text(&p->id).s, shown(p->guest).s,
-				     on ? "protected" : "not protected");
+				     on ? "protected" : "not protected any more");
 		else if (json_array_append_new(out, point_json(p, false)))
 			r = error_nomem(err);
 	}

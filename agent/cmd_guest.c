@@ -195,8 +195,9 @@ static void print_outlook(const struct outlook *o)
 	time_format_local(o->since_ms, since);
 	if (counted)
 		size_format(o->dirty_bytes, dirty);
-	(void)printf("  next backup   reads %s%s changed since point %.12s (%s, %s)\n", dirty,
-		     counted ? "," : "", id_text(&o->point).s, shown(o->name).s, since);
+	(void)printf("  next backup   reads %s%s changed since point %.12s (%s, %s)%s\n", dirty,
+		     counted ? "," : "", id_text(&o->point).s, shown(o->name).s, since,
+		     counted ? "" : "; how much that is, only QEMU knows when the guest runs");
 	audit_print(&o->audit);
 }
 

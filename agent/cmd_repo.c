@@ -67,7 +67,11 @@ static bool has_tags(const struct point *p, const struct string_list *tags)
 	return true;
 }
 
-static void print_row(const struct point *p)
+struct widths {
+	int guest, name;
+};
+
+static void print_row(const struct point *p, const struct widths *w)
 {
 	char when[TIME_TEXT_MAX], stored[SIZE_TEXT_MAX], size[SIZE_TEXT_MAX];
 	uint64_t bytes = 0, all = 0;
@@ -79,8 +83,8 @@ static void print_row(const struct point *p)
 	size_format(bytes, stored);
 	size_format(all, size);
 	time_format_local(p->created_ms, when);
-	(void)printf("%.12s  %s  %-16s %-24s %10s %10s  ", id_text(&p->id).s, when,
-		     shown(p->guest).s, shown(p->name).s, size, stored);
+	(void)printf("%.12s  %s  %-*s  %-*s  %10s %10s  ", id_text(&p->id).s, when, w->guest,
+		     shown(p->guest).s, w->name, shown(p->name).s, size, stored);
 	for (size_t i = 0; i < p->ndisks; i++)
 		(void)printf("%s%s:%s", i ? " " : "", shown(p->disks[i].name).s,
 			     disk_rung_name(p->disks[i].rung));
@@ -96,11 +100,47 @@ static void warn_damaged(struct agent *a, size_t damaged)
 			damaged, damaged == 1 ? "" : "s", damaged == 1 ? "is" : "are");
 }
 
+static void print_list(struct agent *a, const struct point_list *list)
+{
+	struct widths w = {strlen("GUEST"), strlen("NAME")};
+	size_t n = 0;
+
+	for (size_t i = 0; i < list->n; i++) {
+		if (!has_tags(list->v[i], &a->opt.tags))
+			continue;
+		w.guest = column_with(w.guest, list->v[i]->guest);
+		w.name = column_with(w.name, list->v[i]->name);
+		n++;
+	}
+	if (n)
+		(void)printf("%-12s  %-19s  %-*s  %-*s  %10s %10s  %s\n", "POINT", "CREATED",
+			     w.guest, "GUEST", w.name, "NAME", "SIZE", "STORED", "DISKS");
+	else
+		say(a, "no points");
+	for (size_t i = 0; i < list->n; i++) {
+		if (has_tags(list->v[i], &a->opt.tags))
+			print_row(list->v[i], &w);
+	}
+}
+
+static int print_list_json(struct agent *a, const struct point_list *list, struct error *err)
+{
+	json_t *out = json_array();
+
+	for (size_t i = 0; i < list->n; i++) {
+		if (has_tags(list->v[i], &a->opt.tags) &&
+		    json_array_append_new(out, point_json(list->v[i], false))) {
+			json_decref(out);
+			return error_nomem(err);
+		}
+	}
+	return print_json(out, err);
+}
+
 int cmd_list(struct agent *a, enum exit_status *status, struct error *err)
 {
 	auto_point_list struct point_list list = {0};
 	size_t damaged = 0;
-	json_t *out = NULL;
 	int r = agent_open_repo(a, err);
 
 	(void)status;
@@ -109,22 +149,8 @@ int cmd_list(struct agent *a, enum exit_status *status, struct error *err)
 	if (r)
 		return r;
 	warn_damaged(a, damaged);
-	if (a->opt.json) {
-		out = json_array();
-	} else if (list.n) {
-		(void)printf("%-12s  %-19s  %-16s %-24s %10s %10s  %s\n", "POINT", "CREATED",
-			     "GUEST", "NAME", "SIZE", "STORED", "DISKS");
-	}
-	for (size_t i = 0; i < list.n; i++) {
-		if (!has_tags(list.v[i], &a->opt.tags))
-			continue;
-		if (!a->opt.json)
-			print_row(list.v[i]);
-		else if (json_array_append_new(out, point_json(list.v[i], false)))
-			r = error_nomem(err);
-	}
-	if (a->opt.json && !r)
-		return print_json(out, err);
-	json_decref(out);
-	return r;
+	if (a->opt.json)
+		return print_list_json(a, &list, err);
+	print_list(a, &list);
+	return 0;
 }

@@ -7,15 +7,21 @@
 
 static void print_estimate(const struct guest_disk *d, const struct outlook *o)
 {
-	char text[SIZE_TEXT_MAX] = "changes", size[SIZE_TEXT_MAX];
+	char text[SIZE_TEXT_MAX] = "", size[SIZE_TEXT_MAX];
+	bool counted = o->dirty_bytes != UINT64_MAX;
 
-	if (o->dirty_bytes != UINT64_MAX)
+	if (counted)
 		size_format(o->dirty_bytes, text);
 	size_format(d->size, size);
-	(void)printf("%s: would read %s%s of %s%s%s%s\n", shown(d->name).s,
-		     o->rung == RUNG_BITMAP ? "" : "at most ", text, size,
-		     o->rung == RUNG_HASH_DIFF ? " and compare" : "", *o->reason ? ": " : "",
-		     o->reason);
+	if (o->rung == RUNG_BITMAP)
+		(void)printf("%s: would read %s%schanged since point %.12s, of %s%s\n",
+			     shown(d->name).s, counted ? text : "what", counted ? ", " : " ",
+			     id_text(&o->point).s, size,
+			     counted ? "" : " (how much, only QEMU knows when the guest runs)");
+	else
+		(void)printf("%s: would read at most %s of %s%s: %s\n", shown(d->name).s, text,
+			     size, o->rung == RUNG_HASH_DIFF ? " and compare" : "",
+			     shown(o->reason).s);
 }
 
 /* Adds what a backup would read of one disk; prints it without --json. */

@@ -77,6 +77,15 @@ void show_text(FILE *out, const char *text)
 	}
 }
 
+#define COLUMN_MAX 40 /* what is longer pushes its own row aside, not all others */
+
+int column_with(int width, const char *text)
+{
+	size_t len = strlen(shown(text).s);
+
+	return len > (size_t)width && len <= COLUMN_MAX ? (int)len : width;
+}
+
 void say_error(const struct agent *a, const struct error *err)
 {
 	(void)fputs("tidemark: ", stderr);
