@@ -185,9 +185,15 @@ static int check_frozen(struct snapshot *s, struct error *err)
 		struct journal_disk *jd = &s->j->disks[i];
 		struct collapse_view v = collapse_look(&graph, jd);
 
-		if (v.state != COLLAPSE_ON_OVERLAY || !v.base || !v.base->ro)
+		if (v.state != COLLAPSE_ON_OVERLAY || !v.base)
 			r = error_set(err, TM_E_STALE,
 				      "disk %s is not frozen after the transaction", jd->name);
+		else if (!v.base->ro) /* its bitmaps are not in its file, and it may change */
+			r = error_set(err, TM_E_UNSUPPORTED,
+				      "QEMU left %s writable below its overlay, as it does with "
+				      "copy-on-read=on: start the guest without that, or leave out "
+				      "disk %s (--exclude-disk)",
+				      jd->base, jd->name);
 		else if (v.active->size != jd->size || v.base->size != jd->size)
 			r = error_set(err, TM_E_STALE, "disk %s was resized while it was frozen",
 				      jd->name);

@@ -100,6 +100,22 @@ def a_scsi_disk_works(scratch):
 
 
 @case
+def a_disk_with_copy_on_read_is_refused_and_says_why(scratch):
+    where = scratch.dir("disks")
+    path = image.create(where / "cor.qcow2", SIZE)
+    rig = Rig(scratch, [Disk(image.create(where / "vda.qcow2", SIZE), "vda")], extra=[
+        "-drive", f"file={path},if=none,id=cor0,format=qcow2,copy-on-read=on",
+        "-device", "virtio-blk-pci,drive=cor0,id=cor"])
+    rig.write("vda", 0)
+    result = rig.tidemark("backup", rig.vm.target(), "--quiesce", "never", expect=1)
+    if "copy-on-read=on" not in result.err or "disk cor " not in result.err:
+        raise HarnessError(f"it says: {result.err}")
+    assert_clean(rig.vm)
+    rig.tidemark("backup", rig.vm.target(), "--quiesce", "never", "--exclude-disk", "cor")
+    assert_clean(rig.vm)
+
+
+@case
 def a_chain_that_only_the_command_line_tells_is_read_as_qemu_reads_it(scratch):
     where = scratch.dir("disks")
     image.create(where / "low.qcow2", SIZE)
