@@ -152,8 +152,8 @@ static void fault_script(const struct step *script, unsigned steps, bool encrypt
 static void every_command_fails_or_succeeds_whole(void **state)
 {
 	(void)state;
-	fault_script(points_script, ARRAY_SIZE(points_script), false);
 	fault_script(repair_script, ARRAY_SIZE(repair_script), false);
+	fault_script(points_script, ARRAY_SIZE(points_script), false);
 	fault_script(keys_script, ARRAY_SIZE(keys_script), true);
 }
 
