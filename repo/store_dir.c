@@ -32,7 +32,8 @@ struct get {
 
 /* ---- get ---- */
 
-/* What is in an object's place is none: not to block on a pipe, nor to be led elsewhere. */
+/* What else is in an object's place is none, as for list and head: not to block on a pipe, nor to
+ * be led elsewhere, and so that a later generation is looked for. */
 #define GET_FLAGS (O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY)
 
 static void get_finish(struct get *g, int code)
@@ -68,12 +69,32 @@ static bool medium_failed(int errnum)
 	}
 }
 
+static int no_object(const struct get *g, struct error *err)
+{
+	return error_set(err, TM_E_NOTFOUND, "no object %s: %s/%s is not a regular file", g->key,
+			 g->d->path, g->key);
+}
+
+/* A link or a device in its place. */
+static bool is_other(const struct get *g, int errnum)
+{
+	struct stat sb;
+
+	return (errnum == ELOOP || errnum == ENXIO) &&
+	       fstatat(g->d->root, g->key, &sb, AT_SYMLINK_NOFOLLOW) == 0 && !S_ISREG(sb.st_mode);
+}
+
 /* An object that cannot be had from the medium, twice, is lost; what another try may bring is not.
  */
 static void get_failed(struct get *g, int errnum, const char *doing)
 {
 	struct error *err = &g->req->err;
 	int r;
+
+	if (is_other(g, errnum)) {
+		get_finish(g, no_object(g, err));
+		return;
+	}
 
 	if (medium_failed(errnum) && !g->again) {
 		g->again = true;
@@ -139,8 +160,7 @@ static void get_opened(struct loop_op *op, int res)
 		return;
 	}
 	if (!S_ISREG(sb.st_mode)) {
-		get_finish(g, error_set(&g->req->err, TM_E_CORRUPT, "%s/%s is not a regular file",
-					g->d->path, g->key));
+		get_finish(g, no_object(g, &g->req->err));
 		return;
 	}
 	g->op.done = get_progress;
@@ -190,7 +210,7 @@ static int dir_head(struct store *st, const char *key, uint64_t *ret_size, struc
 
 	if (!store_key_ok(key))
 		return error_set(err, TM_E_RANGE, "bad object key '%s'", key);
-	if (fstatat(d->root, key, &sb, 0) < 0) {
+	if (fstatat(d->root, key, &sb, AT_SYMLINK_NOFOLLOW) < 0) {
 		if (errno == ENOENT || errno == ENOTDIR)
 			return error_set(err, TM_E_NOTFOUND, "no object %s", key);
 		return error_errno(err, errno, "looking at %s/%s", d->path, key);

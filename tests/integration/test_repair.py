@@ -148,6 +148,32 @@ def a_map_that_is_gone_is_built_again(scratch):
 
 
 @case
+def what_lies_in_an_objects_place_stays_and_is_passed_by(scratch):
+    """A folder, a link, a pipe: readers find the generation that repair puts."""
+    h = History(scratch, make_rng("place"))
+    victim = h.points[1]["point"]
+    map_segment, = (h.tidemark.repo / "d").rglob(f"s/{victim}/000/m000.*")
+    away = scratch / "away"
+    for number, place in enumerate((lambda p: (p.mkdir(), (p / "notes").write_text("x")),
+                                    lambda p: os.symlink(away, p), os.mkfifo)):
+        os.rename(map_segment, away)
+        place(map_segment)
+        check(h.tidemark("verify", expect=4).json["damaged"], "no damage")
+        check(all(d["repaired"] for d in h.tidemark("repair").json["damaged"]), "not repaired")
+        h.tidemark("verify", "--read-data")
+        h.restore(1)
+        check(os.path.lexists(map_segment), "it was removed")
+        for later in map_segment.parent.glob("m000.0001-*"):
+            later.unlink()
+        if number == 0:
+            (map_segment / "notes").unlink()
+            map_segment.rmdir()
+        else:
+            map_segment.unlink()
+        os.rename(away, map_segment)
+
+
+@case
 def a_running_guest_gives_back_what_was_lost(scratch):
     """Also when nobody has verified: the run that meets the damage says so, the one after heals."""
     rng = make_rng(scratch)
