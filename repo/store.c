@@ -4,6 +4,9 @@
 #include <inttypes.h>
 #include <string.h>
 
+/* Most objects are smaller: one request brings them. */
+#define FIRST_READ (8u << 10)
+
 struct waiting {
 	struct store_req req;
 	int code;
@@ -57,31 +60,39 @@ int store_get_wait(struct store *st, const char *key, void *bytes, size_t len, u
 	return r;
 }
 
+/* Bytes [b->len, len) of the object; fewer where it ends. */
+static int read_on(struct store *st, const char *key, size_t len, struct buf *b, struct error *err)
+{
+	size_t got = 0;
+	int r = buf_reserve(b, len - b->len, err);
+
+	r = r ? r : store_get_wait(st, key, b->data + b->len, len - b->len, b->len, &got, err);
+	b->len += got;
+	return r;
+}
+
 int store_read(struct store *st, const char *key, size_t max, struct buf *ret, struct error *err)
 {
 	auto_buf struct buf b = {0};
-	struct waiting w = {.req.done = wait_done};
 	uint64_t size;
-	int r;
+	int r = read_on(st, key, FIRST_READ, &b, err);
 
-	r = st->ops->head(st, key, &size, err);
 	if (r < 0)
 		return r;
-	if (size > max)
+	size = b.len;
+	if (b.len == FIRST_READ)
+		r = st->ops->head(st, key, &size, err);
+	if (r == 0 && size > max)
 		return error_set(err, TM_E_CORRUPT,
 				 "%s is %" PRIu64 " bytes, more than the %zu allowed", key, size,
 				 max);
-	r = buf_reserve(&b, (size_t)size + 1, err);
+	if (r == 0 && size > b.len)
+		r = read_on(st, key, (size_t)size, &b, err);
 	if (r < 0)
 		return r;
-	st->ops->get(st, key, b.data, (size_t)size, 0, &w.req);
-	r = wait_for(st, &w, err);
-	if (r < 0)
-		return r;
-	if (w.req.got != size)
+	if (b.len != size)
 		return error_set(err, TM_E_CORRUPT, "%s ends at %zu of %" PRIu64 " bytes", key,
-				 w.req.got, size);
-	b.len = (size_t)size;
+				 b.len, size);
 	buf_done(ret);
 	*ret = b;
 	b = (struct buf){0};
