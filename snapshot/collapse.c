@@ -65,8 +65,10 @@ static void look_without_device(const struct block_graph *graph, const struct jo
 		return;
 	base = block_node_format(v->ours->backing_child);
 	top = root_above(graph, v->ours);
-	if (!top || !is_file(base, d->base))
-		return;
+	if (!is_file(base, d->base))
+		base = NULL;
+	if (!top || (!base && (d->how == COLLAPSE_COMMIT || d->pivot == PIVOT_NONE)))
+		return; /* only a pull takes it off its base */
 	v->no_device = true;
 	v->state = COLLAPSE_ON_OVERLAY;
 	v->top = top;

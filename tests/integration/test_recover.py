@@ -66,9 +66,9 @@ class Rig:
         return self.tidemark.start("backup", self.vm.target(), "--quiesce", "never", *options,
                                    env=env)
 
-    def start_reading(self, rate="2M", env=None):
+    def start_reading(self, rate="2M", env=None, options=()):
         """A backup that reads when this returns; the guest has written meanwhile."""
-        run = self.start("--full", "--limit-rate", rate, env=env)
+        run = self.start("--full", "--limit-rate", rate, *options, env=env)
         wait_for("the freeze", lambda: not run.running or all(
             self.vm.active_file(n) != self.vm.disk(n).path for n in NAMES), 30)
         self.write()
@@ -228,14 +228,20 @@ def the_guest_is_reset_while_disks_are_read(scratch):
     rig.go_on()
 
 
+def unplug(rig, run):
+    rig.vm.qmp.execute("device_del", id="vdb")
+    wait_for("the end of vdb", lambda: not any(
+        "vdb" in entry.get("qdev", "") for entry in rig.vm.qmp.execute("query-block")))
+    if not run.running:
+        raise HarnessError("the backup ended too early for this test")
+
+
 @case
 def a_disk_is_unplugged_while_disks_are_read(scratch):
     for died in (False, True):
         rig = Rig(Sub(scratch, str(died)), bus="virtio-scsi")
         run = rig.start_reading("8M", NO_GUARD if died else None)
-        rig.vm.qmp.execute("device_del", id="vdb")
-        wait_for("the end of vdb", lambda: not any(
-            "vdb" in entry.get("qdev", "") for entry in rig.vm.qmp.execute("query-block")))
+        unplug(rig, run)
         if died:
             run.kill()
             rig.tidemark("recover", rig.vm.target())
@@ -246,6 +252,18 @@ def a_disk_is_unplugged_while_disks_are_read(scratch):
         rig.vm.terminate()
         rig.go_on()
         rig.vm.kill()
+
+
+@case
+def a_disk_is_unplugged_and_pulled(scratch):
+    rig = Rig(scratch, bus="virtio-scsi")
+    run = rig.start_reading("8M", options=("--collapse", "pull", "--keep-name"))
+    unplug(rig, run)
+    run.finish(0)
+    rig.tidemark("recover", "--check", rig.vm.target())
+    rig.vm.terminate()
+    for path, name in zip(rig.paths, NAMES):
+        image.assert_same(path, rig.shadows[name].path)
 
 
 @case
