@@ -227,6 +227,13 @@ static void print_disk(const struct guest_disk *d, const struct outlook *o)
 			     shown(d->chain[i].format).s);
 	(void)printf("  backed up     %s%s\n", d->left_out ? "no: " : "yes",
 		     shown(d->left_out ? d->left_out : "").s);
+	if (d->overlay_of) { /* what is known of it is not what is known of the disk */
+		(void)printf(
+			"  next backup   first merges this file, which an interrupted run left, "
+			"into %s\n",
+			shown(d->overlay_of).s);
+		return;
+	}
 	if (!d->left_out && !d->can_persist)
 		(void)printf("  bitmaps       do not survive a stop of QEMU on this disk\n");
 	for (size_t i = 0; i < d->nbitmaps; i++)

@@ -75,7 +75,7 @@ static int key_list(struct agent *a, struct error *err)
 			     "CREATED", "DOMAIN", "LABEL");
 		for (size_t i = 0; i < l.n; i++)
 			print_key(&l.v[i], &domains);
-		say(a, "* the key that was used now");
+		(void)printf("* in use now\n");
 		return 0;
 	}
 	out = json_array();
