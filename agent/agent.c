@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "agent.h"
+#include "deadline.h"
 #include "secret.h"
 
 #include <errno.h>
@@ -90,7 +91,7 @@ static void warn_opened(struct agent *a)
 	}
 }
 
-int agent_open_repo(struct agent *a, struct error *err)
+static int open_repo(struct agent *a, struct error *err)
 {
 	struct repo_credentials cred = secret_credentials(a);
 	bool mend = a->opt.command == CMD_KEY && strcmp(a->opt.args.v[0], "repair") == 0;
@@ -107,6 +108,19 @@ int agent_open_repo(struct agent *a, struct error *err)
 		error_prefix(err, "repository %s", a->opt.repo);
 	else if (a->warnings && !mend)
 		warn_opened(a);
+	return r;
+}
+
+/* A server that is dead mostly is so when a command begins; nothing else would end its wait. */
+int agent_open_repo(struct agent *a, struct error *err)
+{
+	struct deadline deadline;
+	int r = deadline_begin(&deadline, a->opt.repo, err);
+
+	if (r)
+		return r;
+	r = open_repo(a, err);
+	deadline_end(&deadline);
 	return r;
 }
 

@@ -52,7 +52,7 @@ void agent_stop(struct agent *a);
 
 /* The store of -r REPO.  create: a missing directory is made. */
 int agent_open_store(struct agent *a, bool create, struct store **ret, struct error *err) TM_WUR;
-/* With the domain of --domain in use. */
+/* With the domain of --domain in use.  When it does not answer the process ends (deadline.h). */
 int agent_open_repo(struct agent *a, struct error *err) TM_WUR;
 
 /* left: domains from this one on. */

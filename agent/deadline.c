@@ -6,7 +6,7 @@
 #include <time.h>
 
 #define LIMIT_MS  60000
-#define TYPING_MS 600000 /* a password may have to be typed */
+#define TYPING_MS 600000 /* a password may have to be typed, or a key be touched */
 
 /* For tests: the limit in milliseconds. */
 #define DEBUG_LIMIT "TIDEMARK_DEBUG_STALL_MS"
@@ -36,18 +36,20 @@ static void *watch(void *data)
 	return NULL;
 }
 
-int deadline_begin(struct deadline *d, const char *what, struct error *err)
+int deadline_begin(struct deadline *d, const char *repo, struct error *err)
 {
 	const char *debug = getenv(DEBUG_LIMIT);
 	pthread_condattr_t attr;
 	int r;
 
 	d->over = false;
-	d->limit_ms = isatty(STDIN_FILENO) ? TYPING_MS : LIMIT_MS;
+	d->limit_ms =
+		isatty(STDIN_FILENO) || getenv("TIDEMARK_PASSWORD_COMMAND") ? TYPING_MS : LIMIT_MS;
 	if (debug && *debug)
 		d->limit_ms = strtoull(debug, NULL, 10);
-	(void)snprintf(d->text, sizeof(d->text), "tidemark: %.400s has not answered for %llu s\n",
-		       shown(what).s, (unsigned long long)d->limit_ms / 1000);
+	(void)snprintf(d->text, sizeof(d->text),
+		       "tidemark: repository %.400s has not answered for %llu s\n", shown(repo).s,
+		       (unsigned long long)d->limit_ms / 1000);
 	(void)pthread_condattr_init(&attr);
 	(void)pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
 	(void)pthread_mutex_init(&d->lock, NULL);

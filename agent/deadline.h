@@ -18,6 +18,6 @@ struct deadline {
 	char text[512];
 };
 
-/* what: "repository /backup/repo".  The deadline may not move until deadline_end(). */
-int deadline_begin(struct deadline *d, const char *what, struct error *err) TM_WUR;
+/* repo: as in -r.  The deadline may not move until deadline_end(). */
+int deadline_begin(struct deadline *d, const char *repo, struct error *err) TM_WUR;
 void deadline_end(struct deadline *d);

@@ -261,12 +261,11 @@ def a_repository_that_hangs_does_not_hold_the_guest(scratch):
                lambda: run(["fsfreeze", "-u", where]))
 
 
-@case
-def a_repository_on_a_server_that_stops_does_not_hold_the_guest(scratch):
-    """Nothing that its block device is asked for comes back, until the server goes on."""
+def served_device(scratch):
+    """A file in a file system that a process serves, of bytes that another one has; the two."""
     if not os.access("/dev/fuse", os.W_OK) or not shutil.which("nbdfuse"):
         print("  (no FUSE here: not run)")
-        return
+        return None, None, None
     sock, mount = scratch / "server.sock", scratch.dir("device")
     server = spawn(["nbdkit", "-f", "-U", sock, "memory", "64M"])
     scratch.defer(reap, server)
@@ -275,9 +274,33 @@ def a_repository_on_a_server_that_stops_does_not_hold_the_guest(scratch):
     scratch.defer(reap, fuse)
     scratch.defer(lambda: run(["fusermount", "-u", mount], check=False))
     wait_for("the device", (mount / "nbd").exists)
-    if where := mounted_device(scratch, mount / "nbd"):
+    return mount / "nbd", server, fuse
+
+
+@case
+def a_repository_on_a_server_that_stops_does_not_hold_the_guest(scratch):
+    """Nothing that its block device is asked for comes back, until the server goes on."""
+    device, server, _ = served_device(scratch)
+    if device and (where := mounted_device(scratch, device)):
         a_hang(scratch, where, lambda: server.send_signal(signal.SIGSTOP),
                lambda: server.send_signal(signal.SIGCONT))
+
+
+@case
+def a_repository_on_a_server_that_is_dead_does_not_hold_a_command(scratch):
+    """The file system that is to have the repository does not answer."""
+    device, _, fuse = served_device(scratch)
+    if not device:
+        return
+    fuse.send_signal(signal.SIGSTOP)
+    dead = Tidemark(scratch, repo=device.parent / "repo",
+                    env={"TIDEMARK_DEBUG_STALL_MS": "1500"})
+    try:
+        for words in (("list",), ("verify",), ("prune",), ("key", "list"), ("recover",)):
+            says(dead(*words, expect=1, timeout=10), "has not answered", dead.repo)
+    finally:
+        fuse.send_signal(signal.SIGCONT)
+    says(dead("list", expect=1), "there is no repository")
 
 
 @case
