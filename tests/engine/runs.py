@@ -13,7 +13,7 @@ from .world import World
 CYCLES = 20     # of one world
 
 
-def run_world(seed, number, cycles, deadline, counts):
+def run_world(seed, number, cycles, deadline, counts, keep=False):
     """True: nothing was wrong."""
     at = "the start"
     with Scratch("engine") as scratch:
@@ -32,6 +32,7 @@ def run_world(seed, number, cycles, deadline, counts):
             traceback.print_exc()
             print(f"WRONG: --seed {seed} --world {number}, cycle {at}: {error}", flush=True)
             counts["worlds that went wrong"] += 1
+            scratch.keep = scratch.keep or keep
             return False
         finally:
             if world:
@@ -39,13 +40,13 @@ def run_world(seed, number, cycles, deadline, counts):
     return True
 
 
-def run_worlds(seed, cycles, seconds, counts, first=0, last=None, wrong=20):
-    """Until `cycles` are done, `seconds` have passed, or `wrong` worlds went wrong.
-    `counts` is a Counter."""
+def run_worlds(seed, cycles, seconds, counts, first=0, last=None, wrong=20, keep=False):
+    """Until `cycles` are done, `seconds` have passed, or `wrong` worlds went wrong, whose
+    files stay with `keep`. `counts` is a Counter."""
     deadline, number = time.monotonic() + seconds, first
     while counts["cycles"] < cycles and time.monotonic() < deadline and number != last:
         counts["worlds"] += 1
-        run_world(seed, number, min(CYCLES, cycles - counts["cycles"]), deadline, counts)
+        run_world(seed, number, min(CYCLES, cycles - counts["cycles"]), deadline, counts, keep)
         number += 1
         if counts["worlds that went wrong"] >= wrong:
             break

@@ -117,8 +117,8 @@ def _exit_on_signal(number, _frame):
 
 class Scratch:
     """A private directory which is removed at the end, after everything that was
-    registered with `defer` is undone, last first. With TIDEMARK_TEST_KEEP set
-    the files stay. Use it as a context manager, or call `close`."""
+    registered with `defer` is undone, last first. With TIDEMARK_TEST_KEEP set, or
+    `keep`, the files stay. Use it as a context manager, or call `close`."""
 
     def __init__(self, name="test"):
         # Unix socket paths end at 107 characters, so a long TMPDIR will not do.
@@ -126,6 +126,7 @@ class Scratch:
         if len(base) > 40:
             base = "/tmp"
         self.path = Path(tempfile.mkdtemp(prefix=f"tidemark-{name}.", dir=base))
+        self.keep = bool(os.environ.get("TIDEMARK_TEST_KEEP"))
         self._undo = []
         # An ordinary SIGTERM, of a test runner's time limit for one, must not
         # leave anything behind either.
@@ -154,7 +155,7 @@ class Scratch:
                 function(*args)
             except Exception as error:  # the rest is to be cleaned up all the same
                 print(f"cleaning up: {error}", file=sys.stderr)
-        if os.environ.get("TIDEMARK_TEST_KEEP"):
+        if self.keep:
             if self.path.exists():
                 print(f"kept: {self.path}", file=sys.stderr)
         else:
