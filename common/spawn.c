@@ -209,9 +209,6 @@ int spawn_run(const char *const argv[], unsigned timeout_ms, struct buf *ret_out
 				 WTERMSIG(status));
 	if (WEXITSTATUS(status) == EXEC_FAILED)
 		return error_set(err, TM_E_NOTFOUND, "cannot start %s: no such program", argv[0]);
-	if (WEXITSTATUS(status))
-		return error_set(err, TM_E_PEER, "%s: exit status %d: %s", argv[0],
-				 WEXITSTATUS(status), complaint(&errs));
 	if (ret_out) {
 		r = buf_add(&out, "", 1, err); /* text stays NUL-terminated */
 		if (r)
@@ -221,6 +218,9 @@ int spawn_run(const char *const argv[], unsigned timeout_ms, struct buf *ret_out
 		*ret_out = out;
 		out = (struct buf){0};
 	}
+	if (WEXITSTATUS(status))
+		return error_set(err, TM_E_PEER, "%s: exit status %d: %s", argv[0],
+				 WEXITSTATUS(status), complaint(&errs));
 	return 0;
 }
 

@@ -11,8 +11,8 @@
 /*
  * Runs argv (argv[0] looked up in PATH, NULL-terminated) to its end, at most
  * timeout_ms, after which it is killed (TM_E_TIMEOUT).  stdin is /dev/null.
- * stdout goes to *ret_out (at most 64 MiB; may be NULL); stderr's first lines
- * become part of the error when the exit status is not 0 (TM_E_PEER).
+ * stdout goes to *ret_out (at most 64 MiB; may be NULL), whatever the exit status; stderr's first
+ * lines become part of the error when that is not 0 (TM_E_PEER).
  */
 int spawn_run(const char *const argv[], unsigned timeout_ms, struct buf *ret_out,
 	      struct error *err) TM_WUR;

@@ -241,3 +241,31 @@ int overlay_empty(const char *path, bool *ret, struct error *err)
 	}
 	return 0;
 }
+
+int overlay_check(const char *path, struct error *err)
+{
+	const char *const argv[] = {"qemu-img",      "check", "-f", "qcow2",
+				    "--output=json", path,    NULL};
+	auto_buf struct buf out = {0};
+	auto_json json_t *found = NULL;
+	struct error e = {0};
+	uint64_t bad = 0, unchecked = 0;
+	json_error_t je;
+	int r = spawn_run(argv, CHECK_TIMEOUT_MS, &out, &e);
+
+	if (!r)
+		return 0;
+	if (r == TM_E_PEER)
+		found = json_loadb((const char *)out.data, out.len, 0, &je);
+	if (!found || !jsonx_u64(found, "check-errors", &unchecked) || unchecked)
+		return error_set(err, r, "%s", e.text);
+	(void)jsonx_u64(found, "corruptions", &bad);
+	if (!bad)
+		return 0;
+	return error_set(
+		err, TM_E_CORRUPT,
+		"the overlay %s is damaged: %llu of its clusters have two owners, or none "
+		"that is counted; it is not merged.  'qemu-img check -r all' may mend it, on a "
+		"copy first; then run recovery again",
+		path, (unsigned long long)bad);
+}

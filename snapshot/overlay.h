@@ -7,8 +7,9 @@
 
 #include <sys/stat.h>
 
-#define IMG_TIMEOUT_MS 60000 /* qemu-img on metadata */
-#define OVERLAY_STEM   180   /* characters of the base's name that the overlay's begins with */
+#define IMG_TIMEOUT_MS   60000 /* qemu-img on metadata */
+#define CHECK_TIMEOUT_MS (3600u * 1000)
+#define OVERLAY_STEM     180 /* characters of the base's name that the overlay's begins with */
 
 /*
  * Where the overlay of a base goes, and what it is called: by what becomes of it.  dir NULL: beside
@@ -37,6 +38,12 @@ int overlay_stat(const char *path, struct stat *ret, struct error *err) TM_WUR;
 
 /* Removes it and its data, durably; also what a removal that was cut short left. */
 int overlay_remove(const char *path, struct error *err) TM_WUR;
+
+/*
+ * Is it fit to be merged?  TM_E_CORRUPT: its tables contradict each other.  Space that is lost in
+ * it, as after each sudden end of QEMU, is fine.
+ */
+int overlay_check(const char *path, struct error *err) TM_WUR;
 
 /* Is there nothing of the guest in it?  No such file is true as well. */
 int overlay_empty(const char *path, bool *ret, struct error *err) TM_WUR;

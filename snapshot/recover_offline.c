@@ -108,10 +108,12 @@ static int commit(struct journal *j, struct journal_disk *d, struct error *err)
 	if (!r)
 		r = check_free(d->base, err);
 	if (!r)
+		r = set_backing(d, err);
+	if (!r)
+		r = overlay_check(d->overlay, err);
+	if (!r)
 		r = begin_commit(j, d, err);
 	base_unlock(d);
-	if (!r)
-		r = set_backing(d, err);
 	if (!r)
 		r = spawn_run(argv, COMMIT_TIMEOUT_MS, NULL, err);
 	if (!r)

@@ -369,6 +369,24 @@ def an_overlay_that_was_being_made(scratch):
 
 
 @case
+def an_overlay_that_is_damaged_is_not_merged(scratch):
+    rig, journal, *_ = crashed(scratch)
+    overlay, = (Path(d["overlay"]) for d in json.loads(journal.read_text().splitlines()[0])["disks"][:1])
+    with open(overlay, "r+b") as file:      # its counts of references
+        file.seek(2 * 65536)
+        file.write(bytes(65536))
+    kept, base = overlay.read_bytes(), rig.paths[0].read_bytes()
+    result = rig.tidemark("recover", "--before-start", rig.images, expect=(1, 5))
+    if "is damaged" not in result.err:
+        raise HarnessError(f"{result}: {result.err}")
+    if rig.paths[0].read_bytes() != base or overlay.stat().st_size != len(kept):
+        raise HarnessError("something was merged")
+    run_program(["qemu-img", "check", "-q", "-r", "all", "-f", "qcow2", overlay], check=False)
+    rig.tidemark("recover", "--before-start", rig.images)
+    rig.go_on()
+
+
+@case
 def a_journal_that_is_missing_or_torn_in_one_place(scratch):
     def remove(path):
         path.unlink()
