@@ -9,7 +9,7 @@
  *	sim nbd SOCKET [BITMAP]     reads a disk of an NBD server, or what its bitmap names, to
  *nowhere
  *
- * Prints JSON: what was asked of the store, bytes by kind, seconds, CPU seconds and peak memory.
+ * Prints JSON: what was asked of the store, bytes by kind, seconds and CPU seconds.
  */
 #include "bench.h"
 #include "counting.h"
@@ -19,7 +19,6 @@
 #include <inttypes.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <time.h>
 
@@ -41,14 +40,6 @@ static double cpu(void)
 
 	must(clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t) == 0, "clock_gettime");
 	return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
-}
-
-static double rss_mib(void)
-{
-	struct rusage u;
-
-	must(getrusage(RUSAGE_SELF, &u) == 0, "getrusage");
-	return (double)u.ru_maxrss / 1024;
 }
 
 /* ---- fill ---- */
@@ -208,9 +199,8 @@ static int fill(const char *dir, int n, char **args)
 	}
 	counting_print(f.store);
 	(void)printf(", \"dirty_bytes\": %" PRIu64 ", \"read_bytes\": %" PRIu64
-		     ", \"rss_mib\": %.1f, \"point\": \"%s\"}\n",
-		     f.disk.ndirty * f.block, f.disk.read_bytes, rss_mib(),
-		     last ? id_text(&last->id).s : "");
+		     ", \"point\": \"%s\"}\n",
+		     f.disk.ndirty * f.block, f.disk.read_bytes, last ? id_text(&last->id).s : "");
 	point_free(last);
 	sim_disk_done(&f.disk);
 	repo_free(f.repo);
@@ -268,7 +258,7 @@ static int read_point(const char *dir, const char *name)
 	must_do(repo_read_disk(repo, p, p->disks, &to.sink, &opt, &err), &err);
 	(void)printf("\"seconds\": %.6f, \"cpu\": %.6f, ", now() - began, cpu());
 	counting_print(c);
-	(void)printf(", \"bytes\": %" PRIu64 ", \"rss_mib\": %.1f}\n", to.bytes, rss_mib());
+	(void)printf(", \"bytes\": %" PRIu64 "}\n", to.bytes);
 	point_free(p);
 	repo_free(repo);
 	pool_free(pool);
@@ -297,9 +287,9 @@ static int read_nbd(const char *socket, const char *bitmap)
 	must_do(nbd_source_open(loop, &addr, NBD_CONNECTIONS, CONNECT_MS, &src, &err), &err);
 	must_do(reader_run(loop, src, &to.sink, &opt, &counts, &err), &err);
 	(void)printf("{\"first\": %.6f, \"seconds\": %.6f, \"cpu\": %.6f, \"dirty_bytes\": %" PRIu64
-		     ", \"read_bytes\": %" PRIu64 ", \"rss_mib\": %.1f}\n",
+		     ", \"read_bytes\": %" PRIu64 "}\n",
 		     to.first > 0 ? to.first - began : 0, now() - began, cpu(), counts.dirty_bytes,
-		     counts.read_bytes, rss_mib());
+		     counts.read_bytes);
 	block_source_free(src);
 	loop_free(loop);
 	return 0;

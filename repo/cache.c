@@ -611,7 +611,7 @@ static void choose_frames(struct page_load *l)
 	uint32_t first = (uint32_t)(f - t->t->frames);
 	bool goes_on = first >= t->ahead_next && first - t->ahead_next < t->ahead;
 
-	t->ahead = goes_on ? (uint32_t)min_u64(2 * t->ahead, MAX_AHEAD) : 1;
+	t->ahead = goes_on ? (uint32_t)min_u64(UINT64_C(2) * t->ahead, MAX_AHEAD) : 1;
 	l->len = f->stored_len;
 	l->nframes = 1;
 	while (l->nframes < t->ahead && first + l->nframes < t->t->nframes &&
