@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Between the files of the cache: cache.c has tables, cache_page.c pages. */
+#pragma once
+
+#include "cache.h"
+
+#include <zstd.h>
+
+/* Compactions that may happen while a segment is being read. */
+#define MAX_RELISTS 8
+
+struct cache {
+	struct repo *repo;
+	struct aead *aead;
+	ZSTD_DCtx *dctx;
+	struct tables *tables; /* most recently used first */
+	struct page *pages;    /* the same */
+	struct tables_load *tables_loads;
+	struct page_load *page_loads;
+};
+
+/* Drops pages from the list's end beyond `max` bytes. */
+void cache_trim_pages(struct cache *c, size_t max);
+
+/* Answers all that wait. */
+void cache_wake(struct cache_wait *list, int code, const struct error *err);
+void cache_wait_add(struct cache_wait **list, struct cache_wait *w);
+/* Error text names the object once. */
+void cache_name_object(struct error *err, const char *key);
