@@ -150,7 +150,7 @@ static void come_between(struct failing *f)
 	must(w, "opening", repo_open(&w->other.store->st, &w->other.repo, &err) == 0, err.text);
 	r = run(&w->other, w->second, &err);
 	must(w, "the second", right_answer(w->second, r), err.text);
-	is = peek(w->other.store->below);
+	is = copy_store(w->other.store->below);
 	repo_free(w->other.repo);
 	w->other.repo = NULL;
 	apply(w->below, was, is);
