@@ -111,8 +111,7 @@ struct cursor {
 	bool bad;
 };
 
-/* Minimal encodings only: one value has one form. */
-static uint64_t get_varint(struct cursor *c)
+static uint64_t get_long_varint(struct cursor *c)
 {
 	uint64_t v = 0;
 
@@ -131,6 +130,14 @@ static uint64_t get_varint(struct cursor *c)
 	}
 	c->bad = true;
 	return 0;
+}
+
+/* Minimal encodings only: one value has one form. */
+static inline uint64_t get_varint(struct cursor *c)
+{
+	if (c->p < c->end && *c->p < 0x80)
+		return *c->p++;
+	return get_long_varint(c);
 }
 
 struct run_state {

@@ -125,13 +125,13 @@ void marks_free(struct prune *p)
 	p->nmarks = p->cap = 0;
 }
 
-/* Sets the bit of a slot; *ret_was tells whether it was set before. */
-static int mark_slot(struct walk *k, uint64_t ref, uint8_t type, bool *ret_was, struct error *err)
+/* The bits of the segment that ref leads to. */
+static int segment_bits(struct walk *k, uint64_t ref, uint8_t type, uint64_t **ret,
+			struct error *err)
 {
 	const struct table_entry *e = &k->d->map->table[ref_session(ref)];
 	struct mark_segments *s = mark_segments(k->by_index[ref_session(ref)], type);
 	uint64_t index = ref_ordinal(ref) >> seg_slots_log2(type);
-	uint32_t slot = (uint32_t)ref_ordinal(ref) & ((1U << seg_slots_log2(type)) - 1);
 
 	if (index >= (type == SEGMENT_DATA ? e->ndata : e->nmap))
 		return error_set(err, TM_E_CORRUPT,
@@ -141,8 +141,29 @@ static int mark_slot(struct walk *k, uint64_t ref, uint8_t type, bool *ret_was, 
 		s->bits[index] = calloc(mark_words(type), sizeof(uint64_t));
 	if (!s->bits[index])
 		return error_nomem(err);
-	*ret_was = slot_live(s->bits[index], slot);
-	s->bits[index][slot / 64] |= UINT64_C(1) << slot % 64;
+	*ret = s->bits[index];
+	return 0;
+}
+
+/* Sets the bit of a slot; *ret_was tells whether it was set before.  Called for every cluster of
+ * every point, hence the short way to bits that are there. */
+static inline int mark_slot(struct walk *k, uint64_t ref, uint8_t type, bool *ret_was,
+			    struct error *err)
+{
+	const struct table_entry *e = &k->d->map->table[ref_session(ref)];
+	const struct mark_segments *s = mark_segments(k->by_index[ref_session(ref)], type);
+	uint64_t index = ref_ordinal(ref) >> seg_slots_log2(type), *bits = NULL;
+	uint32_t slot = (uint32_t)ref_ordinal(ref) & ((1U << seg_slots_log2(type)) - 1);
+	int r = 0;
+
+	if (index < (type == SEGMENT_DATA ? e->ndata : e->nmap))
+		bits = s->bits[index];
+	if (!bits)
+		r = segment_bits(k, ref, type, &bits, err);
+	if (r < 0)
+		return r;
+	*ret_was = slot_live(bits, slot);
+	bits[slot / 64] |= UINT64_C(1) << slot % 64;
 	return 0;
 }
 
