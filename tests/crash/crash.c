@@ -124,12 +124,6 @@ void image_fill(struct image *im, uint64_t *random, unsigned times)
 	}
 }
 
-void image_copy(const struct image *from, struct image *to)
-{
-	image_init(to, from->size, from->bs);
-	memcpy(to->data, from->data, from->size);
-}
-
 struct compare {
 	struct piece_sink sink;
 	const struct image *im;

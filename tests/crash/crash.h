@@ -33,4 +33,3 @@ int rig_matches(struct rig *rig, const struct point *p, const struct image *im, 
 
 /* Mostly well compressible, so that files stay small; with full: noise, too. */
 void image_fill(struct image *im, uint64_t *random, unsigned times);
-void image_copy(const struct image *from, struct image *to);

@@ -78,6 +78,12 @@ static inline void image_done(struct image *im)
 	free(im->dirty);
 }
 
+static inline void image_copy(const struct image *from, struct image *to)
+{
+	image_init(to, from->size, from->bs);
+	memcpy(to->data, from->data, from->size);
+}
+
 static inline void image_resize(struct image *im, uint64_t size)
 {
 	struct image n;
@@ -121,6 +127,16 @@ static inline void image_change(struct image *im, uint64_t *random, unsigned tim
 
 		for (uint64_t b = at; b < at + n && b < im->blocks; b++)
 			image_write(im, random, b);
+	}
+}
+
+/* What cannot be compressed. */
+static inline void image_noise(struct image *im, uint64_t *random, uint64_t from, uint64_t to)
+{
+	for (uint64_t b = from; b < to; b++) {
+		for (uint32_t i = 0; i < im->bs; i++)
+			im->data[b * im->bs + i] = (uint8_t)test_random(random);
+		im->dirty[b] = true;
 	}
 }
 
@@ -348,4 +364,17 @@ static inline int rig_read(struct rig *rig, const struct point *p, const struct 
 		assert_memory_equal(c.got, im->data, im->size);
 	free(c.got);
 	return r;
+}
+
+/* The guest's points are these images. */
+static inline void rig_read_all(struct rig *rig, struct image *images, size_t n)
+{
+	auto_point_list struct point_list l = {0};
+	struct error err = {0};
+
+	assert_int_equal(repo_points(rig->repo, rig_guest, &l, NULL, &err), 0);
+	assert_int_equal(l.n, n);
+	for (size_t i = 0; i < n; i++)
+		if (rig_read(rig, l.v[i], &images[i], &err) < 0)
+			fail_msg("point %zu: %s", i, err.text);
 }

@@ -250,15 +250,6 @@ static void flip(struct store *st, const char *part, unsigned nth, size_t from_e
 	copy_free(c);
 }
 
-static void noise(struct rig *rig, struct image *im, uint64_t from, uint64_t to)
-{
-	for (uint64_t b = from; b < to; b++) {
-		for (unsigned i = 0; i < BS; i++)
-			im->data[b * BS + i] = (uint8_t)test_random(&rig->random);
-		im->dirty[b] = true;
-	}
-}
-
 /*
  * Three points; the first is forgotten, and half of its segment is not used any more.  A frame of
  * the rest of that segment is damaged, and another guest stored the same content; so is the map of
@@ -277,18 +268,17 @@ static void world_up(struct world *w)
 	assert_int_equal(pool_new(w->other.loop, 1, &w->other.pool, NULL), 0);
 	w->other.random = seed | 1;
 	image_init(&im, (uint64_t)BLOCKS * BS, BS);
-	noise(&w->rig, &im, 0, BLOCKS);
+	image_noise(&im, &w->rig.random, 0, BLOCKS);
 	for (unsigned i = 0; i < POINTS; i++) {
 		auto_clean(point_free) struct point *p = NULL;
 
 		if (i > 0) {
-			noise(&w->rig, &im, i == 1 ? 0 : 2, i == 1 ? 36 : 5);
+			image_noise(&im, &w->rig.random, i == 1 ? 0 : 2, i == 1 ? 36 : 5);
 			assert_int_equal(
 				repo_point_get(w->rig.repo, rig_guest, &w->id[i - 1], &p, &err), 0);
 		}
 		assert_int_equal(rig_backup(&w->rig, &im, p, &w->id[i], &err), 0);
-		image_init(&w->im[i], im.size, BS);
-		memcpy(w->im[i].data, im.data, im.size);
+		image_copy(&im, &w->im[i]);
 	}
 	w->rig.guest = twin;
 	assert_int_equal(rig_backup(&w->rig, &im, NULL, &id, &err), 0);

@@ -10,12 +10,6 @@
 
 static uint64_t seed;
 
-static void image_copy(const struct image *from, struct image *to)
-{
-	image_init(to, from->size, from->bs);
-	memcpy(to->data, from->data, from->size);
-}
-
 static const uint8_t *block_of(const struct image *im, uint64_t block)
 {
 	return im->data + block * im->bs;
@@ -67,18 +61,6 @@ static void check_counts(const struct repo_disk_counts *got, const struct repo_d
 	assert_int_equal(got->same_bytes, want->same_bytes);
 }
 
-static void points_read_back(struct rig *rig, struct image *images, size_t n)
-{
-	auto_point_list struct point_list l = {0};
-	struct error err = {0};
-
-	assert_int_equal(repo_points(rig->repo, rig_guest, &l, NULL, &err), 0);
-	assert_int_equal(l.n, n);
-	for (size_t i = 0; i < n; i++)
-		if (rig_read(rig, l.v[i], &images[i], &err) < 0)
-			fail_msg("point %zu: %s", i, err.text);
-}
-
 static void nothing_is_damaged(struct rig *rig)
 {
 	const struct repo_verify_options opt = {.pool = rig->pool, .read_data = true};
@@ -127,7 +109,7 @@ static void only_what_is_new_is_stored(void **state)
 			fail_msg("epoch %u: %s", epoch, err.text);
 		check_counts(&rig.counts, &m->want);
 		image_copy(&im, &past[epoch]);
-		points_read_back(&rig, past, epoch + 1);
+		rig_read_all(&rig, past, epoch + 1);
 		if (test_below(&rig.random, 2))
 			image_resize(&im, 1 + test_below(&rig.random, 9 * 1024 * 1024));
 		image_change(&im, &rig.random, (unsigned)test_below(&rig.random, 20));
@@ -161,7 +143,7 @@ static void a_second_reading_of_the_same_disk_stores_nothing(void **state)
 	assert_int_equal(rig.counts.stored_bytes, 0);
 	image_copy(&im, &past[0]);
 	image_copy(&im, &past[1]);
-	points_read_back(&rig, past, 2);
+	rig_read_all(&rig, past, 2);
 	for (int i = 0; i < 2; i++)
 		image_done(&past[i]);
 	image_done(&im);

@@ -352,12 +352,6 @@ static bool hit(struct world *w)
 
 /* ---- the history ---- */
 
-static void keep(struct world *w, unsigned i, const struct image *im)
-{
-	image_init(&w->im[i], im->size, BS);
-	memcpy(w->im[i].data, im->data, im->size);
-}
-
 static void past_point(struct world *w, unsigned i, struct image *im)
 {
 	const struct tm_id *parent = i && i < 4 ? &w->id[i - 1] : NULL;
@@ -370,7 +364,7 @@ static void past_point(struct world *w, unsigned i, struct image *im)
 		assert_int_equal(repo_point_get(w->rig.repo, rig_guest, parent, &p, &err), 0);
 	if (rig_backup(&w->rig, im, p, &w->id[i], &err) < 0)
 		fail_msg("%s", err.text);
-	keep(w, i, im);
+	image_copy(im, &w->im[i]);
 }
 
 /* The same blocks at other places, a few of them changed. */

@@ -77,9 +77,7 @@ struct history {
 static void keep_past(struct history *h)
 {
 	assert_true(h->n < ARRAY_SIZE(h->past));
-	image_init(&h->past[h->n], h->now.size, BS);
-	memcpy(h->past[h->n].data, h->now.data, h->now.size);
-	h->n++;
+	image_copy(&h->now, &h->past[h->n++]);
 }
 
 /* The next point; what has been lost of the newest one is read from the disk, as the agent does. */
@@ -328,12 +326,6 @@ static void older_points_get_back_what_is_stored_anew(void **state)
 
 /* ---- a store that fails for a while ---- */
 
-static void noise(struct image *im, uint64_t *random, uint64_t from, uint64_t to)
-{
-	for (uint64_t i = from * BS; i < to * BS; i++)
-		im->data[i] = (uint8_t)test_random(random);
-}
-
 /* A repair with a get that brings half, then another one; all is there.  False: no such get. */
 static bool repair_short(const struct copy *base, struct history *h, const struct image *twin,
 			 unsigned n)
@@ -389,11 +381,10 @@ static void what_came_short_once_is_not_given_up(void **state)
 	(void)state;
 	rig_up(&h.rig, BS, seed);
 	image_init(&h.now, UINT64_C(48) * BS, BS);
-	noise(&h.now, &h.rig.random, 0, 48);
+	image_noise(&h.now, &h.rig.random, 0, 48);
 	assert_int_equal(rig_backup(&h.rig, &h.now, NULL, &id, NULL), 0);
-	image_init(&twin, UINT64_C(48) * BS, BS);
-	memcpy(twin.data, h.now.data, twin.size);
-	noise(&twin, &h.rig.random, 16, 32);
+	image_copy(&h.now, &twin);
+	image_noise(&twin, &h.rig.random, 16, 32);
 	h.rig.guest = twin_guest;
 	assert_int_equal(rig_backup(&h.rig, &twin, NULL, &id, NULL), 0);
 	base = copy_store(h.rig.store->below);

@@ -7,24 +7,6 @@
 
 static uint64_t seed;
 
-static void image_copy(const struct image *from, struct image *to)
-{
-	image_init(to, from->size, from->bs);
-	memcpy(to->data, from->data, from->size);
-}
-
-static void points_read_back(struct rig *rig, struct image *images, size_t n)
-{
-	auto_point_list struct point_list l = {0};
-	struct error err = {0};
-
-	assert_int_equal(repo_points(rig->repo, rig_guest, &l, NULL, &err), 0);
-	assert_int_equal(l.n, n);
-	for (size_t i = 0; i < n; i++)
-		if (rig_read(rig, l.v[i], &images[i], &err) < 0)
-			fail_msg("%s", err.text);
-}
-
 /* Epochs of random changes and resizes; after each one all points are read back. */
 static void every_point_reads_back_what_was_backed_up(void **state)
 {
@@ -44,7 +26,7 @@ static void every_point_reads_back_what_was_backed_up(void **state)
 		if (rig_backup(&rig, &im, epoch ? l.v[l.n - 1] : NULL, &id, &err) < 0)
 			fail_msg("epoch %u: %s", epoch, err.text);
 		image_copy(&im, &past[epoch]);
-		points_read_back(&rig, past, epoch + 1);
+		rig_read_all(&rig, past, epoch + 1);
 		if (test_below(&rig.random, 2))
 			image_resize(&im, 1 + test_below(&rig.random, 9 * 1024 * 1024));
 		image_change(&im, &rig.random, (unsigned)test_below(&rig.random, 20));
