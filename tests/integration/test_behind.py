@@ -5,8 +5,10 @@ the bitmap right, or that it cannot be used is noticed. The audit is off, so tha
 only the rules of docs/epochs.md are at work; what is restored is always compared."""
 
 import shutil
+import signal
+from pathlib import Path
 
-from harness import HarnessError, Tidemark, image, run
+from harness import HarnessError, Tidemark, image, run, wait_for
 from harness.cases import case, main
 
 SIZE = 16 * image.MIB + 512
@@ -34,7 +36,7 @@ class Rig:
         point = self.tidemark("backup", f"image:{path},name={name}", "--audit", "0",
                               expect=(0, 3)).json
         disk, = point["disks"]
-        if disk["source"] != source or reason not in disk["reason"]:
+        if disk["source"] != (source or disk["source"]) or reason not in disk["reason"]:
             raise HarnessError(f"expected {source} ({reason}): {disk}")
         to, = self.tidemark("restore", point["point"], "--to", self.scratch.dir("r"),
                             "--force").json["disks"]
@@ -181,6 +183,29 @@ def the_image_below_is_written_or_replaced(scratch):
     run(["cp", "-p", low, other])
     other.replace(low)
     rig.backup("bitmap")
+
+
+@case
+def the_image_is_exchanged_while_it_is_read(scratch):
+    """What was read is what was there; the other file is right by the bitmap that it brings."""
+    rig = Rig(scratch)
+    old = rig.keep("old")
+    for number, other in enumerate((None, old)):    # a copy of what is read, or an older one
+        qemu_io(rig.path, f"write -P {4 + number} 5M 64k", f"write -P {4 + number} 7M 64k")
+        backup = rig.tidemark.start("backup", f"image:{rig.path},name=guest", "--audit", "0",
+                                  env={"TIDEMARK_DEBUG_STOP_AT": "frozen"})
+        stat = Path(f"/proc/{backup.process.pid}/stat")
+        wait_for("the freeze", lambda: not backup.running or
+                 stat.read_text().rsplit(")", 1)[1].split()[0] == "T")
+        aside = scratch / f"aside{number}"
+        rig.path.rename(aside)
+        shutil.copyfile(other or aside, rig.path)
+        backup.signal(signal.SIGCONT)
+        point = backup.finish((0, 3)).json
+        to, = rig.tidemark("restore", point["point"], "--to", scratch.dir("r"), "--force").json["disks"]
+        image.assert_same(aside, to["to"], "qcow2", "raw")
+        qemu_io(rig.path, "write -P 6 9M 64k")
+        print(f"# read by {rig.backup(None)['disks'][0]['source']} then", flush=True)
 
 
 @case
