@@ -71,9 +71,10 @@ int agent_open_store(struct agent *a, bool create, struct store **ret, struct er
 	return r;
 }
 
-static void warn_opened(struct agent *a)
+void agent_warn_opened(struct agent *a)
 {
 	static const char *const twins[] = {
+		[REPO_TWIN_REPO] = "the repository's object",
 		[REPO_TWIN_SLOT] = "this key's slot",
 		[REPO_TWIN_DOMAIN] = "the domain's object",
 	};
@@ -107,7 +108,7 @@ static int open_repo(struct agent *a, struct error *err)
 	if (r)
 		error_prefix(err, "repository %s", a->opt.repo);
 	else if (a->warnings && !mend)
-		warn_opened(a);
+		agent_warn_opened(a);
 	return r;
 }
 

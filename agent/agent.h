@@ -55,6 +55,9 @@ int agent_open_store(struct agent *a, bool create, struct store **ret, struct er
 /* With the domain of --domain in use.  When it does not answer the process ends (deadline.h). */
 int agent_open_repo(struct agent *a, struct error *err) TM_WUR;
 
+/* Of copies that are missing or damaged, and a key from before a rotation. */
+void agent_warn_opened(struct agent *a);
+
 /* left: domains from this one on. */
 typedef int agent_domain_fn(struct agent *a, void *data, size_t left, struct error *err);
 /*

@@ -45,3 +45,19 @@ int copies_mend(const struct repo *repo, const struct copy_names *n, const struc
 	}
 	return r;
 }
+
+int copies_mend_read(const struct repo *repo, const struct copy_names *n,
+		     const struct copies_read *c, size_t *count, struct error *err)
+{
+	for (unsigned copy = 0; copy < COPIES; copy++) {
+		int code = c->err[copy].code;
+
+		if (code == 0 || code == TM_E_NOTFOUND || code == TM_E_CORRUPT ||
+		    code == TM_E_UNSUPPORTED)
+			continue;
+		if (err && !err->code)
+			*err = c->err[copy];
+		return code;
+	}
+	return copies_mend(repo, n, &c->copies, count, err);
+}

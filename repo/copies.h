@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Objects that lie in the store twice, since all depends on them: key slots and domains. */
+/* Objects that lie in the store twice, since all depends on them: "repo", key slots, domains. */
 #pragma once
 
 #include "internal.h"
@@ -9,6 +9,11 @@
 struct copies {
 	bool there[COPIES], whole[COPIES];
 	struct buf bytes; /* of a whole copy; owned */
+};
+/* What was read of them, and of each that is not right by itself why. */
+struct copies_read {
+	struct copies copies;
+	struct error err[COPIES];
 };
 struct copy_names {
 	char key[COPIES][KEY_MAX];
@@ -23,3 +28,6 @@ int copies_put(const struct repo *repo, const struct copy_names *n, const void *
 /* Puts the bytes of the whole copy in place of the one that is not; *count grows by those put. */
 int copies_mend(const struct repo *repo, const struct copy_names *n, const struct copies *c,
 		size_t *count, struct error *err) TM_WUR;
+/* The same, but a copy that only could not be read now is an error, and stays. */
+int copies_mend_read(const struct repo *repo, const struct copy_names *n,
+		     const struct copies_read *c, size_t *count, struct error *err) TM_WUR;

@@ -72,7 +72,7 @@ static int open_name(const struct secret *meta, const struct format_domain *h,
 	return r;
 }
 
-static struct copy_names names_of(const struct tm_id *id, uint32_t generation)
+struct copy_names domain_copy_names(const struct tm_id *id, uint32_t generation)
 {
 	struct copy_names n;
 
@@ -85,7 +85,7 @@ int domain_put(const struct repo *repo, const struct tm_id *id, const char *name
 {
 	__attribute__((cleanup(domain_wipe))) struct domain_keys keys;
 	struct format_domain h = {.domain = *id, .generation = le32_of(repo->master.generation)};
-	struct copy_names n = names_of(id, repo->master.generation);
+	struct copy_names n = domain_copy_names(id, repo->master.generation);
 	int r = domain_derive(&repo->master, id, &keys, err);
 
 	if (r < 0)
@@ -202,14 +202,14 @@ int domain_load(const struct repo *repo, const struct domain_id *id, struct doma
 	return first.code;
 }
 
-int domain_copies_load(const struct repo *repo, const struct domain_id *id,
-		       struct domain_copies *ret, struct error *err)
+int domain_copies_load(const struct repo *repo, const struct domain_id *id, struct copies_read *ret,
+		       struct error *err)
 {
 	auto_domain struct domain d;
 	int r;
 
 	d = (struct domain){.id = id->id};
-	*ret = (struct domain_copies){0};
+	*ret = (struct copies_read){0};
 	r = domain_derive(&repo->master, &id->id, &d.keys, err);
 	for (unsigned copy = 0; r == 0 && copy < COPIES; copy++) {
 		auto_buf struct buf b = {0};
@@ -224,22 +224,11 @@ int domain_copies_load(const struct repo *repo, const struct domain_id *id,
 int domain_mend(const struct repo *repo, const struct domain_id *id, size_t *count,
 		struct error *err)
 {
-	struct copy_names n = names_of(&id->id, id->generation);
-	struct domain_copies c;
+	struct copy_names n = domain_copy_names(&id->id, id->generation);
+	struct copies_read c;
 	int r = domain_copies_load(repo, id, &c, err);
 
-	/* a copy that only could not be read now is not one to be replaced */
-	for (unsigned copy = 0; r == 0 && copy < COPIES; copy++) {
-		int code = c.err[copy].code;
-
-		if (code == 0 || code == TM_E_NOTFOUND || code == TM_E_CORRUPT ||
-		    code == TM_E_UNSUPPORTED)
-			continue;
-		if (err && !err->code)
-			*err = c.err[copy];
-		r = code;
-	}
-	r = r ? r : copies_mend(repo, &n, &c.copies, count, err);
+	r = r ? r : copies_mend_read(repo, &n, &c, count, err);
 	buf_done(&c.copies.bytes);
 	return r;
 }
@@ -247,7 +236,7 @@ int domain_mend(const struct repo *repo, const struct domain_id *id, size_t *cou
 int domain_restore(struct repo *repo, const struct domain_id *id, const char *name,
 		   struct error *err)
 {
-	struct domain_copies c;
+	struct copies_read c;
 	int r = keyring_check_newest(repo, err);
 
 	r = r ? r : domain_copies_load(repo, id, &c, err);

@@ -38,14 +38,10 @@ int domain_find(struct repo *repo, const struct tm_id *id, struct domain_id *ret
 /* Looks for the newest generation, reads it and makes the domain the one in use.  TM_E_NOTFOUND:
  * there is no such domain. */
 int domain_use(struct repo *repo, const struct tm_id *id, struct error *err) TM_WUR;
-/* Both copies of the newest generation, and of each that is not whole why. */
-struct domain_copies {
-	struct copies copies;
-	struct error err[COPIES];
-};
-/* The caller frees copies.bytes, also on failure. */
-int domain_copies_load(const struct repo *repo, const struct domain_id *id,
-		       struct domain_copies *ret, struct error *err) TM_WUR;
+/* Both copies of the newest generation.  The caller frees copies.bytes, also on failure. */
+int domain_copies_load(const struct repo *repo, const struct domain_id *id, struct copies_read *ret,
+		       struct error *err) TM_WUR;
+struct copy_names domain_copy_names(const struct tm_id *id, uint32_t generation);
 /* Puts both copies again of a domain that has none that is whole.  Wants the master keys of the
  * newest generation: an older public key would let an old key read what comes. */
 int domain_restore(struct repo *repo, const struct domain_id *id, const char *name,

@@ -1,52 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/*
- * Making and opening a repository.  The object "repo" is written last: without it
- * there is no repository.
- */
+/* Making and opening a repository. */
 #include "cache.h"
 #include "domain.h"
+#include "repo_object.h"
 
 #include <inttypes.h>
 #include <string.h>
 #include <sys/mman.h>
 
 #define DEFAULT_BLOCK_SIZE (64u << 10)
-
-static int repo_mac(const struct secret *meta, const struct format_repo *h, uint8_t ret[KEY_BYTES],
-		    struct error *err)
-{
-	static const char label[] = "tidemark repo";
-	auto_secret struct secret key = {{0}};
-	int r = derive(meta, label, sizeof(label) - 1, &key, err);
-
-	return r ? r : mac_once(&key, h, offsetof(struct format_repo, mac), ret, err);
-}
-
-/* All of it but the MAC, which ends it. */
-static void fill_repo(struct repo *repo, struct format_repo *h)
-{
-	*h = (struct format_repo){
-		.domain = repo->default_domain,
-		.data_slots_log2 = DATA_SLOTS_LOG2,
-		.map_slots_log2 = MAP_SLOTS_LOG2,
-		.block_bits = (uint8_t)repo->block_bits,
-		.cipher = CIPHER_AES256_GCM,
-		.id_alg = ID_ALG_HMAC_SHA256,
-		.encrypted = repo->encrypted,
-	};
-	format_head_init(&h->head, MAGIC_REPO, sizeof(*h), &repo->id);
-	memcpy(repo->params, (const uint8_t *)h + REPO_PARAMS_AT, REPO_PARAMS_BYTES);
-}
-
-static int put_repo(const struct repo *repo, struct format_repo *h, struct error *err)
-{
-	int r = repo_mac(&repo->master.meta, h, h->mac, err);
-
-	if (r < 0)
-		return r;
-	format_head_seal(h, sizeof(*h));
-	return store_put_wait(repo->st, "repo", h, sizeof(*h), err);
-}
 
 /* ---- init ---- */
 
@@ -111,11 +73,11 @@ static int do_init(struct repo *repo, uint32_t block_size, const struct repo_ini
 	r = r ? r : domain_id_of(repo, DEFAULT_DOMAIN_NAME, &repo->default_domain, err);
 	if (r < 0)
 		return r;
-	fill_repo(repo, &h);
+	repo_object_fill(repo, &h);
 	r = domain_put(repo, &repo->default_domain, DEFAULT_DOMAIN_NAME, err);
 	r = r ? r : domain_use(repo, &repo->default_domain, err);
 	r = r ? r : keyring_init(repo, opt ? opt->label : NULL, opt ? opt->secret : NULL, err);
-	r = r ? r : put_repo(repo, &h, err);
+	r = r ? r : repo_object_put(repo, &h, err);
 	if (r == 0)
 		store_reserve(repo->st, false);
 	return r;
@@ -140,57 +102,6 @@ int repo_init(struct store *st, const struct repo_init_options *opt, struct repo
 }
 
 /* ---- open ---- */
-
-static int read_repo(struct repo *repo, struct format_repo *ret, struct error *err)
-{
-	auto_buf struct buf b = {0};
-	int r = store_read(repo->st, "repo", 64 << 10, &b, err);
-
-	if (r == TM_E_NOTFOUND) {
-		error_clear(err);
-		return error_set(err, TM_E_NOTFOUND,
-				 "this is not a Tidemark repository (it has no object 'repo')");
-	}
-	if (r < 0)
-		return r;
-	r = format_head_check(b.data, b.len, MAGIC_REPO, sizeof(*ret), NULL, "the repository", err);
-	if (r < 0)
-		return r;
-	if (b.len != sizeof(*ret))
-		return error_set(err, TM_E_CORRUPT, "object repo is %zu bytes, expected %zu", b.len,
-				 sizeof(*ret));
-	memcpy(ret, b.data, sizeof(*ret));
-	if (ret->cipher != CIPHER_AES256_GCM || ret->id_alg != ID_ALG_HMAC_SHA256 ||
-	    ret->data_slots_log2 != DATA_SLOTS_LOG2 || ret->map_slots_log2 != MAP_SLOTS_LOG2 ||
-	    ret->block_bits < MIN_BLOCK_BITS || ret->block_bits > MAX_BLOCK_BITS)
-		return error_set(err, TM_E_UNSUPPORTED,
-				 "the repository has parameters this program does not know");
-	repo->id = ret->head.repo;
-	repo->default_domain = ret->domain;
-	memcpy(repo->params, (const uint8_t *)ret + REPO_PARAMS_AT, REPO_PARAMS_BYTES);
-	repo->block_bits = ret->block_bits;
-	repo->read_only = le64_get(ret->head.ro_compat) & ~KNOWN_RO_COMPAT;
-	if (ret->encrypted > 1)
-		return error_set(err, TM_E_UNSUPPORTED,
-				 "the repository is encrypted in a way this program does not know");
-	repo->encrypted = ret->encrypted;
-	return 0;
-}
-
-/* A key of one domain has no key for this MAC; the domain's own covers what matters. */
-static int check_repo(const struct repo *repo, const struct format_repo *h, struct error *err)
-{
-	uint8_t mac[KEY_BYTES];
-	int r;
-
-	if (!id_is_zero(&repo->master.scope))
-		return 0;
-	r = repo_mac(&repo->master.meta, h, mac, err);
-	if (r == 0 && !equal_secret(mac, h->mac, sizeof(mac)))
-		return error_set(err, TM_E_CORRUPT,
-				 "object repo was not written with the repository's keys");
-	return r;
-}
 
 /* Puts the object of the default domain again: nothing else of it is lost. */
 static int restore_default(struct repo *repo, struct error *err)
@@ -240,15 +151,44 @@ static int use_first_domain(struct repo *repo, bool mend, struct error *err)
 	return r;
 }
 
+static int try_copy(struct repo *repo, const struct format_repo *h,
+		    const struct repo_credentials *cred, struct error *err)
+{
+	int r;
+
+	repo_object_adopt(repo, h);
+	r = keyring_open(repo, cred, err);
+	return r ? r : repo_object_prove(repo, h, err);
+}
+
+static int open_keys(struct repo *repo, const struct repo_credentials *cred, struct error *err)
+{
+	auto_repo_object struct repo_object o;
+	struct error one = {0};
+	unsigned copy = 0;
+	int r;
+
+	repo_object_load(repo, false, &o);
+	r = repo_object_choose(&o, &copy, &one);
+	r = r ? r : try_copy(repo, &o.h[copy], cred, &one);
+	/* its checksum is right, and still it is not what belongs to the keys */
+	if (r == TM_E_CORRUPT && repo_object_differs(&o) &&
+	    try_copy(repo, &o.h[1], cred, NULL) == 0) {
+		copy = 1;
+		r = 0;
+	}
+	if (r == 0)
+		repo_object_worn(&o, copy, repo->worn_object);
+	else if (err && !err->code)
+		*err = one;
+	return r;
+}
+
 static int do_open(struct repo *repo, const struct repo_credentials *cred, bool mend,
 		   struct error *err)
 {
-	struct format_repo h;
-	int r;
+	int r = open_keys(repo, cred, err);
 
-	r = read_repo(repo, &h, err);
-	r = r ? r : keyring_open(repo, cred, err);
-	r = r ? r : check_repo(repo, &h, err);
 	return r ? r : use_first_domain(repo, mend, err);
 }
 

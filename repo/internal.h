@@ -24,7 +24,8 @@ struct repo {
 	bool encrypted;
 	enum repo_role role;
 	struct tm_id kid;          /* of the slot that was opened; zero: a paper key */
-	char worn_slot[KEY_MAX];   /* a copy of it that is missing or damaged; "": none */
+	char worn_object[KEY_MAX]; /* a copy of "repo" that is missing or damaged; "": none */
+	char worn_slot[KEY_MAX];   /* the same of the slot */
 	char worn_domain[KEY_MAX]; /* the same of the object of the domain in use */
 	unsigned log2_n;           /* of new slots */
 	unsigned mended;           /* copies that were put again to open it */

@@ -5,6 +5,7 @@
  */
 #include "domain.h"
 #include "keyring.h"
+#include "repo_object.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -264,8 +265,9 @@ int repo_keys_repair(struct repo *repo, size_t *ret, struct error *err)
 		r = copies_mend(repo, &n, &g->v[i].copies, ret, err);
 	}
 	r = r ? r : repair_domains(repo, ret, err);
+	r = r ? r : repo_object_mend(repo, ret, err);
 	if (r == 0)
-		repo->worn_slot[0] = repo->worn_domain[0] = 0;
+		repo->worn_object[0] = repo->worn_slot[0] = repo->worn_domain[0] = 0;
 	return r;
 }
 

@@ -221,9 +221,13 @@ const char *repo_key_remark(const struct repo *repo)
 
 const char *repo_worn_copy(const struct repo *repo, enum repo_twin twin)
 {
-	const char *key = twin == REPO_TWIN_SLOT ? repo->worn_slot : repo->worn_domain;
+	const char *const keys[] = {
+		[REPO_TWIN_REPO] = repo->worn_object,
+		[REPO_TWIN_SLOT] = repo->worn_slot,
+		[REPO_TWIN_DOMAIN] = repo->worn_domain,
+	};
 
-	return *key ? key : NULL;
+	return *keys[twin] ? keys[twin] : NULL;
 }
 
 int key_check_reads_all(const struct repo *repo, struct error *err)

@@ -173,7 +173,7 @@ int repo_check_right(const struct repo *repo, enum repo_right right, struct erro
 const char *repo_key_remark(const struct repo *repo);
 
 /* Objects that lie in the store twice and were opened with one copy of them only. */
-enum repo_twin { REPO_TWIN_SLOT, REPO_TWIN_DOMAIN };
+enum repo_twin { REPO_TWIN_REPO, REPO_TWIN_SLOT, REPO_TWIN_DOMAIN };
 /* The copy that is missing or damaged; repo_keys_repair() puts it again.  NULL: both are whole. */
 const char *repo_worn_copy(const struct repo *repo, enum repo_twin twin);
 
@@ -637,8 +637,9 @@ int repo_verify(struct repo *repo, const struct repo_verify_options *opt,
 		struct repo_verify_report *ret, struct error *err) TM_WUR;
 
 /*
- * Adds to the report: copies of the domains' objects that are missing or damaged, of all domains
- * that the key opens; and, for keys of all domains, what lies in a domain that has no object.
+ * Adds to the report: copies of the repository's object and of the domains' that are missing or
+ * damaged, of all domains that the key opens; and, for keys of all domains, what lies in a domain
+ * that has no object.
  */
 int repo_verify_domains(struct repo *repo, struct repo_verify_report *ret,
 			struct error *err) TM_WUR;

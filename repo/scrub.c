@@ -5,6 +5,7 @@
 #include "scrub.h"
 
 #include "keyring.h"
+#include "repo_object.h"
 
 #include <inttypes.h>
 #include <string.h>
@@ -72,7 +73,7 @@ static const struct small_kind *kind_of(const struct repo *repo, const char *key
 	unsigned copy;
 	struct tm_id id;
 
-	if (strcmp(key, "repo") == 0)
+	if (is_repo_object(key))
 		magic = MAGIC_REPO;
 	else if (name_parse_key(key, &id, &copy))
 		magic = MAGIC_KEY;

@@ -283,7 +283,8 @@ static int open_tmp(struct dir_store *d, struct error *err)
 
 	d->tmp = openat(d->root, "tmp", flags);
 	if (d->tmp < 0 && errno == ENOENT) {
-		if (faccessat(d->root, "repo", F_OK, 0) < 0)
+		if (faccessat(d->root, "repo", F_OK, 0) < 0 &&
+		    faccessat(d->root, "repo.copy", F_OK, 0) < 0)
 			return error_set(err, TM_E_NOTFOUND,
 					 "%s is not a repository (it has no folder tmp)", d->path);
 		if (mkdirat(d->root, "tmp", 0700) < 0 && errno != EEXIST)

@@ -1,36 +1,55 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The objects of the domains themselves: both copies of each, and points that have none. */
+/* What all points hang on: both copies of the repository's object and of each domain's, and points
+ * that have no domain. */
 #include "domain.h"
+#include "repo_object.h"
 #include "verify.h"
 
 #include <stdio.h>
 #include <string.h>
 
-static int check_copies(struct repo *repo, const struct domain_id *id,
+static int check_copies(const struct copies_read *c, const struct copy_names *n,
 			struct repo_verify_report *report, struct error *err)
 {
-	struct domain_copies c;
-	int r = domain_copies_load(repo, id, &c, err);
+	int r = 0;
 
 	for (unsigned copy = 0; r == 0 && copy < COPIES; copy++) {
-		char key[KEY_MAX];
-
-		report->objects += c.copies.there[copy];
-		if (c.copies.whole[copy])
+		report->objects += c->copies.there[copy];
+		if (c->copies.whole[copy])
 			continue;
-		name_domain(&id->id, id->generation, copy, key);
-		if (c.err[copy].code && !verify_is_damage(c.err[copy].code) &&
-		    c.err[copy].code != TM_E_NOTFOUND) {
-			r = c.err[copy].code;
+		if (c->err[copy].code && !verify_is_damage(c->err[copy].code) &&
+		    c->err[copy].code != TM_E_NOTFOUND) {
+			r = c->err[copy].code;
 			if (err && !err->code)
-				*err = c.err[copy];
+				*err = c->err[copy];
 		} else {
-			r = damage_add(report, key,
-				       c.err[copy].code ? c.err[copy].text
-							: "it differs from the other copy",
+			r = damage_add(report, n->key[copy],
+				       c->err[copy].code ? c->err[copy].text
+							 : "it differs from the other copy",
 				       err);
 		}
 	}
+	return r;
+}
+
+static int check_repo_object(struct repo *repo, struct repo_verify_report *report,
+			     struct error *err)
+{
+	struct copy_names n = repo_object_names();
+	auto_repo_object struct repo_object o;
+
+	repo_object_load(repo, true, &o);
+	return check_copies(&o.read, &n, report, err);
+}
+
+static int check_domain(struct repo *repo, const struct domain_id *id,
+			struct repo_verify_report *report, struct error *err)
+{
+	struct copy_names n = domain_copy_names(&id->id, id->generation);
+	struct copies_read c;
+	int r = domain_copies_load(repo, id, &c, err);
+
+	r = r ? r : check_copies(&c, &n, report, err);
 	buf_done(&c.copies.bytes);
 	return r;
 }
@@ -89,14 +108,14 @@ int repo_verify_domains(struct repo *repo, struct repo_verify_report *ret, struc
 {
 	struct domain_ids *l = calloc(1, sizeof(*l));
 	struct find_folders f = {0};
-	int r = l ? 0 : error_nomem(err);
+	int r = l ? check_repo_object(repo, ret, err) : error_nomem(err);
 
 	/* folders first: what lies in one was put after its domain */
 	if (r == 0 && id_is_zero(&repo->master.scope))
 		r = repo->st->ops->list(repo->st, "d/", see_object, &f, err);
 	r = r ? r : domains_list(repo, l, err);
 	for (size_t i = 0; r == 0 && i < l->n; i++)
-		r = check_copies(repo, &l->v[i], ret, err);
+		r = check_domain(repo, &l->v[i], ret, err);
 	r = r ? r : check_folders(&f, l, ret, err);
 	id_set_done(&f.ids);
 	free(l);

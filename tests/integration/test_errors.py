@@ -134,17 +134,26 @@ def crc32c(data):
 @case
 def a_repository_of_a_newer_format_is_refused(scratch):
     vm, tidemark = running(scratch)
-    descriptor = tidemark.repo / "repo"
-    good = descriptor.read_bytes()
-    descriptor.chmod(0o600)
+    descriptors = [tidemark.repo / name for name in ("repo", "repo.copy")]
+    good = descriptors[0].read_bytes()
+    for descriptor in descriptors:
+        descriptor.chmod(0o600)
     # The version behind the magic; an unknown incompatible feature; a byte that was damaged.
     for at, sound, words in ((8, True, ("format version", "this program knows")),
                              (16, True, ("features",)), (8, False, ("checksum",))):
         bad = good[:at] + bytes([good[at] + 2]) + good[at + 1:-4]
-        descriptor.write_bytes(bad + (crc32c(bad) if sound else good[-4:]))
+        for descriptor in descriptors:
+            descriptor.write_bytes(bad + (crc32c(bad) if sound else good[-4:]))
         for words_of in (("backup", vm.target()), ("list",), ("prune",)):
             says(tidemark(*words_of, expect=(1, 4)), tidemark.repo, *words)
-    descriptor.write_bytes(good)
+    descriptors[0].write_bytes(good)
+    says(tidemark("list", expect=(3,)), "repo.copy", "key repair")
+    tidemark("key", "repair")
+    if descriptors[1].read_bytes() != good:
+        raise HarnessError("the copy was not put again")
+    descriptors[0].unlink()
+    says(tidemark("list", expect=(3,)), "(repo)", "key repair")
+    tidemark("key", "repair")
     tidemark("backup", vm.target())
     assert_clean(vm)
 

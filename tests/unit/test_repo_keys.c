@@ -645,6 +645,102 @@ static void no_stored_byte_tells_of_the_guest(void **state)
 	rig_down(&rig);
 }
 
+static void without(struct copy *c, size_t i, struct copy *ret)
+{
+	*ret = *c;
+	ret->n--;
+	for (size_t k = i; k < ret->n; k++) {
+		memcpy(ret->key[k], c->key[k + 1], sizeof(c->key[k]));
+		ret->bytes[k] = c->bytes[k + 1];
+	}
+}
+
+/* What opens with one copy of "repo" tells which is worn, and mends it. */
+static void check_worn_object(struct rig *rig, const struct copy *c, const char *key,
+			      const struct repo_secret *secret, const struct buf *good)
+{
+	struct repo_verify_report report = {0};
+	auto_buf struct buf again = {0};
+	struct error err = {0};
+	struct repo *repo = NULL;
+	size_t n = 0;
+
+	if (open_copy(rig, c, secret, &repo, &err) < 0)
+		fail_msg("%s: %s", key, err.text);
+	assert_string_equal(repo_worn_copy(repo, REPO_TWIN_REPO), key);
+	assert_int_equal(repo_verify_domains(repo, &report, &err), 0);
+	assert_int_equal(report.ndamaged, 1);
+	assert_string_equal(report.damaged[0].object, key);
+	repo_verify_report_done(&report);
+	assert_int_equal(repo_keys_repair(repo, &n, &err), 0);
+	assert_int_equal(n, 1);
+	assert_null(repo_worn_copy(repo, REPO_TWIN_REPO));
+	assert_int_equal(store_read(repo->st, key, 1024, &again, &err), 0);
+	assert_int_equal(again.len, good->len);
+	assert_memory_equal(again.data, good->data, good->len);
+	assert_int_equal(repo_verify_domains(repo, &report, &err), 0);
+	assert_int_equal(report.ndamaged, 0);
+	repo_verify_report_done(&report);
+	repo_free(repo);
+}
+
+/* Every byte changed, whatever the checksum says to it; every length; gone; and both at once. */
+static void one_copy_of_repo_is_enough_and_the_other_is_put_again(void **state)
+{
+	struct repo_secret first = password("first");
+	struct error err = {0};
+	size_t at[2], n = 0;
+	struct rig rig;
+	struct copy *c;
+
+	(void)state;
+	rig_up_encrypted(&rig, seed);
+	c = copy_store(rig.store->below);
+	for (size_t i = 0; i < c->n; i++)
+		if (strncmp(c->key[i], "repo", 4) == 0)
+			at[n++] = i;
+	assert_int_equal(n, 2);
+	for (unsigned which = 0; which < 2; which++) {
+		struct buf *b = &c->bytes[at[which]], *other = &c->bytes[at[1 - which]];
+		const char *key = c->key[at[which]];
+		size_t len = b->len;
+		auto_free struct copy *less = malloc(sizeof(*less));
+
+		assert_non_null(less);
+		for (size_t i = 0; i < len; i++) {
+			uint8_t bit = (uint8_t)(1U << i % 8);
+
+			b->data[i] ^= bit;
+			check_worn_object(&rig, c, key, &first, other);
+			/* a right checksum; not where a newer program could have written it */
+			if (i >= 40 && (i < 72 || i >= 78) && i < len - 4) {
+				format_head_seal(b->data, len);
+				check_worn_object(&rig, c, key, &first, other);
+			}
+			memcpy(b->data, other->data, len);
+			b->data[i] ^= bit;
+			other->data[i] ^= bit;
+			assert_true(open_copy(&rig, c, &first, NULL, &err) < 0);
+			other->data[i] ^= bit;
+			memcpy(b->data, other->data, len);
+		}
+		for (b->len = 0; b->len < len; b->len++) {
+			size_t cut = b->len;
+
+			check_worn_object(&rig, c, key, &first, other);
+			other->len = cut;
+			assert_int_equal(open_copy(&rig, c, &first, NULL, &err), TM_E_CORRUPT);
+			other->len = len;
+		}
+		without(c, at[which], less);
+		check_worn_object(&rig, less, key, &first, other);
+		without(less, at[0], less);
+		assert_int_equal(open_copy(&rig, less, &first, NULL, &err), TM_E_NOTFOUND);
+	}
+	copy_free(c);
+	rig_down(&rig);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -657,6 +753,7 @@ int main(void)
 		cmocka_unit_test(a_rotation_wants_to_be_the_only_full_key),
 		cmocka_unit_test(paper_opens_without_any_slot),
 		cmocka_unit_test(every_change_of_one_copy_is_survived),
+		cmocka_unit_test(one_copy_of_repo_is_enough_and_the_other_is_put_again),
 		cmocka_unit_test(a_damaged_copy_is_reported_and_written_again),
 		cmocka_unit_test(slots_of_another_kind_are_refused_at_once),
 		cmocka_unit_test(interrupted_changes_leave_the_keys_usable),
