@@ -240,15 +240,26 @@ int qga_frozen(struct qga *a, unsigned timeout_ms, bool *ret, struct error *err)
 	return 0;
 }
 
-int qga_freeze(struct qga *a, unsigned timeout_ms, uint64_t *ret_count, struct error *err)
+/* Freezing and thawing are answered with the number of file systems, and with nothing else. */
+static int call_for_count(struct qga *a, const char *command, unsigned timeout_ms,
+			  uint64_t *ret_count, struct error *err)
 {
 	auto_json json_t *count = NULL;
-	int r = call(a, "guest-fsfreeze-freeze", timeout_ms, &count, err);
+	int r = call(a, command, timeout_ms, &count, err);
 
 	if (r)
 		return r;
-	*ret_count = json_is_integer(count) ? (uint64_t)json_integer_value(count) : 0;
+	if (!json_is_integer(count) || json_integer_value(count) < 0)
+		return error_set(err, TM_E_PEER,
+				 "the guest agent answered %s with no number of file systems",
+				 command);
+	*ret_count = (uint64_t)json_integer_value(count);
 	return 0;
+}
+
+int qga_freeze(struct qga *a, unsigned timeout_ms, uint64_t *ret_count, struct error *err)
+{
+	return call_for_count(a, "guest-fsfreeze-freeze", timeout_ms, ret_count, err);
 }
 
 int qga_thaw(struct qga *a, unsigned timeout_ms, struct error *err)
@@ -260,10 +271,11 @@ int qga_thaw(struct qga *a, unsigned timeout_ms, struct error *err)
 	do {
 		uint64_t left = deadline - now_ms();
 		unsigned step = (unsigned)min_u64(left, THAW_TRY_MS);
+		uint64_t count;
 		bool frozen = true;
 
 		e = (struct error){0};
-		r = call(a, "guest-fsfreeze-thaw", step, NULL, &e);
+		r = call_for_count(a, "guest-fsfreeze-thaw", step, &count, &e);
 		if (!r)
 			return 0;
 		/* The reply may be what was lost: ask. */

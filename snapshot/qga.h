@@ -17,7 +17,10 @@ int qga_ping(struct qga *a, unsigned timeout_ms, struct error *err) TM_WUR;
 /* The agent's version, owned by the caller. */
 int qga_info(struct qga *a, unsigned timeout_ms, char **ret_version, struct error *err) TM_WUR;
 int qga_frozen(struct qga *a, unsigned timeout_ms, bool *ret, struct error *err) TM_WUR;
-/* Freezes all file systems.  After a failure the guest may be frozen: thaw. */
+/*
+ * Freezes all file systems that can be; *ret_count: how many, perhaps none.  After a failure, and
+ * an answer that is no such number is one (TM_E_PEER), the guest may be frozen: thaw.
+ */
 int qga_freeze(struct qga *a, unsigned timeout_ms, uint64_t *ret_count, struct error *err) TM_WUR;
 /*
  * Thaws, asks whether it is thawed, and tries again after a lost reply, all within timeout_ms.

@@ -194,6 +194,7 @@ int freeze_end(struct guest *g, struct freeze *f, struct freeze_result *ret, str
 	if (rep.what == FREEZE_ENDED) {
 		ret->held_ms = rep.end_ms - rep.start_ms;
 		ret->quiesced = rep.thaw_ms >= done_ms;
+		ret->count = rep.count;
 	} else {
 		ret->held_ms = now_ms() - f->start_ms;
 	}

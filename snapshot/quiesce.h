@@ -17,6 +17,7 @@ struct freeze {
 struct freeze_result {
 	uint64_t held_ms; /* how long the guest was held */
 	bool quiesced;    /* its file systems were frozen until the transaction had ended */
+	uint64_t count;   /* of those; 0 with quiesced: the guest agent found none to freeze */
 };
 
 /*

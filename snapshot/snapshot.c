@@ -163,6 +163,10 @@ static int freeze_and_switch(struct snapshot *s, const struct snapshot_options *
 		r = error_set(err, rt, "%s", thaw_err.text);
 	if (!r && frozen && !res.quiesced)
 		r = thawed_early(s, opt, &res, err);
+	else if (!r && frozen && res.count == 0)
+		r = text_list_add(&s->info.warnings, err,
+				  "the guest agent found no file system to freeze: none is mounted "
+				  "in the guest, or none that can be frozen");
 	return r;
 }
 

@@ -21,6 +21,7 @@ class Proxy:
       no reply  it is done; the answer never comes
       lost      it is done; the connection ends instead of an answer
       late      it is done; the answer comes after `late` seconds
+      {...}     it is done; this is the answer instead
 
     `commands` lists what was asked since `reset`. The guest agent's answers have
     no ids: without `ids` the next result is taken. `on_lost` is called once a connection was lost."""
@@ -127,6 +128,9 @@ class _Connection:
                 return False
             if fault == "late":
                 self.held.append((time.monotonic() + self.proxy.late, line))
+            if isinstance(fault, dict):
+                answer = {**fault, "id": key} if self.proxy.ids else fault
+                self.client.sendall(json.dumps(answer).encode() + b"\r\n")
             if fault:
                 return True
         self.client.sendall(line)

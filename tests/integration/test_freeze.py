@@ -238,5 +238,42 @@ def each_word_to_the_guest_agent_spoilt_in_each_way(scratch):
     rig.go_on()
 
 
+@case
+def a_guest_agent_whose_answers_are_no_numbers(scratch):
+    rig = Rig(scratch)
+    proxy = Proxy(rig.vm.dir / "proxy.sock", rig.vm.agent_path, ids=False)
+    scratch.defer(proxy.close)
+    target = f"qmp:{rig.vm.qmp_path},agent={proxy.path},name=guest"
+
+    def backup(command, answer, policy, expect):
+        proxy.arm(command, 1, {"return": answer})
+        result = rig.tidemark("backup", target, "--quiesce", policy, expect=expect)
+        if not proxy.fired:
+            raise HarnessError(f"{command} was not used")
+        if (took := rig.probe()) > SLACK:
+            raise HarnessError(f"{command} {answer}: a write took {took:.1f} s")
+        assert_clean(rig.vm)
+        rig.assert_thawed()
+        return result
+
+    for answer in (-5, "abc", None, 1.5, {"count": 1}):
+        result = backup("guest-fsfreeze-freeze", answer, "require", 1)
+        if "no number of file systems" not in result.err:
+            raise HarnessError(f"{answer} says: {result.err}")
+    if points := rig.tidemark("list").json:
+        raise HarnessError(f"points against the policy: {points}")
+    result = backup("guest-fsfreeze-freeze", -5, "if-possible", 3)
+    if result.json["quiesced"] or "not quiesced" not in result.err:
+        raise HarnessError(f"{result.json}: {result.err}")
+    for policy in ("require", "if-possible"):
+        result = backup("guest-fsfreeze-freeze", 0, policy, 3)
+        if not result.json["quiesced"] or "no file system to freeze" not in result.err:
+            raise HarnessError(f"{policy}: {result.json}: {result.err}")
+    for answer in (-5, "abc"):      # asked again, it says that it is thawed
+        if not backup("guest-fsfreeze-thaw", answer, "require", 0).json["quiesced"]:
+            raise HarnessError(f"a thaw answered with {answer}")
+    rig.go_on()
+
+
 if __name__ == "__main__":
     main()

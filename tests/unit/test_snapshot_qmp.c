@@ -341,6 +341,26 @@ static void agent_reports_refusals(void **state)
 	peer_end(&p);
 }
 
+static void agent_counts_what_it_froze(void **state)
+{
+	START(p, {true, "\xff{\"return\": @ID}\n", 0}, {true, "{\"return\": -5}\n", 0},
+	      {true, "{\"return\": \"abc\"}\n", 0}, {true, "{\"return\": 0}\n", 0});
+	struct error err = {0};
+	struct qga *a = NULL;
+	uint64_t n = 7;
+
+	(void)state;
+	assert_int_equal(qga_open(p.path, 2000, &a, NULL), 0);
+	assert_int_equal(qga_freeze(a, 1000, &n, &err), TM_E_PEER);
+	assert_non_null(strstr(err.text, "guest-fsfreeze-freeze"));
+	assert_int_equal(qga_freeze(a, 1000, &n, NULL), TM_E_PEER);
+	assert_int_equal(n, 7);
+	assert_int_equal(qga_freeze(a, 1000, &n, NULL), 0);
+	assert_int_equal(n, 0);
+	qga_free(a);
+	peer_end(&p);
+}
+
 static void thaw_survives_a_lost_reply(void **state)
 {
 	/* The thaw's reply is lost; after a new synchronisation the status says thawed. */
@@ -372,6 +392,7 @@ int main(void)
 		cmocka_unit_test(agent_synchronises_past_old_replies),
 		cmocka_unit_test(agent_that_is_not_there_is_a_timeout),
 		cmocka_unit_test(agent_reports_refusals),
+		cmocka_unit_test(agent_counts_what_it_froze),
 		cmocka_unit_test(thaw_survives_a_lost_reply),
 	};
 
