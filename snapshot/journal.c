@@ -108,8 +108,7 @@ void journal_debug_point(const char *name)
 	}
 }
 
-/* All its files: its own where that is known, then the copies. */
-static int list_files(const struct journal *j, struct text_list *ret, struct error *err)
+int journal_list_files(const struct journal *j, struct text_list *ret, struct error *err)
 {
 	int r = j->path ? text_list_add(ret, err, "%s", j->path) : 0;
 
@@ -132,7 +131,7 @@ static int publish(const struct journal *j, const struct buf *text, bool all, st
 	auto_free bool *done = NULL;
 	struct error first = {0};
 	size_t written = 0;
-	int r = list_files(j, &files, err);
+	int r = journal_list_files(j, &files, err);
 
 	if (r)
 		return r;
@@ -195,7 +194,7 @@ int journal_read(const char *path, struct journal **ret, struct error *err)
 	int r = read_one(path, &j, err);
 
 	if (!r)
-		r = list_files(j, &copies, err);
+		r = journal_list_files(j, &copies, err);
 	for (size_t i = 0; !r && i < copies.n; i++) {
 		auto_clean(journal_free) struct journal *copy = NULL;
 
@@ -227,7 +226,7 @@ static int remove_one(const char *path, struct error *err)
 bool journal_exists(const struct journal *j)
 {
 	auto_text_list struct text_list files = {0};
-	bool found = list_files(j, &files, NULL) != 0; /* not known: rather yes */
+	bool found = journal_list_files(j, &files, NULL) != 0; /* not known: rather yes */
 
 	for (size_t i = 0; !found && i < files.n; i++)
 		found = access(files.v[i], F_OK) == 0;
@@ -237,7 +236,7 @@ bool journal_exists(const struct journal *j)
 int journal_remove(const struct journal *j, struct error *err)
 {
 	auto_text_list struct text_list files = {0};
-	int r = list_files(j, &files, err);
+	int r = journal_list_files(j, &files, err);
 
 	/* The copies first: without the other one, nobody would look for them. */
 	for (size_t i = files.n; !r && i > 0; i--)

@@ -113,6 +113,8 @@ void journal_debug_point(const char *name);
  * remembered in the journal.
  */
 int journal_read(const char *path, struct journal **ret, struct error *err) TM_WUR;
+/* All its files: its own where that is known, then the copies. */
+int journal_list_files(const struct journal *j, struct text_list *ret, struct error *err) TM_WUR;
 /* Is any of its files there? */
 bool journal_exists(const struct journal *j);
 /* Removes all its files. */

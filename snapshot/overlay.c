@@ -9,6 +9,11 @@
 
 #define POINT_DIGITS ((size_t)12) /* of the point's id in the name of an overlay */
 
+/* The header of a qcow2 image, version 3 (docs/interop/qcow2 of QEMU), big-endian. */
+#define QCOW2_HEAD         80
+#define QCOW2_INCOMPATIBLE 72 /* 8 bytes of flags */
+#define QCOW2_DATA_APART   4  /* its data are in a file of their own */
+
 /*
  * Where the stem of an image's name ends.  One that an earlier pull made, "disk.ID-N.qcow2", has
  * the stem "disk", or names would grow with each pull.
@@ -209,8 +214,35 @@ int overlay_remove(const char *path, struct error *err)
 	return r ? r : io_remove(data, err);
 }
 
+/* What an image says of itself; a torn header is for qemu-img to complain about. */
+static bool says_data_apart(const char *path)
+{
+	auto_close int fd = open(path, O_RDONLY | O_CLOEXEC);
+	uint8_t head[QCOW2_HEAD];
+
+	return fd >= 0 && io_pread(fd, path, head, sizeof(head), 0, NULL) == 0 &&
+	       memcmp(head, "QFI\xfb\0\0\0\3", 8) == 0 &&
+	       (head[QCOW2_INCOMPATIBLE + 7] & QCOW2_DATA_APART);
+}
+
+int overlay_missing(const char *path, char **ret, struct error *err)
+{
+	auto_free char *data = NULL;
+	int r = overlay_data_path(path, &data, err);
+
+	*ret = NULL;
+	if (r)
+		return r;
+	if (access(path, F_OK) < 0)
+		return text_copy(path, ret, err);
+	if (access(data, F_OK) < 0 && says_data_apart(path))
+		*ret = tm_steal(data);
+	return 0;
+}
+
 int overlay_empty(const char *path, bool *ret, struct error *err)
 {
+	auto_free char *missing = NULL;
 	const char *const argv[] = {"qemu-img", "map",           "-U", "-f",
 				    "qcow2",    "--output=json", path, NULL};
 	auto_buf struct buf out = {0};
@@ -223,6 +255,10 @@ int overlay_empty(const char *path, bool *ret, struct error *err)
 	*ret = true;
 	if (access(path, F_OK) < 0 && errno == ENOENT)
 		return 0;
+	r = overlay_missing(path, &missing, err);
+	*ret = !r && !missing;
+	if (r || missing)
+		return r;
 	r = spawn_run(argv, IMG_TIMEOUT_MS, &out, err);
 	if (r)
 		return r;

@@ -45,5 +45,8 @@ int overlay_remove(const char *path, struct error *err) TM_WUR;
  */
 int overlay_check(const char *path, struct error *err) TM_WUR;
 
-/* Is there nothing of the guest in it?  No such file is true as well. */
+/* *ret: which of its files is not there, itself or its data.  NULL: none. */
+int overlay_missing(const char *path, char **ret, struct error *err) TM_WUR;
+
+/* Is there nothing of the guest in it?  No such file is true, one whose data are gone is not. */
 int overlay_empty(const char *path, bool *ret, struct error *err) TM_WUR;

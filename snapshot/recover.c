@@ -51,6 +51,9 @@ static int describe(const struct recovery *v, bool alive, struct error *err)
 					  d->pivot == PIVOT_NONE      ? ""
 					  : d->how == COLLAPSE_COMMIT ? ", merged already"
 								      : ", complete");
+		if (!r && d->overlay && recover_needs_overlay(d) && j->phase > JOURNAL_PREPARING &&
+		    j->phase < JOURNAL_SETTLING)
+			r = recover_tell_missing(d, v->lines, err);
 	}
 	return r;
 }

@@ -19,6 +19,22 @@ int recover_offline(struct guest *g, struct journal *j, struct text_list *lines,
 int recover_journal(const char *path, const struct recover_options *opt,
 		    struct recover_report *report, struct error *err) TM_WUR;
 
+/* Has the overlay of this disk the newest data, which are to get into its base? */
+bool recover_needs_overlay(const struct journal_disk *d);
+
+/* ---- recover_missing.c ---- */
+
+/*
+ * TM_E_STALE when an overlay that is needed, or its data, is not there: nothing may be merged then.
+ * lines say what can be done.  bases_chosen: a base was changed, so that a person who removed all
+ * overlays meant it.
+ */
+int recover_check_missing(const struct journal *j, bool bases_chosen, struct text_list *lines,
+			  struct error *err) TM_WUR;
+/* Says so when the overlay of d is gone, or its data are. */
+int recover_tell_missing(const struct journal_disk *d, struct text_list *lines,
+			 struct error *err) TM_WUR;
+
 /* ---- recover_find.c ---- */
 
 /* The journal that concerns g: its own, a copy beside its files.  *ret NULL: there is none. */

@@ -128,7 +128,7 @@ static int commit(struct journal *j, struct journal_disk *d, struct error *err)
  * The overlay has the newest data, and they are to get into the base.  A pull that was not reported
  * to be at its end is no reason to leave the guest's own file.
  */
-static bool is_needed(const struct journal_disk *d)
+bool recover_needs_overlay(const struct journal_disk *d)
 {
 	if (d->how == COLLAPSE_COMMIT)
 		return d->pivot == PIVOT_NONE;
@@ -158,10 +158,24 @@ static bool any_base_changed(const struct journal *j)
 	for (size_t i = 0; i < j->ndisks; i++) {
 		const struct journal_disk *d = &j->disks[i];
 
-		if (d->overlay && is_needed(d) && check_base_unchanged(j, d, NULL) == TM_E_STALE)
+		if (d->overlay && recover_needs_overlay(d) &&
+		    check_base_unchanged(j, d, NULL) == TM_E_STALE)
 			return true;
 	}
 	return false;
+}
+
+/*
+ * The base lacks nothing.  Without the mark an overlay that was removed could not be told from one
+ * that somebody else took away.
+ */
+static int mark_empty(struct journal *j, struct journal_disk *d, struct error *err)
+{
+	if (j->phase == JOURNAL_PREPARING)
+		return 0;
+	d->how = COLLAPSE_COMMIT;
+	d->pivot = PIVOT_DONE;
+	return journal_write(j, j->phase, err);
 }
 
 static int recover_disk(struct journal *j, struct journal_disk *d, struct text_list *lines,
@@ -172,22 +186,15 @@ static int recover_disk(struct journal *j, struct journal_disk *d, struct text_l
 
 	if (d->how == COLLAPSE_PULL_KEEP && d->pivot == PIVOT_DONE)
 		return finish_taking_over(d, lines, err);
-	/* With a base changed since the freeze somebody chose the bases, as the text above says. */
-	if (!there && j->phase >= JOURNAL_FROZEN && j->phase < JOURNAL_SETTLING && is_needed(d) &&
-	    check_base_unchanged(j, d, NULL) == 0 && !any_base_changed(j))
-		return error_set(err, TM_E_STALE,
-				 "its overlay %s is gone, with what the guest wrote since the "
-				 "freeze; if the guest's "
-				 "data is right as it is, remove the journal %s and its copies, "
-				 "BASE" JOURNAL_SUFFIX " beside each disk's base",
-				 d->overlay, j->path);
 	/* Also one that was merged: what it was merged into is another file then. */
-	if (there && !is_needed(d) && identity_exchanged(d) == d->base)
+	if (there && !recover_needs_overlay(d) && identity_exchanged(d) == d->base)
 		return refuse_exchanged(d, d->base, err);
 	if (there)
 		r = check_free(d->overlay, err);
-	if (!r && there && is_needed(d) && j->phase > JOURNAL_PREPARING)
+	if (!r && there && recover_needs_overlay(d) && j->phase > JOURNAL_PREPARING)
 		r = overlay_empty(d->overlay, &empty, err);
+	if (!r && there && recover_needs_overlay(d) && empty)
+		r = mark_empty(j, d, err);
 	if (!r && !empty) {
 		r = commit(j, d, err);
 		if (!r)
@@ -216,7 +223,7 @@ static int check_bases_unchanged(const struct journal *j, struct error *err)
 		bool empty = true;
 		int r;
 
-		if (!d->overlay || !is_needed(d) || access(d->overlay, F_OK) < 0 ||
+		if (!d->overlay || !recover_needs_overlay(d) || access(d->overlay, F_OK) < 0 ||
 		    check_base_unchanged(j, d, &e) != TM_E_STALE)
 			continue;
 		r = overlay_empty(d->overlay, &empty, err);
@@ -235,6 +242,8 @@ int recover_offline(struct guest *g, struct journal *j, struct text_list *lines,
 	struct error first = {0};
 	int r = check_bases_unchanged(j, err);
 
+	if (!r)
+		r = recover_check_missing(j, any_base_changed(j), lines, err);
 	if (r)
 		return r;
 	for (size_t i = 0; i < j->ndisks; i++) {
