@@ -328,6 +328,8 @@ int cmd_status(struct agent *a, enum exit_status *status, struct error *err)
 		return r;
 	recover = recover_options_of(a, true);
 	r = recover_guest(&t.guest, &recover, &left, err);
+	if (left.left)
+		*status = EXIT_RECOVERY;
 	if (!r && left.running.pid)
 		return tell_running(a, &left, err);
 	if (r)
@@ -342,7 +344,5 @@ int cmd_status(struct agent *a, enum exit_status *status, struct error *err)
 		r = status_json(a, g, o, &left, err);
 	else
 		print_status(g, o, &left);
-	if (left.left)
-		*status = EXIT_RECOVERY;
 	return r;
 }

@@ -11,6 +11,7 @@
 #include <fcntl.h>
 #include <string.h>
 
+#define BYTE_WRITE         101
 #define BYTE_OTHERS_WRITE  201
 #define BYTE_OTHERS_RESIZE 203
 
@@ -21,17 +22,40 @@ static int lock_byte(int fd, off_t byte)
 	return fcntl(fd, F_OFD_SETLK, &lock);
 }
 
+/* Keeps others from opening it for writing; who has it so already is not asked. */
+static int keep_writers_out(const char *path, int *ret, struct error *err)
+{
+	auto_close int fd = open(path, O_RDONLY | O_CLOEXEC);
+
+	if (fd < 0)
+		return error_errno(err, errno, "cannot open %s", path);
+	if (lock_byte(fd, BYTE_OTHERS_WRITE) < 0 || lock_byte(fd, BYTE_OTHERS_RESIZE) < 0)
+		return error_errno(err, errno, "cannot lock %s", path);
+	*ret = tm_steal_fd(&fd);
+	return 0;
+}
+
 int base_lock(struct journal_disk *d, struct error *err)
 {
-	auto_close int fd = open(d->base, O_RDONLY | O_CLOEXEC);
+	return d->lock >= 0 ? 0 : keep_writers_out(d->base, &d->lock, err);
+}
 
-	if (d->lock >= 0)
-		return 0;
-	if (fd < 0)
-		return error_errno(err, errno, "cannot open %s", d->base);
-	if (lock_byte(fd, BYTE_OTHERS_WRITE) < 0 || lock_byte(fd, BYTE_OTHERS_RESIZE) < 0)
-		return error_errno(err, errno, "cannot lock %s", d->base);
-	d->lock = tm_steal_fd(&fd);
+int image_lock(const char *path, int *ret, struct error *err)
+{
+	struct flock writer = {
+		.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = BYTE_WRITE, .l_len = 1};
+	auto_close int fd = -1;
+	int r = keep_writers_out(path, &fd, err);
+
+	if (r)
+		return r;
+	/* QEMU takes its own locks before it looks at ours, as we do: one of both sees the other.
+	 */
+	if (fcntl(fd, F_OFD_GETLK, &writer) < 0)
+		return error_errno(err, errno, "cannot ask for the locks on %s", path);
+	if (writer.l_type != F_UNLCK)
+		return error_set(err, TM_E_BUSY, "%s is open for writing", path);
+	*ret = tm_steal_fd(&fd);
 	return 0;
 }
 

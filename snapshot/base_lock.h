@@ -11,3 +11,9 @@
  */
 int base_lock(struct journal_disk *d, struct error *err) TM_WUR;
 void base_unlock(struct journal_disk *d);
+
+/*
+ * The same for any image: *ret is to be closed.  Fails where somebody has it open for writing, and
+ * where the file system has no locks.
+ */
+int image_lock(const char *path, int *ret, struct error *err) TM_WUR;

@@ -273,12 +273,18 @@ static int recover_opened(struct guest *g, const struct recover_options *opt,
 {
 	auto_clean(journal_free) struct journal *j = NULL;
 	auto_free char *path = NULL;
+	size_t before = report->lines.n;
 	int r = journal_path(g->state_dir, g->key, &path, err);
 
 	if (!r && access(path, F_OK) < 0)
 		r = look_at_disks(g, err);
 	if (!r)
 		r = recover_find(g, &j, err);
+	if (!r && !j) {
+		r = recover_strays(g, opt->check_only, &report->lines, err);
+		report->found = report->lines.n > before;
+		report->left = report->found && opt->check_only;
+	}
 	if (r == TM_E_STALE)
 		report->found = report->left = true; /* and a person has to decide */
 	if (r || !j)

@@ -35,10 +35,23 @@ int recover_check_missing(const struct journal *j, bool bases_chosen, struct tex
 int recover_tell_missing(const struct journal_disk *d, struct text_list *lines,
 			 struct error *err) TM_WUR;
 
+/* ---- recover_stray.c ---- */
+
+/*
+ * Of a guest without a journal: what lies beside its files.  Overlays in which nothing is are
+ * removed, or with check_only named; TM_E_STALE: others, or the data of one, or a note of a pull.
+ */
+int recover_strays(const struct guest *g, bool check_only, struct text_list *lines,
+		   struct error *err) TM_WUR;
+
 /* ---- recover_find.c ---- */
 
 /* The journal that concerns g: its own, a copy beside its files.  *ret NULL: there is none. */
 int recover_find(struct guest *g, struct journal **ret, struct error *err) TM_WUR;
+
+/* Adds the files of a directory whose names end so.  No such directory is an empty one. */
+int recover_list_dir(const char *dir_path, const char *end, struct text_list *ret,
+		     struct error *err) TM_WUR;
 
 /* Paths of all journals in state_dir. */
 int recover_list(const char *state_dir, struct text_list *ret, struct error *err) TM_WUR;

@@ -6,15 +6,14 @@
  */
 #include "recover.h"
 
-#include "names.h"
-
 #include <dirent.h>
 #include <errno.h>
 #include <string.h>
 
 TM_CLEANUP(DIR, closedir)
 
-static int list_dir(const char *dir_path, const char *end, struct text_list *ret, struct error *err)
+int recover_list_dir(const char *dir_path, const char *end, struct text_list *ret,
+		     struct error *err)
 {
 	auto_clean(closedir) DIR *dir = opendir(dir_path);
 	const struct dirent *e;
@@ -34,7 +33,7 @@ int recover_list(const char *state_dir, struct text_list *ret, struct error *err
 	auto_free char *dir = NULL;
 	int r = io_join(state_dir, "journal", &dir, err);
 
-	return r ? r : list_dir(dir, ".json", ret, err);
+	return r ? r : recover_list_dir(dir, ".json", ret, err);
 }
 
 static bool concerns(const struct journal *j, const char *file)
@@ -113,7 +112,7 @@ static int list_beside(const char *file, struct text_list *files, struct error *
 
 	if (r)
 		return r;
-	if (list_dir(dir, JOURNAL_SUFFIX, files, NULL))
+	if (recover_list_dir(dir, JOURNAL_SUFFIX, files, NULL))
 		log_debug("%s cannot be searched", dir);
 	return 0;
 }
@@ -146,60 +145,6 @@ static int find_copy(struct guest *g, struct journal **ret, struct error *unread
 	if ((*ret)->kind == GUEST_QMP && (*ret)->qmp_socket)
 		r = journal_key((*ret)->qmp_socket, &key, err);
 	return r ? r : journal_path(g->state_dir, key ? key : g->key, &(*ret)->path, err);
-}
-
-/*
- * An overlay of ours lies beside a file of the guest, and no journal tells of it.  Nothing in the
- * files says which of the two is newer.
- */
-static int refuse_stray(const char *file, struct error *err)
-{
-	auto_text_list struct text_list overlays = {0};
-	auto_free char *dir = NULL;
-	const char *slash = strrchr(file, '/'), *name = slash ? slash + 1 : file;
-	int r = io_dirname(file, &dir, err);
-
-	if (!r)
-		r = list_dir(dir, OVERLAY_SUFFIX, &overlays, err);
-	for (size_t i = 0; !r && i < overlays.n; i++) {
-		const char *own = strrchr(overlays.v[i], '/') + 1;
-		size_t len = strlen(name);
-
-		if (strncmp(own, name, len) != 0 || own[len] != '.' || strcmp(own, name) == 0)
-			continue;
-		r = error_set(
-			err, TM_E_STALE,
-			"an interrupted backup left %s, and its journal is lost.  With the guest "
-			"off: if the guest wrote to it last, 'qemu-img commit' of it puts that in "
-			"%s; if it has run on %s since, leave that out.  Then remove the overlay, "
-			"and "
-			"OVERLAY" OVERLAY_DATA_SUFFIX " where there is one",
-			overlays.v[i], file, file);
-	}
-	return r;
-}
-
-static int refuse_strays(const struct guest *g, struct error *err)
-{
-	int r = 0;
-
-	for (size_t i = 0; !r && i < g->ndisks; i++) {
-		const struct guest_disk *d = &g->disks[i];
-
-		if (d->empty || !d->file || d->overlay_of || !strchr(d->file, '/'))
-			continue;
-		r = refuse_stray(d->file, err);
-		if (!r)
-			r = names_check_moved(d->file, err);
-	}
-	for (size_t i = 0; !r && i < g->nimages; i++) {
-		if (access(g->images[i], F_OK) < 0)
-			return error_set(err, TM_E_NOTFOUND, "there is no image %s", g->images[i]);
-		r = refuse_stray(g->images[i], err);
-		if (!r)
-			r = names_check_moved(g->images[i], err);
-	}
-	return r;
 }
 
 int recover_find(struct guest *g, struct journal **ret, struct error *err)
@@ -238,5 +183,5 @@ int recover_find(struct guest *g, struct journal **ret, struct error *err)
 				 "%s, and there is no copy beside a base: see that the guest runs "
 				 "on its own files, then remove it",
 				 e.text);
-	return *ret ? 0 : refuse_strays(g, err);
+	return 0;
 }

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from harness import Tidemark, Vm, assert_clean, image, make_rng, note_baseline
+from harness import Tidemark, Vm, assert_clean, image, make_rng, note_baseline, wait_for
 from harness.base import HarnessError
 from harness.cases import case, main
 from harness.vm import Disk
@@ -61,6 +61,10 @@ class Rig:
 
     def recover(self, *options, expect=0, env=None):
         return self.tidemark("recover", *options or ["--before-start"], self.images, expect=expect, env=env)
+
+    def forget_journal(self):
+        for path in (*(self.tidemark.state / "journal").glob("*.json"), *self.dir.glob("*-journal")):
+            path.unlink()
 
     def files(self):
         return {path: path.read_bytes() for path in self.dir.iterdir()}
@@ -179,6 +183,55 @@ def an_empty_overlay_that_recovery_removed_is_not_missed(scratch):
         path.unlink(missing_ok=True)
     rig.recover()
     rig.assert_recovered()
+
+
+@case
+def an_empty_overlay_without_a_journal_is_removed(scratch):
+    rig = Rig(scratch, written=["vdb"])
+    rig.forget_journal()
+    rig.overlays["vdb"].rename(scratch / "overlay")
+    rig.data["vdb"].rename(scratch / "data")
+    before = rig.files()
+    result = rig.recover("--check", expect=5)
+    if str(rig.overlays["vda"]) not in str(result.json["actions"]) or rig.files() != before:
+        raise HarnessError(f"{result.json}")
+    # Whoever has it open for writing may write to it.
+    socket = scratch / "nbd.sock"
+    with subprocess.Popen(["qemu-nbd", "-t", "-f", "qcow2", "-k", socket, rig.overlays["vda"]]) as server:
+        wait_for("the server", socket.exists, 10)
+        try:
+            rig.refused(rig.overlays["vda"])
+        finally:
+            server.terminate()
+    result = rig.recover()
+    if f"removed the overlay {rig.overlays['vda']}" not in str(result.json["actions"]):
+        raise HarnessError(f"{result.json}")
+    # The other one holds data: that is for a person to decide.
+    (scratch / "overlay").rename(rig.overlays["vdb"])
+    (scratch / "data").rename(rig.data["vdb"])
+    rig.refused(rig.overlays["vdb"], "'qemu-img commit' of it")
+    subprocess.run(["qemu-img", "commit", "-q", rig.overlays["vdb"]], check=True)
+    for path in (rig.overlays["vdb"], rig.data["vdb"]):
+        path.unlink()
+    rig.recover()
+    rig.assert_recovered()
+
+
+@case
+def data_whose_overlay_is_gone_are_named(scratch):
+    rig = Rig(scratch, written=["vdb"])
+    rig.forget_journal()
+    for path in (rig.overlays["vda"], rig.data["vda"]):
+        path.unlink()
+    put_back = move(rig.overlays["vdb"], scratch)
+    rig.refused(rig.data["vdb"], rig.overlays["vdb"], "remove the file")
+    put_back()
+    rig.refused(rig.overlays["vdb"], "'qemu-img commit' of it")
+    rig.overlays["vdb"].unlink()
+    rig.refused(rig.data["vdb"])
+    rig.data["vdb"].unlink()
+    rig.recover()
+    rig.assert_recovered(rig.frozen)
 
 
 if __name__ == "__main__":
