@@ -101,6 +101,8 @@ int print_json(json_t *value, struct error *err) TM_WUR;
 
 /* The warnings so far, for an object under "warnings" (new reference); the list starts anew. */
 json_t *take_warnings(struct agent *a);
+/* print_json() of an object, with the warnings so far in it. */
+int print_json_warned(struct agent *a, json_t *object, struct error *err) TM_WUR;
 
 /*
  * Progress of one disk: a bar on a terminal, a JSON event a line with --json.

@@ -52,8 +52,8 @@ static int domain_add(struct agent *a, struct error *err)
 	if (r)
 		return r;
 	if (a->opt.json)
-		return print_json(json_pack("{s:s, s:s}", "id", id_text(&id).s, "domain", name),
-				  err);
+		return print_json_warned(
+			a, json_pack("{s:s, s:s}", "id", id_text(&id).s, "domain", name), err);
 	(void)printf("added domain %s\n", name);
 	return 0;
 }

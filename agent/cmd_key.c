@@ -114,7 +114,7 @@ static int find_key(struct agent *a, const char *text, struct tm_id *ret, struct
 static int say_key(struct agent *a, const struct tm_id *id, const char *done, struct error *err)
 {
 	if (a->opt.json)
-		return print_json(json_pack("{s:s}", "key", id_text(id).s), err);
+		return print_json_warned(a, json_pack("{s:s}", "key", id_text(id).s), err);
 	(void)printf("%s %.12s\n", done, id_text(id).s);
 	return 0;
 }
@@ -183,7 +183,7 @@ static int key_repair(struct agent *a, struct error *err)
 	if (r)
 		return r;
 	if (a->opt.json)
-		return print_json(json_pack("{s:I}", "repaired", (json_int_t)n), err);
+		return print_json_warned(a, json_pack("{s:I}", "repaired", (json_int_t)n), err);
 	(void)printf("%zu cop%s written again\n", n, n == 1 ? "y" : "ies");
 	return 0;
 }
@@ -196,7 +196,7 @@ static int key_export(struct agent *a, struct error *err)
 	if (r)
 		return r;
 	if (a->opt.json)
-		r = print_json(json_pack("{s:s}", "paper", text), err);
+		r = print_json_warned(a, json_pack("{s:s}", "paper", text), err);
 	else
 		(void)fputs(text, stdout);
 	explicit_bzero(text, strlen(text));

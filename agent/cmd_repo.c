@@ -45,11 +45,12 @@ int cmd_init(struct agent *a, enum exit_status *status, struct error *err)
 	}
 	agent_warn_opened(a);
 	if (a->opt.json)
-		return print_json(
-			json_pack("{s:s, s:i, s:b, s:o}", "repository", id_text(repo_id(a->repo)).s,
-				  "format", (int)repo_format(a->repo), "encrypted",
-				  (int)repo_encrypted(a->repo), "warnings", take_warnings(a)),
-			err);
+		return print_json_warned(a,
+					 json_pack("{s:s, s:i, s:b}", "repository",
+						   id_text(repo_id(a->repo)).s, "format",
+						   (int)repo_format(a->repo), "encrypted",
+						   (int)repo_encrypted(a->repo)),
+					 err);
 	(void)printf("made %srepository %s in %s\n", repo_encrypted(a->repo) ? "encrypted " : "",
 		     id_text(repo_id(a->repo)).s, a->opt.repo);
 	return 0;

@@ -203,6 +203,6 @@ int cmd_restore(struct agent *a, enum exit_status *status, struct error *err)
 		json_decref(rs.disks);
 		return r;
 	}
-	return print_json(json_pack("{s:s, s:o}", "point", id_text(&p->id).s, "disks", rs.disks),
-			  err);
+	return print_json_warned(
+		a, json_pack("{s:s, s:o}", "point", id_text(&p->id).s, "disks", rs.disks), err);
 }

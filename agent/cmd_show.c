@@ -80,7 +80,7 @@ int cmd_show(struct agent *a, enum exit_status *status, struct error *err)
 	if (r)
 		return r;
 	if (a->opt.json)
-		return print_json(point_json(p, true), err);
+		return print_json_warned(a, point_json(p, true), err);
 	show_point(p);
 	return 0;
 }

@@ -158,6 +158,15 @@ int print_json(json_t *value, struct error *err)
 	return 0;
 }
 
+int print_json_warned(struct agent *a, json_t *object, struct error *err)
+{
+	if (object && json_object_set_new(object, "warnings", take_warnings(a))) {
+		json_decref(object);
+		object = NULL;
+	}
+	return print_json(object, err);
+}
+
 json_t *take_warnings(struct agent *a)
 {
 	json_t *taken = json_deep_copy(a->warnings);
