@@ -248,10 +248,10 @@ static int print_forget_json(struct agent *a, const struct choice *v, size_t n,
 		json_decref(o);
 		return error_nomem(err);
 	}
-	return print_json(o, err);
+	return print_json_warned(a, o, err);
 }
 
-/* Before anything goes: what was named as a guest's newest is told by its own name. */
+/* What was named as a guest's newest is told by its own name. */
 static void print_choice(const struct agent *a, const struct choice *v, size_t n)
 {
 	int width = 0;
@@ -270,6 +270,27 @@ static void print_choice(const struct agent *a, const struct choice *v, size_t n
 			     v[i].reason ? v[i].reason : "", v[i].reason ? ")" : "");
 	}
 	(void)fflush(stdout);
+}
+
+/* Rules that by a slip of the pen keep nothing but what they always keep. */
+static int check_rules(const struct agent *a, const struct point_list *list, struct error *err)
+{
+	struct retention rule = a->opt.retention;
+
+	if (list->n == 0 && a->opt.guest)
+		return error_set(err, TM_E_NOTFOUND, "there is no point of a guest '%s'",
+				 a->opt.guest);
+	if (list->n == 0 || options_keep_by_time(&a->opt))
+		return 0;
+	rule.tags = a->opt.keep_tags.v;
+	rule.ntags = a->opt.keep_tags.n;
+	for (size_t i = 0; i < list->n; i++)
+		if (retain_has_tag(&rule, (const char *const *)list->v[i]->tags, list->v[i]->ntags))
+			return 0;
+	return error_set(
+		err, TM_E_NOTFOUND,
+		"no point has the tag '%s', and there is no other rule; nothing was dropped",
+		a->opt.keep_tags.v[0]);
 }
 
 int cmd_forget(struct agent *a, enum exit_status *status, struct error *err)
@@ -292,12 +313,14 @@ int cmd_forget(struct agent *a, enum exit_status *status, struct error *err)
 	if (a->opt.args.n)
 		r = choose_by_name(a, v, list.n, err);
 	else
+		r = check_rules(a, &list, err);
+	if (!r && !a->opt.args.n)
 		r = choose_by_rules(a, v, list.n, err);
-	if (!r && !a->opt.json)
-		print_choice(a, v, list.n);
 	r = r ? r : drop(a, v, list.n, err);
 	if (r)
 		return r;
+	if (!a->opt.json)
+		print_choice(a, v, list.n);
 	if (a->opt.prune)
 		r = do_prune(a, &pruned, err);
 	if (a->opt.json) { /* the points are gone, whatever became of the prune */

@@ -117,6 +117,8 @@ static void print_list(struct agent *a, const struct point_list *list)
 	if (n)
 		(void)printf("%-12s  %-19s  %-*s  %-*s  %10s %10s  %s\n", "POINT", "CREATED",
 			     w.guest, "GUEST", w.name, "NAME", "SIZE", "STORED", "DISKS");
+	else if (a->opt.guest)
+		say(a, "no points of a guest '%s'", a->opt.guest);
 	else
 		say(a, "no points");
 	for (size_t i = 0; i < list->n; i++) {

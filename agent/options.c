@@ -76,13 +76,17 @@ static int bad_option(int c, char **argv, struct error *err)
 			 optopt ? ", or it takes no argument" : ", or it is ambiguous");
 }
 
-static bool has_retention(const struct options *o)
+bool options_keep_by_time(const struct options *o)
 {
 	const struct retention *r = &o->retention;
 
 	return r->last || r->hourly || r->daily || r->weekly || r->monthly || r->yearly ||
-	       r->within.years || r->within.months || r->within.days || r->within.hours ||
-	       o->keep_tags.n;
+	       r->within.years || r->within.months || r->within.days || r->within.hours;
+}
+
+static bool has_retention(const struct options *o)
+{
+	return options_keep_by_time(o) || o->keep_tags.n;
 }
 
 static int check_forget(const struct options *o, struct error *err)

@@ -99,6 +99,9 @@ struct options {
 };
 
 /* TM_E_USAGE names the wrong word.  *ret must be released with options_done(), also on failure. */
+/* Whether there is a rule for forget besides tags. */
+bool options_keep_by_time(const struct options *o);
+
 int options_parse(int argc, char **argv, struct options *ret, struct error *err) TM_WUR;
 void options_done(struct options *opt);
 

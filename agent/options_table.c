@@ -90,7 +90,7 @@ const struct option_spec option_specs[] = {
 	{0, "keep-within", "DURATION", ON(CMD_FORGET), WITHIN(retention.within),
 	 "all within 2y5m7d3h (years, months, days, hours) of the newest"},
 	{0, "keep-tag", "TAG", ON(CMD_FORGET), LIST(keep_tags),
-	 "all with this tag (may be repeated)"},
+	 "all with this tag, or all of a,b,c (may be repeated)"},
 	{0, "prune", NULL, ON(CMD_FORGET), FLAG(prune), "prune afterwards, in the same domain"},
 	{0, "max-unused", "PERCENT", ON(CMD_FORGET) | ON(CMD_PRUNE), NUMBER(max_unused, 0, 100),
 	 "rewrite segments with a larger unused share (default 50)"},

@@ -384,8 +384,9 @@ struct retention {
 	uint32_t hourly, daily, weekly, monthly, yearly;
 	struct {
 		unsigned years, months, days, hours;
-	} within;                /* before the newest point */
-	const char *const *tags; /* points with any of these tags */
+	} within; /* before the newest point */
+	/* Points with any of these; "a,b" is also one with both a and b. */
+	const char *const *tags;
 	size_t ntags;
 };
 
@@ -399,6 +400,9 @@ struct retain_point {
 	bool is_protected;
 	const char *reason; /* set: why it is kept, or NULL: it may go */
 };
+
+/* Whether the rule about tags keeps a point with these n. */
+bool retain_has_tag(const struct retention *rule, const char *const *tags, size_t n);
 
 /*
  * Decides for the points of one guest, which get sorted, the newest first.  Local time makes the

@@ -88,12 +88,33 @@ static void settle_times(uint64_t now_ms, const struct retain_point *v, size_t n
 	}
 }
 
-static bool has_any_tag(const struct retain_point *p, const struct retention *rule)
+static bool has_tag(const char *const *tags, size_t n, const char *tag, size_t len)
 {
-	for (size_t i = 0; i < p->ntags; i++)
-		for (size_t k = 0; k < rule->ntags; k++)
-			if (strcmp(p->tags[i], rule->tags[k]) == 0)
-				return true;
+	for (size_t i = 0; i < n; i++)
+		if (strlen(tags[i]) == len && memcmp(tags[i], tag, len) == 0)
+			return true;
+	return false;
+}
+
+static bool has_list(const char *const *tags, size_t n, const char *list)
+{
+	for (const char *part = list;; part++) {
+		size_t len = strcspn(part, ",");
+
+		if (!has_tag(tags, n, part, len))
+			return false;
+		part += len;
+		if (!*part)
+			return true;
+	}
+}
+
+bool retain_has_tag(const struct retention *rule, const char *const *tags, size_t n)
+{
+	for (size_t k = 0; k < rule->ntags; k++)
+		if (has_tag(tags, n, rule->tags[k], strlen(rule->tags[k])) ||
+		    has_list(tags, n, rule->tags[k]))
+			return true;
 	return false;
 }
 
@@ -200,7 +221,7 @@ void retain(const struct retention *rule, uint64_t now_ms, struct retain_point *
 		v[i].reason = times ? NULL : "out of memory";
 		if (v[i].is_protected)
 			keep(&v[i], "protected");
-		if (has_any_tag(&v[i], rule))
+		if (retain_has_tag(rule, v[i].tags, v[i].ntags))
 			keep(&v[i], "tag");
 		if (i < rule->last)
 			keep(&v[i], "last");

@@ -92,8 +92,14 @@ def rules_and_names_choose(scratch):
     shown, = tidemark("protect", a[0]).json
     if not shown["protected"] or not tidemark("show", a[0]).json["protected"]:
         raise HarnessError(f"{shown}")
-    if a[0][:12] not in tidemark("forget", a[0], expect=1).err:
-        raise HarnessError("the protected point is not named")
+    refused = tidemark("forget", a[0], expect=1, json_output=False)
+    if a[0][:12] not in refused.err or refused.out:
+        raise HarnessError(f"the protected point is not named, or shown as gone: {refused.out}")
+    for words, said in ((("--keep-tag", "x,y"), "'x,y'"), (("--keep-last", "1", "--guest", "c"), "'c'")):
+        if said not in tidemark("forget", *words, expect=1).err:
+            raise HarnessError(f"{words} is not refused")
+    if len(tidemark("list").json) != 8 or "'c'" not in tidemark("list", "--guest", "c", json_output=False).err:
+        raise HarnessError("something went, or a guest that is not there is not told of")
     done = tidemark("forget", "--keep-last", "1", "--guest", "a").json
     if set(done["removed"]) != {*a[1:3]} or set(done["kept"]) != {a[0], a[3]}:
         raise HarnessError(f"{done}")

@@ -17,10 +17,12 @@ struct row {
 	uint64_t now;
 	unsigned n;
 	uint64_t time[MAX]; /* in order of commit */
-	const char *kept;   /* K or -, the same order; P: protected, T: tagged */
+	const char
+		*kept; /* K or -, the same order; P: protected, T: tagged; t: tagged and not kept */
 };
 
-static const char *const tags[] = {"keep"};
+static const char *const tags[] = {"keep", "me"}, *const listed[] = {"me,keep"},
+			 *const halves[] = {"keep,you", "you", "keep,me,you"};
 
 static const struct row rows[] = {
 	{"last counts commits, whatever the times say",
@@ -81,6 +83,13 @@ static const struct row rows[] = {
 	 3,
 	 {T0, T0 + HOUR, T0 + 2 * HOUR},
 	 "P-K"},
+	{"lists of tags", {.tags = listed, .ntags = 1}, T0, 2, {T0, T0 + HOUR}, "T-"},
+	{"lists of which one is missing",
+	 {.tags = halves, .ntags = 3},
+	 T0,
+	 2,
+	 {T0, T0 + HOUR},
+	 "tK"},
 	{"tags", {.tags = tags, .ntags = 1}, T0 + DAY, 3, {T0, T0 + HOUR, T0 + 2 * HOUR}, "-T-"},
 	{"the newest stays whatever the rules",
 	 {.tags = tags, .ntags = 1},
@@ -137,7 +146,7 @@ static void check_row(const struct row *row, uint64_t *random)
 		v[i].created_ms = row->time[i];
 		v[i].is_protected = row->kept[i] == 'P';
 		v[i].tags = tags;
-		v[i].ntags = row->kept[i] == 'T';
+		v[i].ntags = row->kept[i] == 'T' || row->kept[i] == 't' ? ARRAY_SIZE(tags) : 0;
 	}
 	for (unsigned i = row->n; i > 1; i--) { /* the order they come in does not matter */
 		unsigned k = (unsigned)test_below(random, i);
@@ -150,7 +159,7 @@ static void check_row(const struct row *row, uint64_t *random)
 	for (unsigned i = 0; i < row->n; i++)
 		got[v[i].seq - 1] = v[i].reason ? 'K' : '-';
 	for (unsigned i = 0; i < row->n; i++)
-		if ((got[i] == 'K') != (row->kept[i] != '-'))
+		if ((got[i] == 'K') != (row->kept[i] != '-' && row->kept[i] != 't'))
 			fail_msg("%s: %s instead of %s", row->what, got, row->kept);
 }
 
