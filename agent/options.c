@@ -131,6 +131,9 @@ static int check(const struct options *o, struct error *err)
 				 "--new-password-file and --new-key-file exclude each other");
 	if (o->command == CMD_RESTORE && !o->to)
 		return error_set(err, TM_E_USAGE, "restore needs --to DIR, FILE or an nbd address");
+	if (o->command == CMD_RESTORE && strcmp(o->to, "-") == 0)
+		return error_set(err, TM_E_USAGE,
+				 "restore does not write to stdout; a file of that name is ./-");
 	if (o->command == CMD_FORGET)
 		return check_forget(o, err);
 	return 0;

@@ -25,6 +25,15 @@ static void help_options(enum command command, bool of_all)
 	}
 }
 
+static bool has_options(enum command command)
+{
+	for (size_t i = 0; i < option_nspecs; i++)
+		if (option_specs[i].commands != OPTION_OF_ALL &&
+		    option_specs[i].commands & (1u << command))
+			return true;
+	return false;
+}
+
 void options_help(enum command command)
 {
 	if (command == CMD_COUNT) {
@@ -45,7 +54,8 @@ void options_help(enum command command)
 		     option_commands[command].name, command == CMD_RESTORE ? " --to WHERE" : "",
 		     *option_commands[command].args ? " " : "", option_commands[command].args,
 		     option_commands[command].text);
-	(void)printf("\noptions of %s:\n", option_commands[command].name);
+	if (has_options(command))
+		(void)printf("\noptions of %s:\n", option_commands[command].name);
 	help_options(command, false);
 	(void)printf("\noptions of every command:\n");
 	help_options(command, true);

@@ -218,9 +218,12 @@ int spawn_run(const char *const argv[], unsigned timeout_ms, struct buf *ret_out
 		*ret_out = out;
 		out = (struct buf){0};
 	}
-	if (WEXITSTATUS(status))
-		return error_set(err, TM_E_PEER, "%s: exit status %d: %s", argv[0],
-				 WEXITSTATUS(status), complaint(&errs));
+	if (WEXITSTATUS(status)) {
+		const char *said = complaint(&errs);
+
+		return error_set(err, TM_E_PEER, "%s: exit status %d%s%s", argv[0],
+				 WEXITSTATUS(status), *said ? ": " : ", without a word", said);
+	}
 	return 0;
 }
 

@@ -40,7 +40,10 @@ static int nothing_opens(const struct keyring *g, const char *what, struct error
 		return first->code;
 	}
 	if (usable == 0)
-		return error_set(err, TM_E_CORRUPT, "the repository has no keys");
+		return error_set(err, TM_E_CORRUPT, "the repository has no keys%s",
+				 g->repo->encrypted ? "; a paper key opens it all the same: "
+						      "--key-file takes its text"
+						    : "; what is in keys/ of any copy of it does");
 	r = error_set(err, TM_E_DENIED, "%s", what);
 	if (damaged)
 		error_append(err, " (%zu of the %zu keys cannot be read: damaged)", damaged, g->n);
