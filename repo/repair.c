@@ -5,6 +5,7 @@
  * is removed, so an interrupted repair is run again.
  */
 #include "repair.h"
+#include "repo_object.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -142,6 +143,8 @@ static const char *what_to_say(const struct repo_damage *d)
 {
 	const char *key = d->object;
 
+	if (is_repo_object(key))
+		return "a copy of the repository's object: 'tidemark key repair' writes it again";
 	if (strncmp(key, "keys/", 5) == 0)
 		return "a copy of a key: 'tidemark key repair' writes it again";
 	if (strncmp(key, "domains/", 8) == 0)
