@@ -194,6 +194,32 @@ static void a_dry_run_only_counts(void **state)
 	history_down(&h);
 }
 
+static int no_segment(void *data, const char *key, uint64_t size, struct error *err)
+{
+	(void)data;
+	(void)size;
+	(void)err;
+	fail_msg("%s is left of a session without a flag", key);
+	return -1;
+}
+
+/* I9: a deleted point has its tombstone as long as there is a segment of its session. */
+static void check_flags(struct history *h, const struct tm_id *deleted, unsigned n)
+{
+	struct store *st = h->rig.store->below;
+
+	for (unsigned i = 0; i < n; i++) {
+		char key[KEY_MAX];
+		uint64_t size;
+
+		name_flag(h->rig.repo, FLAG_TOMBSTONE, &deleted[i], key);
+		if (st->ops->head(st, key, &size, NULL) == 0)
+			continue;
+		name_session_prefix(h->rig.repo, &deleted[i], key);
+		assert_int_equal(st->ops->list(st, key, no_segment, NULL, NULL), 0);
+	}
+}
+
 /* I13: a prune that ends anywhere is run again. */
 static void a_prune_cut_anywhere_runs_again(void **state)
 {
@@ -216,6 +242,7 @@ static void a_prune_cut_anywhere_runs_again(void **state)
 			h.rig.store->fail_at = 0;
 			if (r < 0)
 				assert_true(strlen(err.text) > 0);
+			check_flags(&h, h.id + 1, 3);
 			if (n % 5 == 0)
 				check_points(&h, 0x31);
 		}
@@ -341,7 +368,7 @@ static void protected_points_are_not_forgotten(void **state)
 	history_down(&h);
 }
 
-/* A session that is taken for dead learns it, and what it left goes. */
+/* A session that is taken for dead learns it, and what it left goes, but for its verdict (I15). */
 static void a_session_taken_for_dead_cannot_commit(void **state)
 {
 	auto_clean(repo_session_free) struct repo_session *s = NULL;
@@ -353,6 +380,7 @@ static void a_session_taken_for_dead_cannot_commit(void **state)
 	struct error err = {0};
 	char key[KEY_MAX];
 	struct history h;
+	uint64_t size;
 
 	(void)state;
 	history_up(&h);
@@ -377,6 +405,8 @@ static void a_session_taken_for_dead_cannot_commit(void **state)
 	check_points(&h, 0x3f);
 	assert_int_equal(prune(&h, 0, UINT64_MAX, &rep, &err), 0);
 	assert_int_equal(rep.removed_objects, 1); /* the late manifest */
+	name_flag(h.rig.repo, FLAG_VERDICT, &opt.id, key);
+	assert_int_equal(h.rig.store->st.ops->head(&h.rig.store->st, key, &size, &err), 0);
 	check_points(&h, 0x3f);
 	history_down(&h);
 }

@@ -137,6 +137,7 @@ static void segments_come_back(void **state)
 	down(&f);
 }
 
+/* I7, of segments; test_golden does it to all objects of a repository. */
 static void every_flipped_bit_is_seen(void **state)
 {
 	struct fixture f;
@@ -177,7 +178,7 @@ static void every_cut_is_seen(void **state)
 	down(&f);
 }
 
-/* The store may hand out any object that was once written under any name. */
+/* I7, the address: the store may hand out any object that was once written under any name. */
 static void segments_are_bound_to_their_place(void **state)
 {
 	struct fixture f;

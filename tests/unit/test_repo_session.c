@@ -2,10 +2,24 @@
 /* Sessions, points and reads on a memory store, against images kept beside them. */
 #include "test_repo.h"
 
+#include "repo/internal.h"
+
 #define BS     4096
 #define EPOCHS 12
 
 static uint64_t seed;
+
+/* I4: what a session is called in a map, it is called in all maps that are made from that one. */
+static void check_tables(const struct point_list *l)
+{
+	for (size_t i = 1; i < l->n; i++) {
+		const struct disk_map *a = l->v[i - 1]->disks[0].map, *b = l->v[i]->disks[0].map;
+
+		assert_true(a->nsessions <= b->nsessions);
+		if (a->nsessions)
+			assert_memory_equal(a->table, b->table, a->nsessions * sizeof(*a->table));
+	}
+}
 
 /* Epochs of random changes and resizes; after each one all points are read back. */
 static void every_point_reads_back_what_was_backed_up(void **state)
@@ -23,6 +37,7 @@ static void every_point_reads_back_what_was_backed_up(void **state)
 		struct tm_id id;
 
 		assert_int_equal(repo_points(rig.repo, rig_guest, &l, NULL, &err), 0);
+		check_tables(&l);
 		if (rig_backup(&rig, &im, epoch ? l.v[l.n - 1] : NULL, &id, &err) < 0)
 			fail_msg("epoch %u: %s", epoch, err.text);
 		image_copy(&im, &past[epoch]);

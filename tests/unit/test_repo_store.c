@@ -82,6 +82,7 @@ static void check_contract(struct store *st)
 	assert_int_equal(store_put_wait(st, "a/b-c", "x", 1, NULL), 0);
 	assert_int_equal(store_put_wait(st, "a/b.c", "", 0, NULL), 0);
 	assert_int_equal(store_put_wait(st, "top", big, big_len, NULL), 0);
+	/* I1: what is there is not changed */
 	assert_int_equal(store_put_wait(st, "a/b/c", "other", 5, NULL), TM_E_EXISTS);
 	assert_int_equal(store_put_wait(st, "../up", "x", 1, NULL), TM_E_RANGE);
 	assert_int_equal(store_put_wait(st, "UP", "x", 1, NULL), TM_E_RANGE);
