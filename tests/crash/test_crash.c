@@ -5,7 +5,8 @@
  * disk and looked at.  In each one
  *	- the repository opens with every key that was there before and after the command,
  *	- every point that was there before and after is there and reads back bit by bit, with its
- *	  protection; those that the command makes or deletes are there and right, or not there (I2),
+ *	  protection; those that the command makes or deletes are there and right, or not there
+ *	  (I2: a manifest that is there has all its segments),
  *	- verify finds no damage,
  *	- the command simply runs again and comes to the same end, and so does a prune.
  *

@@ -2,7 +2,8 @@
 /* Sessions, points and reads on a memory store, against images kept beside them. */
 #include "test_repo.h"
 
-#include "repo/internal.h"
+#include "repo/crypt.h"
+#include "repo/scrub.h"
 
 #define BS     4096
 #define EPOCHS 12
@@ -19,6 +20,48 @@ static void check_tables(const struct point_list *l)
 		if (a->nsessions)
 			assert_memory_equal(a->table, b->table, a->nsessions * sizeof(*a->table));
 	}
+}
+
+struct ordinals {
+	struct rig *rig;
+	struct tm_id session;
+	uint64_t next; /* blocks before have an ordinal */
+	unsigned slots;
+};
+
+static int see_segment(void *data, const char *key, uint64_t size, struct error *err)
+{
+	struct ordinals *o = data;
+	auto_clean(seg_tables_free) struct seg_tables *t = NULL;
+	auto_clean(aead_free) struct aead *aead = NULL;
+	auto_buf struct buf b = {0};
+	struct seg_address a;
+
+	(void)size;
+	if (!scrub_parse_segment(o->rig->repo, key, &a) || a.type != SEGMENT_DATA)
+		return 0;
+	if (!id_equal(&a.session, &o->session))
+		o->next = 0;
+	o->session = a.session;
+	assert_int_equal(store_read(o->rig->store->below, key, 64 << 20, &b, err), 0);
+	assert_int_equal(aead_new(&aead, err), 0);
+	assert_int_equal(seg_tables_parse(&a, &o->rig->repo->keys, b.data, b.len, aead, &t, err),
+			 0);
+	for (uint32_t i = 0; i < t->nslots; i++, o->slots++) {
+		assert_true(desc_block(&t->descs[i]) >= o->next);
+		o->next = desc_block(&t->descs[i]) + 1;
+	}
+	return 0;
+}
+
+/* I5: names of segments come in the order of their ordinals; there is one disk. */
+static void check_ordinals(struct rig *rig)
+{
+	struct ordinals o = {.rig = rig};
+	struct store *st = rig->store->below;
+
+	assert_int_equal(st->ops->list(st, "d/", see_segment, &o, NULL), 0);
+	assert_true(o.slots > 100);
 }
 
 /* Epochs of random changes and resizes; after each one all points are read back. */
@@ -46,6 +89,7 @@ static void every_point_reads_back_what_was_backed_up(void **state)
 			image_resize(&im, 1 + test_below(&rig.random, 9 * 1024 * 1024));
 		image_change(&im, &rig.random, (unsigned)test_below(&rig.random, 20));
 	}
+	check_ordinals(&rig);
 	for (unsigned i = 0; i < EPOCHS; i++)
 		image_done(&past[i]);
 	image_done(&im);
