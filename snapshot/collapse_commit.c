@@ -233,6 +233,33 @@ static int on_overlay(struct collapse *c, const struct collapse_view *v, struct 
 			 c->d->overlay, c->d->base, c->d->base);
 }
 
+/* Its device has neither file, and the overlay holds data. */
+static int refuse_gone(struct collapse *c, const struct block_graph *graph,
+		       const struct collapse_view *v, struct error *err)
+{
+	for (size_t i = 0; v->ours && i < graph->nnodes; i++) {
+		const struct block_node *n = &graph->nodes[i];
+
+		if (n->backing_child == v->ours)
+			return error_set(
+				err, TM_E_STALE,
+				"another program took a snapshot, %s (node %s), and it stands on "
+				"the overlay %s: nothing is touched.  Have it merged into that "
+				"overlay (block-commit with \"base-node\": \"%s\"), then run "
+				"recovery",
+				block_node_storage(n)->file, n->name, c->d->overlay, v->ours->name);
+	}
+	if (v->ours)
+		return error_set(err, TM_E_STALE,
+				 "something else than the guest stands on its overlay %s: nothing "
+				 "is touched.  Remove that, then run recovery",
+				 c->d->overlay);
+	return error_set(err, TM_E_STALE,
+			 "the guest uses neither its base %s nor its overlay %s; nothing is "
+			 "touched",
+			 c->d->base, c->d->overlay);
+}
+
 /* One look and one step.  *done: the disk is on its base, nothing is left. */
 int collapse_commit_step(struct collapse *c, bool *done, struct error *err)
 {
@@ -269,16 +296,6 @@ int collapse_commit_step(struct collapse *c, bool *done, struct error *err)
 			*done = !r;
 			return r;
 		}
-		if (v.ours)
-			return error_set(
-				err, TM_E_STALE,
-				"something else than the guest stands on its overlay %s, "
-				"as a snapshot does that another program took: merge that, "
-				"then run recovery; nothing is touched",
-				c->d->overlay);
-		return error_set(
-			err, TM_E_STALE,
-			"the guest uses neither its base %s nor its overlay %s; nothing is touched",
-			c->d->base, c->d->overlay);
+		return refuse_gone(c, &graph, &v, err);
 	}
 }
