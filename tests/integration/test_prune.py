@@ -289,7 +289,7 @@ def a_killed_prune_is_run_again(scratch):
         ended += running.finish(expect=None).status == 0
         if rng.random() < 0.2:
             check(scratch, tidemark, [guest])
-    tidemark("prune", "--stale-hours", "0")
+    tidemark("prune", "--stale-hours", "0", "--max-unused", "0")
     left = check(scratch, tidemark, [guest])
     print(f"  {guest.count} backups, {killed} prunes killed, {ended} ended, {len(left)} points left")
     if tidemark("prune", "--stale-hours", "0", "--max-unused", "0").json["removed_objects"]:
