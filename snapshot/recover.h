@@ -22,6 +22,14 @@ int recover_journal(const char *path, const struct recover_options *opt,
 /* Has the overlay of this disk the newest data, which are to get into its base? */
 bool recover_needs_overlay(const struct journal_disk *d);
 
+/* ---- recover_above.c ---- */
+
+/*
+ * TM_E_STALE: an image beside this overlay stands on it, which must not go then.  For when QEMU is
+ * gone.
+ */
+int recover_check_above(const char *overlay, struct error *err) TM_WUR;
+
 /* ---- recover_missing.c ---- */
 
 /*

@@ -237,6 +237,22 @@ static int check_bases_unchanged(const struct journal *j, struct error *err)
 	return 0;
 }
 
+static int check_above(const struct journal *j, struct error *err)
+{
+	for (size_t i = 0; i < j->ndisks; i++) {
+		const struct journal_disk *d = &j->disks[i];
+		int r = 0;
+
+		if (d->overlay && recover_needs_overlay(d) && access(d->overlay, F_OK) == 0)
+			r = recover_check_above(d->overlay, err);
+		if (r) {
+			error_prefix(err, "disk %s", d->name);
+			return r;
+		}
+	}
+	return 0;
+}
+
 int recover_offline(struct guest *g, struct journal *j, struct text_list *lines, struct error *err)
 {
 	struct error first = {0};
@@ -244,6 +260,8 @@ int recover_offline(struct guest *g, struct journal *j, struct text_list *lines,
 
 	if (!r)
 		r = recover_check_missing(j, any_base_changed(j), lines, err);
+	if (!r)
+		r = check_above(j, err);
 	if (r)
 		return r;
 	for (size_t i = 0; i < j->ndisks; i++) {

@@ -43,6 +43,8 @@ static int remove_empty(const struct strays *s, const char *overlay, bool *ret_r
 
 	if (!r)
 		r = has_journal(s->file, &begun, &e);
+	if (!r)
+		r = recover_check_above(overlay, &e);
 	if (!r && !begun)
 		r = overlay_empty(overlay, &empty, &e);
 	*ret_removed = !r && empty;
