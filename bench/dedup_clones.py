@@ -122,13 +122,13 @@ def grown(bench, agent, name, image):
 
 @scenario("dedup-clones", "What a clone costs", ("dpkg-query", "mkfs.ext4", "debugfs", "qemu-nbd"))
 def dedup_clones(bench):
-    """Three ext4 images with files of installed packages: a golden one of 400 MiB, and two copies of
-    it with the same 300 MiB of other packages, installed in another order, six runs of an
+    """Three ext4 images with files of installed packages: a golden one of 1000 MiB, and two copies of
+    it with the same 900 MiB of other packages, installed in another order, six runs of an
     installer each. Each is backed up alone; then all into one repository, a guest each, with no option
     given; then the second one beside the first one only. The floor is the share of clusters that no image
     before has anywhere."""
     mounts = os.geteuid() == 0 and Path("/dev/loop-control").exists()
-    images = build(bench, install_mounted if mounts else install_debugfs, *((40, 30) if bench.small else (400, 300)))
+    images = build(bench, install_mounted if mounts else install_debugfs, *((40, 30) if bench.small else (1000, 900)))
     floor = floors(images)
     alone = {}
     for name, image in images.items():
