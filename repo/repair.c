@@ -165,10 +165,23 @@ static bool is_record(const char *key)
 	return strncmp(key, "d/", 2) == 0 && (strstr(key, "/c/") || strstr(key, "/x/"));
 }
 
+/* As if it had been forgotten: what others use of it stays, and nobody looks for the rest. */
+static int give_up_point(struct repair *p, struct repo_damage *d, const struct tm_id *sid,
+			 struct error *err)
+{
+	int r = p->dry_run ? 0 : flag_put(p->v->repo, FLAG_TOMBSTONE, sid, 0, err);
+
+	d->repaired = r == 0;
+	return r ? r
+		 : text_copy("nothing brings the point back: written down as deleted", &d->remedy,
+			     err);
+}
+
 static int repair_others(struct repair *p, unsigned *done, struct error *err)
 {
 	struct repo_verify_report *report = p->v->report;
 	struct store *st = p->v->repo->st;
+	struct tm_id sid;
 	int r = 0;
 
 	for (size_t i = 0; r == 0 && i < report->ndamaged; i++) {
@@ -176,6 +189,11 @@ static int repair_others(struct repair *p, unsigned *done, struct error *err)
 
 		if (d->remedy)
 			continue;
+		if (verify_is_lost_point(p->v->repo, d->object, &sid)) {
+			r = give_up_point(p, d, &sid, err);
+			*done += r == 0;
+			continue;
+		}
 		if (!is_record(d->object)) {
 			r = text_copy(what_to_say(d), &d->remedy, err);
 			continue;

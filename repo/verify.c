@@ -316,7 +316,7 @@ static int compare_damage(const void *a, const void *b)
 }
 
 /* Points that were deleted while this ran; their space may have been freed already. */
-static int find_gone(struct verifier *v, struct error *err)
+int verify_find_gone(struct verifier *v, struct error *err)
 {
 	const struct point_list *l = v->opt->points ? v->opt->points : &v->points;
 	struct name_list names = {0};
@@ -358,7 +358,7 @@ static int report_damage(struct verifier *v, struct error *err)
 
 	if (!v->damage)
 		return 0;
-	r = find_gone(v, err);
+	r = verify_find_gone(v, err);
 	for (size_t i = 0; r == 0 && i < v->cap; i++) {
 		struct vseg *s = v->seg[i];
 
@@ -434,6 +434,7 @@ static int run_phases(struct verifier *v, struct error *err)
 	else
 		r = load_points(v, err);
 	r = r ? r : for_all_disks(v, verify_mark, err);
+	r = r || v->opt->points ? r : verify_lost_points(v, err);
 	r = r ? r : check_tables(v, err);
 	if (r == 0 && v->opt->read_data)
 		r = for_all_disks(v, verify_map, err);

@@ -4,6 +4,7 @@
  *
  *	verify.c       phases and report
  *	verify_walk.c  the maps: which nodes and clusters are used; later: whom damage hits
+ *	verify_points.c  points whose manifest is gone
  *	verify_map.c   maps against the descriptor tables, with read_data
  *	verify_data.c  segments: tables, sizes, and with read_data every frame
  *	verify_scrub.c all objects, every byte, without a data key
@@ -96,6 +97,13 @@ int verify_mark(struct verifier *v, const struct point *p, const struct point_di
 		struct error *err) TM_WUR;
 int verify_blame(struct verifier *v, const struct point *p, const struct point_disk *d,
 		 struct error *err) TM_WUR;
+/* Points that were deleted while this ran go into v->gone: what they lack is no damage. */
+int verify_find_gone(struct verifier *v, struct error *err) TM_WUR;
+/* After the marks of all points. */
+int verify_lost_points(struct verifier *v, struct error *err) TM_WUR;
+/* Whether the report means such a point; which. */
+bool verify_is_lost_point(const struct repo *repo, const char *object, struct tm_id *ret);
+
 /* Blocks that a session changed. */
 struct change {
 	uint64_t block, count;

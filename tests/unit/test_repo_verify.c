@@ -486,6 +486,64 @@ static void a_disk_that_became_empty_fits(void **state)
 	rig_down(&rig);
 }
 
+/* The manifest of the first point goes; the second one uses what it stored. */
+static void lose_first(struct rig *rig, struct image *im, struct tm_id *lost)
+{
+	auto_point_list struct point_list l = {0};
+	struct error err = {0};
+	struct tm_id source, id;
+	char key[KEY_MAX];
+
+	rig_up(rig, BS, seed);
+	image_init(im, 1024 * 1024, BS);
+	image_change(im, &rig->random, 20);
+	assert_int_equal(rig_backup(rig, im, NULL, lost, &err), 0);
+	assert_int_equal(repo_points(rig->repo, rig_guest, &l, NULL, &err), 0);
+	image_write(im, &rig->random, 3);
+	assert_int_equal(rig_backup(rig, im, l.v[0], &id, &err), 0);
+	sound(rig);
+	assert_int_equal(source_id(&rig->repo->keys, rig_guest, &source, &err), 0);
+	name_point(rig->repo, &source, l.v[0]->seq, lost, key);
+	assert_int_equal(rig->store->below->ops->remove(rig->store->below, key, NULL), 0);
+	cache_drop(rig->repo->cache);
+}
+
+static void a_point_whose_manifest_is_gone_is_missed(void **state)
+{
+	const struct repo_prune_options prune = {.now_ms = UINT64_C(1) << 47};
+	auto_point_list struct point_list l = {0};
+	struct repo_repair_options repair = {.dry_run = true};
+	struct repo_verify_report report = {0};
+	struct repo_prune_report pruned = {0};
+	struct error err = {0};
+	struct tm_id lost;
+	struct image im;
+	struct rig rig;
+
+	(void)state;
+	lose_first(&rig, &im, &lost);
+	repair.pool = rig.pool;
+	for (unsigned i = 0; i < 3; i++) { /* verify, repair only to say what it would do, repair */
+		assert_int_equal(i == 0 ? verify(&rig, &report, true, &err)
+					: repo_repair(rig.repo, &repair, &report, &err),
+				 0);
+		assert_int_equal(report.ndamaged, 1);
+		assert_non_null(strstr(report.damaged[0].object, id_text(&lost).s));
+		assert_int_equal(report.damaged[0].repaired, i > 0);
+		repo_verify_report_done(&report);
+		repair.dry_run = i == 0;
+	}
+	sound(&rig);
+	assert_int_equal(repo_prune(rig.repo, &prune, &pruned, &err), 0);
+	cache_drop(rig.repo->cache);
+	sound(&rig);
+	assert_int_equal(repo_points(rig.repo, rig_guest, &l, NULL, &err), 0);
+	assert_int_equal(l.n, 1);
+	assert_int_equal(rig_read(&rig, l.v[0], &im, &err), 0);
+	image_done(&im);
+	rig_down(&rig);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -494,6 +552,7 @@ int main(void)
 		cmocka_unit_test(maps_fit_what_their_sessions_stored),
 		cmocka_unit_test(a_map_that_leads_to_an_old_version_is_found),
 		cmocka_unit_test(a_disk_that_became_empty_fits),
+		cmocka_unit_test(a_point_whose_manifest_is_gone_is_missed),
 		cmocka_unit_test(names_of_others_are_passed_by),
 		cmocka_unit_test(damage_that_cannot_be_recorded_is_said),
 		cmocka_unit_test(a_budget_is_spent_on_what_was_verified_longest_ago),
