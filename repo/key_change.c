@@ -108,7 +108,7 @@ static int find_opened(struct keyring *g, const struct repo_secret *secret,
 		auto_master struct master_keys keys = {.has = 0};
 		struct key_slot *s = &g->v[i];
 
-		if (!s->usable || s == like || (like && !is_like(&s->slot, &like->slot)))
+		if (!s->usable || (like && (s == like || !is_like(&s->slot, &like->slot))))
 			continue;
 		if (slot_open(&s->slot, &raw, "key slot", s->copies.bytes.data, s->copies.bytes.len,
 			      &keys, NULL) == 0)

@@ -34,7 +34,9 @@ struct file_identity identity_of(const char *path)
 {
 	struct file_identity id;
 
-	return look(path, &id) ? (struct file_identity){0} : id;
+	if (look(path, &id))
+		id = (struct file_identity){0};
+	return id;
 }
 
 enum identity identity_look(const char *path, const struct file_identity *was)
