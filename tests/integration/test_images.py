@@ -198,7 +198,7 @@ def a_clone_stores_what_is_its_own(scratch):
         raise HarnessError(f"the clone was not recognized: {disk}")
     same(scratch, tidemark, point, clone, "raw")
     point = tidemark("backup", f"image:{clone},name=third", "--like", "golden").json
-    if point["disks"][0]["new_bytes"] != 4 * 65536 and point["disks"][0]["new_bytes"] != 0:
+    if point["disks"][0]["new_bytes"] > 4 * 65536:     # the clone may be found beside golden
         raise HarnessError(f"--like: {point}")
     same(scratch, tidemark, point, clone, "raw")
     if tidemark("verify", "--read-data").json["damaged"]:
