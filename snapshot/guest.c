@@ -224,13 +224,17 @@ static int leave_out_exchanged(struct guest *g, struct guest_disk *disks, size_t
 
 	for (size_t i = 0; !r && i < n; i++) {
 		struct guest_disk *d = &disks[i];
-		const char *file = identity_open_elsewhere(g, d->file) ? d->file : NULL;
+		const char *file = NULL;
 
+		if (d->left_out) /* perhaps it has no file */
+			continue;
+		if (identity_open_elsewhere(g, d->file))
+			file = d->file;
 		for (size_t k = 0; !file && k < d->nchain; k++) {
 			if (identity_open_elsewhere(g, d->chain[k].file))
 				file = d->chain[k].file;
 		}
-		if (file && !d->left_out)
+		if (file)
 			r = text_format(&d->left_out, err,
 					"QEMU has another file open than the one that has the name "
 					"%s now: it was replaced while the guest runs",

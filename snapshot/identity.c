@@ -72,5 +72,5 @@ const char *identity_exchanged(const struct journal_disk *d)
 
 bool identity_open_elsewhere(struct guest *g, const char *path)
 {
-	return g->kind == GUEST_QMP && g->qmp && proc_qemu_lacks(qmp_peer(g->qmp), path);
+	return path && g->kind == GUEST_QMP && g->qmp && proc_qemu_lacks(qmp_peer(g->qmp), path);
 }

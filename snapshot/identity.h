@@ -27,5 +27,5 @@ enum identity identity_look(const char *path, const struct file_identity *was);
  */
 const char *identity_exchanged(const struct journal_disk *d);
 
-/* Has the QEMU of this guest another file open than the one that has the name now? */
+/* Has the QEMU of this guest another file open than the one that has the name now?  NULL: no. */
 bool identity_open_elsewhere(struct guest *g, const char *path);
