@@ -3,7 +3,7 @@
 Only the standard library, and python3-libnbd where a test asks for it."""
 
 from . import image, journal
-from .base import ROOT, HarnessError, Scratch, make_rng, reap, run, spawn, wait_for
+from .base import ROOT, HarnessError, Scratch, Sub, make_rng, reap, run, spawn, wait_for
 from .checks import assert_clean, note_baseline
 from .console import Console
 from .journal import GuestLog, judge_tree
@@ -12,5 +12,5 @@ from .tidemark import Result, Tidemark
 from .vm import Disk, Vm, guest_image
 
 __all__ = ["Agent", "Console", "Disk", "GuestLog", "HarnessError", "Qmp", "QmpError", "ROOT",
-           "Result", "Scratch", "Tidemark", "Vm", "assert_clean", "guest_image", "image",
+           "Result", "Scratch", "Sub", "Tidemark", "Vm", "assert_clean", "guest_image", "image",
            "journal", "judge_tree", "make_rng", "note_baseline", "reap", "run", "spawn", "wait_for"]

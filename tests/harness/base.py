@@ -167,3 +167,19 @@ class Scratch:
 
     def __exit__(self, *_exc):
         self.close()
+
+
+class Sub:
+    """A part of a Scratch with the same manners."""
+
+    def __init__(self, scratch, name):
+        self.path = scratch / name
+        self.defer = scratch.defer
+
+    def __truediv__(self, name):
+        return self.path / name
+
+    def dir(self, name):
+        path = self.path / name
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return path

@@ -9,7 +9,7 @@ import signal
 import time
 from pathlib import Path
 
-from harness import Tidemark, Vm, assert_clean, image, make_rng, note_baseline, run, wait_for
+from harness import Sub, Tidemark, Vm, assert_clean, image, make_rng, note_baseline, run, wait_for
 from harness.base import HarnessError
 from harness.cases import case, main
 from harness.vm import Disk
@@ -505,22 +505,6 @@ if LONG:
             pulled, _ = auto(Sub(scratch, str(number)), style, fill_first)
             if pulled:
                 raise HarnessError(f"{style} was pulled")
-
-
-class Sub:
-    """A part of a Scratch with the same manners."""
-
-    def __init__(self, scratch, name):
-        self._scratch, self.path = scratch, scratch / name
-        self.defer = scratch.defer
-
-    def __truediv__(self, name):
-        return self.path / name
-
-    def dir(self, name):
-        path = self.path / name
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return path
 
 
 def add_deaths():

@@ -11,7 +11,7 @@ import signal
 import time
 from pathlib import Path
 
-from harness import Tidemark, Vm, assert_clean, image, make_rng, note_baseline, wait_for
+from harness import Sub, Tidemark, Vm, assert_clean, image, make_rng, note_baseline, wait_for
 from harness.base import HarnessError, run as run_program
 from harness.cases import case, main
 from harness.proxy import Proxy
@@ -167,22 +167,6 @@ def qemu_killed_while_a_commit_runs(scratch):
             rig.tidemark("recover", "--before-start", rig.images)
         rig.go_on()
         rig.vm.kill()
-
-
-class Sub:
-    """A part of a Scratch with the same manners."""
-
-    def __init__(self, scratch, name):
-        self._scratch, self.path = scratch, scratch / name
-        self.defer = scratch.defer
-
-    def __truediv__(self, name):
-        return self.path / name
-
-    def dir(self, name):
-        path = self.path / name
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return path
 
 
 # --- QEMU that ends in order, or does not answer ----------------------------------
