@@ -313,8 +313,12 @@ def older_repository(world, rng):
 def forget(world, rng):
     """The older points go, and what only they used."""
     repo = rng.randrange(REPOS)
-    tidemark = world.tidemarks[repo]
-    tidemark("forget", "--guest", GUEST, "--keep-last", rng.randrange(2, 5), "--prune", expect=(0, 3))
+    tidemark, keep = world.tidemarks[repo], rng.randrange(2, 5)
+    if not world.points[repo]:
+        print("#   the guest is not known there yet", flush=True)
+        tidemark("forget", "--guest", GUEST, "--keep-last", keep, "--prune", expect=1)
+        return
+    tidemark("forget", "--guest", GUEST, "--keep-last", keep, "--prune", expect=(0, 3))
     left = world.listed(repo).keys()
     for point in world.points[repo].keys() - left:
         del world.points[repo][point]
