@@ -611,7 +611,11 @@ struct repo_damage {
 };
 
 struct repo_verify_report {
-	uint64_t points, objects, bytes;
+	uint64_t points;
+	/* What was looked at, each object and byte once.  Of the segments that points need: the
+	 * tables of those with data, all of those with maps; with read_data all of both.  With
+	 * scrub of all objects all. */
+	uint64_t objects, bytes;
 	struct repo_damage *damaged;
 	size_t ndamaged;
 	char *unrecorded; /* NULL, or what could not be recorded, its consequence, and why; owned */

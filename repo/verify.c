@@ -13,18 +13,18 @@ bool verify_is_damage(int code)
 	return code == TM_E_CORRUPT || code == TM_E_UNSUPPORTED || code == TM_E_IO;
 }
 
-int verify_wait(struct verifier *v, struct error *err)
+void verify_wait(struct verifier *v)
 {
 	uint64_t now = clock_monotonic_ms(&clock_system);
-	int r;
+	struct error err = {0};
 
 	if (now >= v->next_tick && v->code == 0) {
 		v->next_tick = now + TICK_MS;
 		if (v->opt->tick)
 			v->code = v->opt->tick(v->opt->data, v->done, v->total, &v->err);
 	}
-	r = loop_run_once(v->repo->loop, TICK_MS, err);
-	return r;
+	if (loop_run_once(v->repo->loop, TICK_MS, &err) < 0)
+		log_debug("loop: %s", err.text);
 }
 
 /* ---- segments ---- */
@@ -218,14 +218,20 @@ struct load {
 	struct verifier *v;
 };
 
-static int load_one(struct points_reader *r, const struct point_name *name, struct point *p,
+static int load_one(struct points_reader *reader, const struct point_name *name, struct point *p,
 		    const struct error *why, struct error *err)
 {
-	struct verifier *v = container_of(r, struct load, reader)->v;
+	struct verifier *v = container_of(reader, struct load, reader)->v;
 	char key[KEY_MAX];
+	int r = id_set_add(&v->counted, &name->session, err);
 
+	if (r < 0) {
+		point_free(p);
+		return r;
+	}
 	v->report->points++;
 	v->report->objects++;
+	v->report->bytes += name->size;
 	if (p)
 		return point_list_add(&v->points, p, err);
 	name_point(v->repo, &name->source, name->seq, &name->session, key);
@@ -239,6 +245,7 @@ static int load_points(struct verifier *v, struct error *err)
 	int r = points_names(v->repo, NULL, &names, err);
 
 	r = r ? r : points_read(&load.reader, names.v, names.n, false, err);
+	id_set_sort(&v->counted);
 	name_list_done(&names);
 	return r;
 }
@@ -301,7 +308,6 @@ static int check_tables(struct verifier *v, struct error *err)
 			continue;
 		v->seg[i]->needed = true;
 		r = verify_tables(v, v->seg[i], err);
-		v->report->objects++;
 		if (r == 0 && v->code < 0)
 			r = v->code;
 		v->total += v->seg[i]->size;
@@ -425,14 +431,33 @@ static int record(struct verifier *v, struct error *err)
 		     : 0;
 }
 
-static int run_phases(struct verifier *v, struct error *err)
+/* Those that were named are here already. */
+static int take_points(struct verifier *v, struct error *err)
 {
+	const struct point_list *l = v->opt->points;
 	int r = 0;
 
-	if (v->opt->points)
-		v->report->points = v->report->objects = v->opt->points->n;
-	else
-		r = load_points(v, err);
+	v->report->points = v->report->objects = l->n;
+	for (size_t i = 0; r == 0 && i < l->n; i++)
+		r = id_set_add(&v->counted, &l->v[i]->id, err);
+	id_set_sort(&v->counted);
+	return r;
+}
+
+static void count_segments(struct verifier *v)
+{
+	for (size_t i = 0; i < v->cap; i++) {
+		if (!v->seg[i] || !v->seg[i]->needed)
+			continue;
+		v->report->objects++;
+		v->report->bytes += v->seg[i]->checked;
+	}
+}
+
+static int run_phases(struct verifier *v, struct error *err)
+{
+	int r = v->opt->points ? take_points(v, err) : load_points(v, err);
+
 	r = r ? r : for_all_disks(v, verify_mark, err);
 	r = r || v->opt->points ? r : verify_lost_points(v, err);
 	r = r ? r : check_tables(v, err);
@@ -444,6 +469,7 @@ static int run_phases(struct verifier *v, struct error *err)
 		r = verify_read(v, err);
 	if (r == 0 && v->code == 0 && v->opt->tick)
 		v->code = v->opt->tick(v->opt->data, v->total, v->total, &v->err);
+	count_segments(v);
 	r = r ? r : report_damage(v, err);
 	return r == 0 && v->opt->record ? record(v, err) : r;
 }
@@ -466,6 +492,7 @@ void verifier_done(struct verifier *v)
 		vseg_free(v->seg[i]);
 	free(v->seg);
 	point_list_done(&v->points);
+	id_set_done(&v->counted);
 	id_set_done(&v->gone);
 }
 

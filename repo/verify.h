@@ -30,10 +30,12 @@ struct vseg {
 	uint64_t *bad;   /* slots that cannot be read; NULL: none */
 	bool needed;     /* by a point */
 	bool all_bad;
-	bool again; /* the object was not found: to be read once more */
+	bool again;    /* the object was not found: to be read once more */
+	bool scrubbed; /* one of its generations */
 	unsigned retries;
-	uint64_t size; /* of the object, once known */
-	char *reason;  /* of the first damage */
+	uint64_t size;    /* of the object, once known */
+	uint64_t checked; /* bytes of it that were looked at */
+	char *reason;     /* of the first damage */
 	char *key;
 	ssize_t damage; /* index in the report, or -1 */
 };
@@ -48,8 +50,9 @@ struct verifier {
 	bool damage;
 	uint64_t done, total; /* bytes, for tick */
 	uint64_t next_tick;
-	struct id_set gone; /* points that are dead by now: what they lack is no damage */
-	int code;           /* of tick */
+	struct id_set counted; /* points whose manifests are in the report's numbers */
+	struct id_set gone;    /* points that are dead by now: what they lack is no damage */
+	int code;              /* of tick */
 	struct error err;
 };
 
@@ -84,8 +87,9 @@ struct verify_cache_wait {
 };
 void verify_cache_there(struct cache_wait *wait, int code);
 int verify_cache_wait(struct verifier *v, struct verify_cache_wait *w, struct error *err) TM_WUR;
-/* Runs the loop once and tells the caller about progress. */
-int verify_wait(struct verifier *v, struct error *err) TM_WUR;
+/* Runs the loop once and tells the caller about progress.  Requests cannot be taken back: an error
+ * of the loop is remembered while waiting goes on. */
+void verify_wait(struct verifier *v);
 
 int vseg_get(struct verifier *v, const struct tm_id *sid, uint8_t type, uint32_t index,
 	     struct vseg **ret, struct error *err) TM_WUR;

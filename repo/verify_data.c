@@ -24,12 +24,8 @@ void verify_cache_there(struct cache_wait *wait, int code)
 
 int verify_cache_wait(struct verifier *v, struct verify_cache_wait *w, struct error *err)
 {
-	while (!w->done) {
-		struct error loop_err = {0};
-
-		if (verify_wait(v, &loop_err) < 0)
-			log_debug("loop: %s", loop_err.text);
-	}
+	while (!w->done)
+		verify_wait(v);
 	if (w->code < 0 && err && !err->code)
 		*err = w->wait.err;
 	return w->code < 0 ? w->code : 0;
@@ -104,6 +100,11 @@ static int check_segment(struct verifier *v, struct vseg *s, struct tables *t, s
 	return r;
 }
 
+static uint64_t tables_bytes(const struct seg_tables *t)
+{
+	return t->nframes ? t->frames[0].offset : t->object_len;
+}
+
 int verify_tables(struct verifier *v, struct vseg *s, struct error *err)
 {
 	struct error one = {0};
@@ -118,9 +119,8 @@ int verify_tables(struct verifier *v, struct vseg *s, struct error *err)
 		return r;
 	}
 	r = check_segment(v, s, t, err);
-	if (!v->opt->read_data)
-		v->report->bytes +=
-			sizeof(struct format_segment) + t->t->nframes * sizeof(struct format_frame);
+	/* The walk over the maps has read their segments. */
+	s->checked = s->type == SEGMENT_MAP ? s->size : tables_bytes(t->t);
 	tables_unref(t);
 	return r == TM_E_STALE ? verify_tables(v, s, err) : r;
 }
@@ -218,7 +218,6 @@ static void job_end(struct job *j, int code)
 		d->err = err.code ? err : j->err;
 	}
 	d->v->done += j->len;
-	d->v->report->bytes += j->len;
 	tables_unref(j->t);
 	j->t = NULL;
 	j->busy = false;
@@ -313,12 +312,8 @@ static int job_start(struct vdata *d, struct vseg *s, struct tables *t, uint32_t
 
 static int wait_below(struct vdata *d, unsigned busy, struct error *err)
 {
-	while (d->busy > busy) {
-		struct error loop_err = {0};
-
-		if (verify_wait(d->v, &loop_err) < 0)
-			log_debug("loop: %s", loop_err.text);
-	}
+	while (d->busy > busy)
+		verify_wait(d->v);
 	if (d->v->code < 0)
 		return d->v->code;
 	if (d->code < 0 && err && !err->code)
@@ -340,6 +335,7 @@ static int read_segment(struct vdata *d, struct vseg *s, struct error *err)
 			*err = one;
 		return r;
 	}
+	s->checked = s->size;
 	while (r == 0 && next < t->t->nframes) {
 		r = wait_below(d, JOBS - 1, err);
 		r = r ? r : job_start(d, s, t, &next, err);

@@ -15,8 +15,10 @@ static int check_copies(const struct copies_read *c, const struct copy_names *n,
 
 	for (unsigned copy = 0; r == 0 && copy < COPIES; copy++) {
 		report->objects += c->copies.there[copy];
-		if (c->copies.whole[copy])
+		if (c->copies.whole[copy]) {
+			report->bytes += c->copies.bytes.len;
 			continue;
+		}
 		if (c->err[copy].code && !verify_is_damage(c->err[copy].code) &&
 		    c->err[copy].code != TM_E_NOTFOUND) {
 			r = c->err[copy].code;

@@ -3,6 +3,7 @@
  * Scrubbing: all objects there are, whether a point needs them or not, one after the other in the
  * order of their names, beginning behind the one where the last run under a budget ended.
  */
+#include "repo_object.h"
 #include "scrub.h"
 #include "verify.h"
 
@@ -64,18 +65,13 @@ static int read_range(struct verifier *v, const char *key, void *bytes, size_t l
 	struct store *st = v->repo->st;
 
 	st->ops->get(st, key, bytes, len, offset, &w.req);
-	while (!w.done) {
-		struct error loop_err = {0};
-
-		if (verify_wait(v, &loop_err) < 0)
-			log_debug("loop: %s", loop_err.text);
-	}
+	while (!w.done)
+		verify_wait(v);
 	if (w.code < 0) {
 		if (err && !err->code)
 			*err = w.req.err;
 		return w.code;
 	}
-	v->report->bytes += w.req.got;
 	v->done += w.req.got;
 	if (w.req.got != len)
 		return error_set(err, TM_E_CORRUPT, "the object ends at %" PRIu64,
@@ -168,6 +164,12 @@ static int scrub_payload(struct scrub_segment *g, struct error *err)
 	return r;
 }
 
+static void count(struct verifier *v, const struct object *o)
+{
+	v->report->objects++;
+	v->report->bytes += o->size;
+}
+
 static int scrub_segment(struct verifier *v, const struct object *o, const struct seg_address *a,
 			 struct error *err)
 {
@@ -190,6 +192,11 @@ static int scrub_segment(struct verifier *v, const struct object *o, const struc
 	if (r == TM_E_NOTFOUND)
 		return 0; /* removed since it was listed; what points need is looked for elsewhere
 			   */
+	if (g.s->needed && !g.s->scrubbed)
+		g.s->checked = o->size; /* one object of it is counted with what points need */
+	else
+		count(v, o);
+	g.s->scrubbed = true;
 	if (verify_is_damage(r))
 		return vseg_damaged(v, g.s, UINT32_MAX, 0, one.text, err);
 	if (r < 0 && err && !err->code)
@@ -198,6 +205,18 @@ static int scrub_segment(struct verifier *v, const struct object *o, const struc
 }
 
 /* ---- all objects ---- */
+
+/* What this run, or repo_verify_domains(), has counted before. */
+static bool is_counted(const struct verifier *v, const char *key)
+{
+	struct point_name point;
+	uint32_t generation;
+	struct tm_id id;
+	unsigned copy;
+
+	return is_repo_object(key) || name_parse_domain(key, &id, &generation, &copy) ||
+	       (name_parse_point(v->repo, key, &point) && id_set_has(&v->counted, &point.session));
+}
 
 static int scrub_other(struct verifier *v, const struct object *o, struct error *err)
 {
@@ -208,11 +227,12 @@ static int scrub_other(struct verifier *v, const struct object *o, struct error 
 	if (!scrub_knows(v->repo, o->key))
 		return 0;
 	r = store_read(v->repo->st, o->key, MAX_MANIFEST + sizeof(struct format_point), &b, &one);
-	v->report->bytes += b.len;
 	v->done += b.len;
 	r = r ? r : scrub_small(v->repo, o->key, b.data, b.len, &one);
 	if (r == TM_E_NOTFOUND)
 		return 0;
+	if (!is_counted(v, o->key))
+		count(v, o);
 	if (verify_is_damage(r))
 		return damage_has(v->report, o->key) ? 0
 						     : damage_add(v->report, o->key, one.text, err);
@@ -225,7 +245,6 @@ static int scrub_object(struct verifier *v, const struct object *o, struct error
 {
 	struct seg_address a;
 
-	v->report->objects++;
 	return scrub_parse_segment(v->repo, o->key, &a) ? scrub_segment(v, o, &a, err)
 							: scrub_other(v, o, err);
 }

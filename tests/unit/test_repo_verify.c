@@ -41,10 +41,8 @@ static int reopen(struct rig *rig, struct error *err)
 	return repo_open(&rig->store->st, &rig->repo, err);
 }
 
-static void replace(struct rig *rig, struct store *st, const char *key, const void *bytes,
-		    size_t len)
+static void replace(struct store *st, const char *key, const void *bytes, size_t len)
 {
-	(void)rig;
 	assert_int_equal(st->ops->remove(st, key, NULL), 0);
 	assert_int_equal(store_put_wait(st, key, bytes, len, NULL), 0);
 }
@@ -105,7 +103,7 @@ static void damage_one(struct rig *rig, const struct image *images, size_t n, co
 	if (how < 6)
 		bytes[at] ^= (uint8_t)(1U << test_below(&rig->random, 8));
 	if (how < 7)
-		replace(rig, st, key, bytes, how < 6 ? (size_t)size : (size_t)at);
+		replace(st, key, bytes, how < 6 ? (size_t)size : (size_t)at);
 	else
 		assert_int_equal(st->ops->remove(st, key, NULL), 0);
 	r = reopen(rig, &err);
@@ -118,7 +116,7 @@ static void damage_one(struct rig *rig, const struct image *images, size_t n, co
 		repo_verify_report_done(&report);
 	}
 	assert_int_equal(how < 7 ? 0 : store_put_wait(st, key, "x", 1, NULL), 0);
-	replace(rig, st, key, b.data, b.len);
+	replace(st, key, b.data, b.len);
 }
 
 static void damage_is_found_and_named(void **state)
@@ -181,53 +179,80 @@ static bool named(const struct repo_verify_report *report, const char *key)
 	return false;
 }
 
-static void one_point(struct rig *rig, struct image *im, struct keys *keys)
+/* A repository of one point. */
+struct site {
+	struct rig rig;
+	struct image im;
+	struct keys keys;
+};
+
+static struct site *site_up(void)
 {
+	struct site *s = calloc(1, sizeof(*s));
 	struct error err = {0};
+	struct store *st;
 	struct tm_id id;
 
-	rig_up(rig, BS, seed);
-	image_init(im, 1024 * 1024, BS);
-	image_change(im, &rig->random, 20);
-	assert_int_equal(rig_backup(rig, im, NULL, &id, &err), 0);
-	keys->n = 0;
-	assert_int_equal(rig->store->below->ops->list(rig->store->below, "", add_key, keys, NULL),
-			 0);
+	assert_non_null(s);
+	rig_up(&s->rig, BS, seed);
+	image_init(&s->im, 1024 * 1024, BS);
+	image_change(&s->im, &s->rig.random, 20);
+	assert_int_equal(rig_backup(&s->rig, &s->im, NULL, &id, &err), 0);
+	st = s->rig.store->below;
+	assert_int_equal(st->ops->list(st, "", add_key, &s->keys, NULL), 0);
+	return s;
+}
+
+static void site_down(struct site *s)
+{
+	image_done(&s->im);
+	rig_down(&s->rig);
+	free(s);
+}
+
+/* The first object with `part` in its name. */
+static const char *site_key(const struct site *s, const char *part)
+{
+	for (size_t i = 0; i < s->keys.n; i++)
+		if (strstr(s->keys.key[i], part))
+			return s->keys.key[i];
+	fail_msg("no object %s", part);
+	return NULL;
+}
+
+/* Flips a bit of an object's byte; the second time puts it right. */
+static void flip(struct rig *rig, const char *key, uint64_t at)
+{
+	auto_buf struct buf b = {0};
+
+	assert_int_equal(store_read(rig->store->below, key, 64 << 20, &b, NULL), 0);
+	b.data[at] ^= 0x10;
+	replace(rig->store->below, key, b.data, b.len);
+	cache_drop(rig->repo->cache);
 }
 
 static void scrub_finds_damage_in_any_object(void **state)
 {
 	struct repo_verify_report report = {0};
-	struct keys *keys = calloc(1, sizeof(*keys));
+	struct site *s = site_up();
 	struct error err = {0};
-	struct image im;
-	struct rig rig;
 
 	(void)state;
-	one_point(&rig, &im, keys);
-	assert_int_equal(scrub(&rig, 0, &report, &err), 0);
+	assert_int_equal(scrub(&s->rig, 0, &report, &err), 0);
 	assert_int_equal(report.ndamaged, 0);
 	repo_verify_report_done(&report);
-	for (size_t k = 0; k < keys->n; k++) {
-		auto_buf struct buf b = {0};
-		uint64_t at = test_below(&rig.random, keys->size[k]);
+	for (size_t k = 0; k < s->keys.n; k++) {
+		uint64_t at = test_below(&s->rig.random, s->keys.size[k]);
 
-		assert_int_equal(store_read(rig.store->below, keys->key[k], 64 << 20, &b, NULL), 0);
-		b.data[at] ^= 0x10;
-		replace(&rig, rig.store->below, keys->key[k], b.data, b.len);
-		cache_drop(rig.repo->cache);
-		assert_int_equal(scrub(&rig, 0, &report, &err), 0);
-		if (!named(&report, keys->key[k]))
-			fail_msg("%s, byte %u", keys->key[k], (unsigned)at);
+		flip(&s->rig, s->keys.key[k], at);
+		assert_int_equal(scrub(&s->rig, 0, &report, &err), 0);
+		if (!named(&report, s->keys.key[k]))
+			fail_msg("%s, byte %u", s->keys.key[k], (unsigned)at);
 		assert_int_equal(report.ndamaged, 1);
 		repo_verify_report_done(&report);
-		b.data[at] ^= 0x10;
-		replace(&rig, rig.store->below, keys->key[k], b.data, b.len);
-		cache_drop(rig.repo->cache);
+		flip(&s->rig, s->keys.key[k], at);
 	}
-	free(keys);
-	image_done(&im);
-	rig_down(&rig);
+	site_down(s);
 }
 
 /* What somebody put beside the objects is no damage, and is not removed as a bad record. */
@@ -236,149 +261,162 @@ static void names_of_others_are_passed_by(void **state)
 	static const char *const names[] = {"notes.txt", "t/foo", "k/foo", "p/foo", "p/x/readme",
 					    "c/foo",     "c/s-1", "x/foo", "h/foo", "s/foo"};
 	struct repo_verify_report report = {0};
-	struct keys *keys = calloc(1, sizeof(*keys));
+	char key[ARRAY_SIZE(names)][KEY_MAX];
+	struct site *s = site_up();
 	struct error err = {0};
-	char key[KEY_MAX];
-	struct image im;
-	struct rig rig;
 
 	(void)state;
-	one_point(&rig, &im, keys);
 	for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
-		(void)snprintf(key, sizeof(key), "d/%s/%s", id_text(&rig.repo->domain).s, names[i]);
-		assert_int_equal(store_put_wait(rig.store->below, key, "abc", 3, &err), 0);
+		(void)snprintf(key[i], sizeof(key[i]), "d/%s/%s", id_text(&s->rig.repo->domain).s,
+			       names[i]);
+		assert_int_equal(store_put_wait(s->rig.store->below, key[i], "abc", 3, &err), 0);
 	}
-	assert_int_equal(scrub(&rig, 0, &report, &err), 0);
+	assert_int_equal(scrub(&s->rig, 0, &report, &err), 0);
 	if (report.ndamaged)
 		fail_msg("%s: %s", report.damaged[0].object, report.damaged[0].reason);
 	repo_verify_report_done(&report);
-	assert_int_equal(repo_repair(rig.repo, &(struct repo_repair_options){.pool = rig.pool},
-				     &report, &err),
+	assert_int_equal(repo_repair(s->rig.repo,
+				     &(struct repo_repair_options){.pool = s->rig.pool}, &report,
+				     &err),
 			 0);
 	repo_verify_report_done(&report);
 	for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
 		auto_buf struct buf b = {0};
 
-		(void)snprintf(key, sizeof(key), "d/%s/%s", id_text(&rig.repo->domain).s, names[i]);
-		assert_int_equal(store_read(rig.store->below, key, 64, &b, &err), 0);
+		assert_int_equal(store_read(s->rig.store->below, key[i], 64, &b, &err), 0);
 	}
-	free(keys);
-	image_done(&im);
-	rig_down(&rig);
+	site_down(s);
 }
 
 /* Who may only read verifies all the same, and is told what does not follow. */
 static void damage_that_cannot_be_recorded_is_said(void **state)
 {
-	struct keys *keys = calloc(1, sizeof(*keys));
+	struct site *s = site_up();
+	const char *map = site_key(s, "/000/m");
+	struct failing *store = s->rig.store;
 	struct error err = {0};
-	struct image im;
-	struct rig rig;
-	size_t k = 0;
 
 	(void)state;
-	one_point(&rig, &im, keys);
-	while (!strstr(keys->key[k], "/000/m"))
-		k++;
-	assert_int_equal(rig.store->below->ops->remove(rig.store->below, keys->key[k], NULL), 0);
-	cache_drop(rig.repo->cache);
+	assert_int_equal(store->below->ops->remove(store->below, map, NULL), 0);
+	cache_drop(s->rig.repo->cache);
 	for (int may_put = 0; may_put < 2; may_put++) {
-		const struct repo_verify_options opt = {.pool = rig.pool, .record = true};
+		const struct repo_verify_options opt = {.pool = s->rig.pool, .record = true};
 		struct repo_verify_report report = {0};
 		struct lost lost = {0};
 
-		rig.store->fault = FAULT_FAIL;
-		rig.store->of = REQUEST_PUT;
-		rig.store->fail_at = may_put ? 0 : 1;
-		rig.store->for_good = true;
-		rig.store->calls = 0;
-		assert_int_equal(repo_verify(rig.repo, &opt, &report, &err), 0);
-		assert_true(named(&report, keys->key[k]));
+		store->fault = FAULT_FAIL;
+		store->of = REQUEST_PUT;
+		store->fail_at = may_put ? 0 : 1;
+		store->for_good = true;
+		store->calls = 0;
+		assert_int_equal(repo_verify(s->rig.repo, &opt, &report, &err), 0);
+		assert_true(named(&report, map));
 		assert_int_equal(!report.unrecorded, may_put);
 		if (!may_put)
 			assert_non_null(strstr(report.unrecorded, "put"));
-		assert_int_equal(lost_load(rig.repo, &lost, NULL), 0);
+		assert_int_equal(lost_load(s->rig.repo, &lost, NULL), 0);
 		assert_int_equal(lost.n > 0, may_put);
 		lost_done(&lost);
 		repo_verify_report_done(&report);
 	}
-	free(keys);
-	image_done(&im);
-	rig_down(&rig);
+	site_down(s);
 }
 
 /* Runs of one object each go round until the damage is found, wherever it is. */
 static void a_budget_is_spent_on_what_was_verified_longest_ago(void **state)
 {
-	struct keys *keys = calloc(1, sizeof(*keys));
 	unsigned all_runs = 0, cases = 0;
-	struct image im;
-	struct rig rig;
+	struct site *s = site_up();
 
 	(void)state;
-	one_point(&rig, &im, keys);
-	rig.store->delay_ms = 2; /* longer than the budget */
-	for (size_t k = 0; k < keys->n; k++) {
-		auto_buf struct buf b = {0};
+	s->rig.store->delay_ms = 2; /* longer than the budget */
+	for (size_t k = 0; k < s->keys.n; k++) {
+		const char *key = s->keys.key[k];
 		unsigned runs = 0;
 		bool found = false;
 
-		if (strstr(keys->key[k], "/s/") || strstr(keys->key[k], "/p/"))
+		if (strstr(key, "/s/") || strstr(key, "/p/"))
 			continue; /* found by the structure check in every run */
-		assert_int_equal(store_read(rig.store->below, keys->key[k], 64 << 20, &b, NULL), 0);
-		b.data[b.len - 1] ^= 1;
-		replace(&rig, rig.store->below, keys->key[k], b.data, b.len);
-		while (!found && runs++ < 3 * keys->n) {
+		flip(&s->rig, key, s->keys.size[k] - 1);
+		while (!found && runs++ < 3 * s->keys.n) {
 			struct repo_verify_report report = {0};
 			struct error err = {0};
 
-			if (scrub(&rig, 1, &report, &err) < 0)
+			if (scrub(&s->rig, 1, &report, &err) < 0)
 				fail_msg("%s", err.text);
-			found = named(&report, keys->key[k]);
+			found = named(&report, key);
 			repo_verify_report_done(&report);
 		}
 		assert_true(found);
 		all_runs += runs;
 		cases++;
-		b.data[b.len - 1] ^= 1;
-		replace(&rig, rig.store->below, keys->key[k], b.data, b.len);
+		flip(&s->rig, key, s->keys.size[k] - 1);
 	}
 	assert_true(all_runs > cases + 2); /* no run does it all */
-	free(keys);
-	image_done(&im);
-	rig_down(&rig);
+	site_down(s);
 }
 
 /* What was found is not lost with the record of how far the run came. */
 static void a_budget_is_reported_where_nothing_can_be_written(void **state)
 {
 	struct repo_verify_report report = {0};
-	struct keys *keys = calloc(1, sizeof(*keys));
-	auto_buf struct buf b = {0};
+	struct site *s = site_up();
+	const char *key = site_key(s, "/s/");
+	struct failing *store = s->rig.store;
 	struct error err = {0};
-	struct image im;
-	struct rig rig;
-	size_t k = 0;
 
 	(void)state;
-	one_point(&rig, &im, keys);
-	while (!strstr(keys->key[k], "/s/"))
-		k++;
-	assert_int_equal(store_read(rig.store->below, keys->key[k], 64 << 20, &b, NULL), 0);
-	b.data[b.len - 1] ^= 1;
-	replace(&rig, rig.store->below, keys->key[k], b.data, b.len);
-	rig.store->of = REQUEST_PUT;
-	rig.store->for_good = true;
-	rig.store->fail_at = rig.store->calls + 1;
-	assert_int_equal(scrub(&rig, 60000, &report, &err), 0);
-	assert_true(rig.store->hits > 0);
-	assert_true(named(&report, keys->key[k]));
+	flip(&s->rig, key, 300);
+	store->of = REQUEST_PUT;
+	store->for_good = true;
+	store->fail_at = store->calls + 1;
+	assert_int_equal(scrub(&s->rig, 60000, &report, &err), 0);
+	assert_true(store->hits > 0);
+	assert_true(named(&report, key));
 	assert_non_null(report.unrecorded);
 	assert_non_null(strstr(report.unrecorded, "under a budget"));
 	repo_verify_report_done(&report);
-	free(keys);
-	image_done(&im);
-	rig_down(&rig);
+	site_down(s);
+}
+
+static struct repo_verify_report counts_of(struct rig *rig, bool scrub_all, bool read_data)
+{
+	const struct repo_verify_options opt = {
+		.pool = rig->pool, .scrub = scrub_all, .read_data = read_data};
+	struct repo_verify_report report = {0}, own = {0};
+	struct error err = {0};
+
+	if (repo_verify_domains(rig->repo, &report, &err) < 0)
+		fail_msg("%s", err.text);
+	if (repo_verify(rig->repo, &opt, &own, &err) < 0)
+		fail_msg("%s", err.text);
+	assert_int_equal(repo_verify_report_add(&report, &own, &err), 0);
+	assert_int_equal(report.ndamaged, 0);
+	return report;
+}
+
+/* Each level looks at what the one before it does, and nothing counts twice. */
+static void a_level_counts_more_than_the_one_before(void **state)
+{
+	struct repo_verify_report structure, data, all, both;
+	struct site *s = site_up();
+	uint64_t bytes = 0;
+
+	(void)state;
+	for (size_t i = 0; i < s->keys.n; i++)
+		bytes += s->keys.size[i];
+	structure = counts_of(&s->rig, false, false);
+	data = counts_of(&s->rig, false, true);
+	all = counts_of(&s->rig, true, false);
+	both = counts_of(&s->rig, true, true);
+	assert_int_equal(structure.objects, data.objects);
+	assert_true(structure.bytes < data.bytes);
+	assert_true(data.objects < all.objects && data.bytes < all.bytes);
+	assert_int_equal(all.objects, s->keys.n);
+	assert_int_equal(all.bytes, bytes);
+	assert_int_equal(both.objects, s->keys.n);
+	assert_int_equal(both.bytes, bytes);
+	site_down(s);
 }
 
 static void sound(struct rig *rig)
@@ -557,6 +595,7 @@ int main(void)
 		cmocka_unit_test(damage_that_cannot_be_recorded_is_said),
 		cmocka_unit_test(a_budget_is_spent_on_what_was_verified_longest_ago),
 		cmocka_unit_test(a_budget_is_reported_where_nothing_can_be_written),
+		cmocka_unit_test(a_level_counts_more_than_the_one_before),
 	};
 
 	seed = test_seed();
