@@ -72,22 +72,32 @@ int agent_state_dir(struct agent *a, struct error *err) TM_WUR;
 /* TM_E_CANCELED after a signal; for the tick functions. */
 int agent_check_interrupt(struct error *err) TM_WUR;
 
-/* ---- output.c ---- */
+/* ---- shown.c ---- */
+
+/* Before all others here, once: characters are UTF-8, whatever the environment says.  False: the
+ * system has no such locale, and what is not ASCII will be shown as \xNN. */
+bool shown_init(void);
 
 /*
- * Text that others wrote, for a terminal: control characters as \xNN.  What is too long ends in
- * "...".
+ * Text that others wrote, for a terminal: control characters, and what is no UTF-8, as \xNN.  What
+ * is too long ends in "...".
  */
 #define SHOWN_MAX 512
 struct shown {
+	int columns; /* of the terminal that it takes */
 	char s[SHOWN_MAX];
 };
 struct shown shown(const char *text);
 /* The same of any length, to a stream. */
 void show_text(FILE *out, const char *text);
 
-/* The width of a column of a table that is `width` wide so far and gets this text as well. */
+/* The width of a column of a table, in columns of the terminal, that is `width` wide so far and
+ * gets this text as well. */
 int column_with(int width, const char *text);
+/* shown(), filled up with blanks to a column's width. */
+struct shown shown_column(const char *text, int width);
+
+/* ---- output.c ---- */
 
 /* "tidemark: <text>" to stderr. */
 void say_error(const struct agent *a, const struct error *err);
@@ -95,6 +105,12 @@ void say_error(const struct agent *a, const struct error *err);
 void say_warning(struct agent *a, const char *fmt, ...) TM_PRINTF(2, 3);
 /* A remark; not with --quiet or --json. */
 void say(struct agent *a, const char *fmt, ...) TM_PRINTF(2, 3);
+
+/* A number, or null for UINT64_MAX (new reference). */
+json_t *json_bytes(uint64_t bytes);
+/* Text that others wrote, or null for NULL (new reference): "?" for each byte behind ASCII where it
+ * is no UTF-8. */
+json_t *json_text(const char *text);
 
 /* Prints a JSON value and a newline to stdout; takes the reference. */
 int print_json(json_t *value, struct error *err) TM_WUR;
@@ -112,11 +128,7 @@ void progress_show(struct agent *a, const char *phase, const char *disk, uint64_
 		   uint64_t total);
 void progress_end(struct agent *a);
 
-/* A number, or null for UINT64_MAX (new reference). */
-json_t *json_bytes(uint64_t bytes);
-
-/* A JSON string, or null for NULL (new reference). */
-json_t *json_text(const char *text);
+/* ---- point_json.c ---- */
 
 /* A point as list and show print it (new reference, NULL without memory); all: as show does. */
 json_t *point_json(const struct point *p, bool all);

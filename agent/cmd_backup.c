@@ -285,8 +285,8 @@ static void print_table(const struct point *p)
 		size_format(d->dirty_bytes, changed);
 		size_format(d->read_bytes, readb);
 		size_format(d->stored_bytes, stored);
-		(void)printf("  %-*s  %-9s  %s%s, read %s%s, stored %s (%s)\n", width,
-			     shown(d->name).s, disk_rung_name(d->rung), changed,
+		(void)printf("  %s  %-9s  %s%s, read %s%s, stored %s (%s)\n",
+			     shown_column(d->name, width).s, disk_rung_name(d->rung), changed,
 			     d->rung == RUNG_BITMAP ? " changed" : "", readb,
 			     d->audit.data + d->audit.empty ? " with the audit" : "", stored,
 			     shown(d->reason).s);

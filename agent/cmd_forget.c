@@ -264,8 +264,8 @@ static void print_choice(const struct agent *a, const struct choice *v, size_t n
 		if (v[i].reason && a->opt.args.n)
 			continue;
 		time_format_local(v[i].p->created_ms, when);
-		(void)printf("%-6s %.12s  %s  %-*s  %s%s%s%s\n", v[i].reason ? "keep" : "remove",
-			     id_text(&v[i].p->id).s, when, width, shown(v[i].p->guest).s,
+		(void)printf("%-6s %.12s  %s  %s  %s%s%s%s\n", v[i].reason ? "keep" : "remove",
+			     id_text(&v[i].p->id).s, when, shown_column(v[i].p->guest, width).s,
 			     shown(v[i].p->name).s, v[i].reason ? "  (" : "",
 			     v[i].reason ? v[i].reason : "", v[i].reason ? ")" : "");
 	}

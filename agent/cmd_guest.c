@@ -15,7 +15,7 @@ static json_t *lines_json(const struct text_list *lines)
 	json_t *a = json_array();
 
 	for (size_t i = 0; a && i < lines->n; i++)
-		(void)json_array_append_new(a, json_string(lines->v[i]));
+		(void)json_array_append_new(a, json_text(lines->v[i]));
 	return a;
 }
 

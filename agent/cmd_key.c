@@ -34,7 +34,7 @@ static json_t *key_json(const struct repo_key *k, const struct repo_domain_list 
 		      repo_role_name(k->role), "kdf", k->kdf, "created", created, "domain",
 		      domain_of(k, domains, &id), "own", (int)k->own, "copies", (int)k->copies);
 	/* what somebody else wrote there may be no UTF-8 */
-	if (o && json_object_set_new(o, "label", json_string(k->label)) &&
+	if (o && json_object_set_new(o, "label", json_text(k->label)) &&
 	    json_object_set_new(o, "label", json_null())) {
 		json_decref(o);
 		return NULL;
@@ -54,9 +54,9 @@ static void print_key(const struct repo_key *k, const struct repo_domain_list *d
 	}
 	time_format_local(k->created_ms, when);
 	domain = domain_of(k, domains, &id);
-	(void)printf("%.12s%c %-8s %-9s %s  %-12s  %s%s\n", id_text(&k->id).s, k->own ? '*' : ' ',
-		     repo_role_name(k->role), k->kdf, when, shown(domain ? domain : "(all)").s,
-		     shown(k->label).s,
+	(void)printf("%.12s%c %-8s %-9s %s  %s  %s%s\n", id_text(&k->id).s, k->own ? '*' : ' ',
+		     repo_role_name(k->role), k->kdf, when,
+		     shown_column(domain ? domain : "(all)", 12).s, shown(k->label).s,
 		     k->copies < 2 ? "  (one copy is damaged or missing: key repair)" : "");
 }
 

@@ -85,8 +85,9 @@ static void print_row(const struct point *p, const struct widths *w)
 	size_format(bytes, stored);
 	size_format(all, size);
 	time_format_local(p->created_ms, when);
-	(void)printf("%.12s  %s  %-*s  %-*s  %10s %10s  ", id_text(&p->id).s, when, w->guest,
-		     shown(p->guest).s, w->name, shown(p->name).s, size, stored);
+	(void)printf("%.12s  %s  %s  %s  %10s %10s  ", id_text(&p->id).s, when,
+		     shown_column(p->guest, w->guest).s, shown_column(p->name, w->name).s, size,
+		     stored);
 	for (size_t i = 0; i < p->ndisks; i++)
 		(void)printf("%s%s:%s", i ? " " : "", shown(p->disks[i].name).s,
 			     disk_rung_name(p->disks[i].rung));

@@ -130,9 +130,9 @@ static int report(struct restore *rs, const struct point_disk *d, const char *to
 		(void)printf("restored %s to %s: %s, %s written\n", shown(d->name).s, shown(to).s,
 			     size, bytes);
 	}
-	o = json_pack("{s:s, s:s, s:I, s:I, s:I}", "disk", d->name, "to", to, "size",
-		      (json_int_t)d->size, "written_bytes", (json_int_t)written, "unchanged_bytes",
-		      (json_int_t)0);
+	o = json_pack("{s:o, s:o, s:I, s:I, s:I}", "disk", json_text(d->name), "to", json_text(to),
+		      "size", (json_int_t)d->size, "written_bytes", (json_int_t)written,
+		      "unchanged_bytes", (json_int_t)0);
 	return json_array_append_new(rs->disks, o) ? error_nomem(err) : 0;
 }
 

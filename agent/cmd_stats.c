@@ -92,7 +92,7 @@ static json_t *sums_json(const struct sums *s)
 /* Takes o, which may be NULL. */
 static int append(json_t *array, json_t *o, const char *name, const char *value, struct error *err)
 {
-	if (!o || json_object_set_new(o, name, json_string(value))) {
+	if (!o || json_object_set_new(o, name, json_text(value))) {
 		json_decref(o);
 		return error_nomem(err);
 	}
@@ -113,7 +113,7 @@ static int lists_json(const struct repo_stats *st, json_t *guests, json_t *point
 
 			r = append(guests, sums_json(&s), "guest", p->guest, err);
 		}
-		if (o && json_object_set_new(o, "guest", json_string(p->guest))) {
+		if (o && json_object_set_new(o, "guest", json_text(p->guest))) {
 			json_decref(o);
 			o = NULL;
 		}
@@ -157,7 +157,8 @@ static void print_row(const char *label, const struct repo_point_stats *s)
 	size_format(s->data_bytes, data);
 	size_format(s->stored_bytes, stored);
 	size_format(s->unique_bytes, unique);
-	(void)printf("%-32s %11s %11s %11s %11s\n", shown(label).s, raw, data, stored, unique);
+	(void)printf("%s %11s %11s %11s %11s\n", shown_column(label, 32).s, raw, data, stored,
+		     unique);
 }
 
 static void print_head(const char *what)

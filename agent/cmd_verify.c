@@ -34,9 +34,9 @@ static int damage_json(const struct repo_damage *d, json_t *ret, struct error *e
 {
 	json_t *points = json_array(), *disks = json_array(), *ranges = json_array(),
 	       *hits = json_array();
-	json_t *o = json_pack("{s:s, s:s, s:o, s:o, s:o, s:o}", "object", d->object, "reason",
-			      d->reason, "points", points, "disks", disks, "ranges", ranges, "hits",
-			      hits);
+	json_t *o = json_pack("{s:s, s:o, s:o, s:o, s:o, s:o}", "object", d->object, "reason",
+			      json_text(d->reason), "points", points, "disks", disks, "ranges",
+			      ranges, "hits", hits);
 	int r = add_json(ret, o, err);
 
 	if (!r && d->remedy &&
@@ -50,7 +50,7 @@ static int damage_json(const struct repo_damage *d, json_t *ret, struct error *e
 		if (new_point(d, i))
 			r = add_json(points, json_string(id_text(&g->point).s), err);
 		if (!r)
-			r = add_json(disks, json_string(g->disk), err);
+			r = add_json(disks, json_text(g->disk), err);
 		if (!r)
 			r = add_json(
 				ranges,

@@ -86,6 +86,7 @@ int main(int argc, char **argv)
 	int r;
 
 	open_standard_streams();
+	(void)shown_init(); /* without it names are harder to read */
 	if (argc == 4 && strcmp(argv[1], FREEZE_GUARD_WORD) == 0)
 		return freeze_guard_main(argv[2], argv[3]);
 	if (argc >= 5 && strcmp(argv[1], RECOVERY_GUARD_WORD) == 0)

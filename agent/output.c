@@ -16,76 +16,6 @@ static void clear_bar(struct agent *a)
 	a->progress.bar = false;
 }
 
-/*
- * Bytes of the control character at p: C0, DEL, and C1 as UTF-8, which terminals obey
- * as well.  0: it is none.
- */
-static size_t control(const unsigned char *p)
-{
-	if (p[0] < 0x20 || p[0] == 0x7f)
-		return 1;
-	return p[0] == 0xc2 && p[1] >= 0x80 && p[1] < 0xa0 ? 2 : 0;
-}
-
-/* One character, shown; returns its bytes in the text.  ret has room for 9. */
-static size_t show_next(const unsigned char *p, char *ret)
-{
-	size_t n = control(p), len = 1;
-
-	if (n == 0) {
-		while (len < 4 && (p[len] & 0xc0) == 0x80)
-			len++;
-		memcpy(ret, p, len);
-		ret[len] = '\0';
-		return len;
-	}
-	for (size_t i = 0; i < n; i++)
-		(void)snprintf(ret + 4 * i, 5, "\\x%02x", p[i]);
-	return n;
-}
-
-struct shown shown(const char *text)
-{
-	const unsigned char *p = (const unsigned char *)text;
-	struct shown ret = {{0}};
-	size_t used = 0;
-
-	while (*p) {
-		char one[12];
-		size_t n = show_next(p, one), len = strlen(one);
-
-		if (used + len + sizeof("...") > sizeof(ret.s)) {
-			memcpy(ret.s + used, "...", sizeof("..."));
-			break;
-		}
-		memcpy(ret.s + used, one, len + 1);
-		used += len;
-		p += n;
-	}
-	return ret;
-}
-
-void show_text(FILE *out, const char *text)
-{
-	const unsigned char *p = (const unsigned char *)text;
-
-	while (*p) {
-		char one[12];
-
-		p += show_next(p, one);
-		(void)fputs(one, out);
-	}
-}
-
-#define COLUMN_MAX 40 /* what is longer pushes its own row aside, not all others */
-
-int column_with(int width, const char *text)
-{
-	size_t len = strlen(shown(text).s);
-
-	return len > (size_t)width && len <= COLUMN_MAX ? (int)len : width;
-}
-
 void say_error(const struct agent *a, const struct error *err)
 {
 	(void)fputs("tidemark: ", stderr);
@@ -118,7 +48,7 @@ void say_warning(struct agent *a, const char *fmt, ...)
 	show_text(stderr, text);
 	(void)fputc('\n', stderr);
 	a->warned = true;
-	if (json_array_append_new(a->warnings, json_string(text)) < 0)
+	if (json_array_append_new(a->warnings, json_text(text)) < 0)
 		(void)fprintf(stderr,
 			      "tidemark: warning: no memory to repeat that in the JSON output\n");
 }
@@ -136,6 +66,29 @@ void say(struct agent *a, const char *fmt, ...)
 	va_end(ap);
 	show_text(stderr, text);
 	(void)fputc('\n', stderr);
+}
+
+json_t *json_bytes(uint64_t bytes)
+{
+	return bytes == UINT64_MAX ? json_null() : json_integer((json_int_t)bytes);
+}
+
+json_t *json_text(const char *text)
+{
+	auto_free char *clean = NULL;
+	json_t *value;
+
+	if (!text)
+		return json_null();
+	value = json_string(text);
+	if (value || text_is_utf8(text) || !(clean = strdup(text)))
+		return value;
+	/* One strange name does not hide the rest. */
+	for (char *p = clean; *p; p++) {
+		if ((unsigned char)*p >= 0x80)
+			*p = '?';
+	}
+	return json_string(clean);
 }
 
 int print_json(json_t *value, struct error *err)
@@ -184,9 +137,9 @@ static bool progress_wanted(const struct agent *a)
 
 static void show_event(const char *phase, const char *disk, uint64_t done, uint64_t total)
 {
-	json_t *e = json_pack("{s:s, s:s, s:I, s:I, s:s}", "event", "progress", "disk", disk,
-			      "done_bytes", (json_int_t)done, "total_bytes", (json_int_t)total,
-			      "phase", phase);
+	json_t *e = json_pack("{s:s, s:o, s:I, s:I, s:s}", "event", "progress", "disk",
+			      json_text(disk), "done_bytes", (json_int_t)done, "total_bytes",
+			      (json_int_t)total, "phase", phase);
 	char *text = e ? json_dumps(e, JSON_COMPACT) : NULL;
 
 	if (text)
@@ -206,8 +159,9 @@ static void show_bar(struct agent *a, const char *phase, const char *disk, uint6
 		n = width;
 	size_format(done, d);
 	size_format(total, t);
-	(void)fprintf(stderr, "\r%-8s %-10s [%.*s%*s] %3d %%  %s of %s \033[K", phase, disk, n,
-		      full, width - n, "", total ? (int)(done * 100 / total) : 100, d, t);
+	(void)fprintf(stderr, "\r%-8s %s [%.*s%*s] %3d %%  %s of %s \033[K", phase,
+		      shown_column(disk, 10).s, n, full, width - n, "",
+		      total ? (int)(done * 100 / total) : 100, d, t);
 	a->progress.bar = true;
 }
 

@@ -9,29 +9,6 @@ static json_t *id_json(const struct tm_id *id)
 	return id_is_zero(id) ? json_null() : json_string(id_text(id).s);
 }
 
-json_t *json_bytes(uint64_t bytes)
-{
-	return bytes == UINT64_MAX ? json_null() : json_integer((json_int_t)bytes);
-}
-
-json_t *json_text(const char *text)
-{
-	auto_free char *clean = NULL;
-	json_t *value;
-
-	if (!text)
-		return json_null();
-	value = json_string(text);
-	if (value || text_is_utf8(text) || !(clean = strdup(text)))
-		return value;
-	/* One strange name does not hide the rest. */
-	for (char *p = clean; *p; p++) {
-		if ((unsigned char)*p >= 0x80)
-			*p = '?';
-	}
-	return json_string(clean);
-}
-
 static json_t *disk_json(const struct point_disk *d, bool all)
 {
 	json_t *o = json_pack("{s:o, s:I, s:s}", "disk", json_text(d->name), "size",
