@@ -27,6 +27,9 @@ static int do_prune(struct agent *a, struct repo_prune_report *ret, struct error
 
 	if (r)
 		error_prefix(err, "prune");
+	if (r == TM_E_CORRUPT)
+		error_append(err, "; 'tidemark verify' says what is damaged, 'tidemark repair' "
+				  "mends what can be");
 	if (r == 0 && ret->no_room)
 		say_warning(a,
 			    "%llu segments could not be rewritten for want of room; there is some "

@@ -160,6 +160,9 @@ static int restore_disk(struct restore *rs, const struct point_disk *d, struct e
 		return r;
 	read.zero_runs = target_file_needs_zeroes(t);
 	r = repo_read_disk(a->repo, rs->point, d, target_file_sink(t), &read, err);
+	if (r == TM_E_CORRUPT)
+		error_append(err, "; 'tidemark verify --read-data' says what else is damaged, "
+				  "'tidemark repair' mends what can be");
 	if (!r)
 		r = target_file_finish(t, &written, err);
 	return r ? r : report(rs, d, to, written, err);

@@ -56,7 +56,7 @@ int deadline_begin(struct deadline *d, const char *repo, struct error *err)
 	(void)pthread_cond_init(&d->changed, &attr);
 	(void)pthread_condattr_destroy(&attr);
 	r = pthread_create(&d->thread, NULL, watch, d);
-	return r ? error_errno(err, r, "pthread_create") : 0;
+	return r ? error_errno(err, r, "cannot start a thread") : 0;
 }
 
 void deadline_end(struct deadline *d)

@@ -36,7 +36,7 @@ static int catch_signals(struct error *err)
 
 	if (sigaction(SIGINT, &sa, NULL) < 0 || sigaction(SIGTERM, &sa, NULL) < 0 ||
 	    sigaction(SIGPIPE, &ignore, NULL) < 0)
-		return error_errno(err, errno, "sigaction");
+		return error_errno(err, errno, "cannot catch signals");
 	return 0;
 }
 

@@ -14,6 +14,7 @@
 
 #include "node.h"
 
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -236,8 +237,14 @@ int repo_audit_begin(struct repo *repo, const struct point_disk *disk,
 
 	if (!a)
 		return error_nomem(err);
-	if (disk->block_size != UINT32_C(1) << repo->block_bits || opt->size > INT64_MAX)
-		return error_set(err, TM_E_RANGE, "disk %s cannot be compared", disk->name);
+	if (disk->block_size != repo_block_size(repo))
+		return error_set(err, TM_E_RANGE,
+				 "disk %s has blocks of %" PRIu32
+				 " bytes, the repository of %" PRIu32,
+				 disk->name, disk->block_size, repo_block_size(repo));
+	if (opt->size > INT64_MAX)
+		return error_set(err, TM_E_RANGE, "disk %s of %" PRIu64 " bytes is too large",
+				 disk->name, opt->size);
 	a->repo = repo;
 	a->opt = *opt;
 	a->blocks = disk_blocks(opt->size, repo->block_bits);

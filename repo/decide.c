@@ -224,7 +224,10 @@ static int table_index(struct repo_session *s, uint32_t source, uint32_t *ret, s
 		return 0;
 	}
 	if (n == MAX_SESSIONS)
-		return error_set(err, TM_E_RANGE, "the disk refers to too many sessions");
+		return error_set(err, TM_E_RANGE,
+				 "the disk refers to %u sessions, more cannot be; 'backup --full' "
+				 "begins anew",
+				 n);
 	v = reallocarray(d->map.table, n + 1, sizeof(*v));
 	if (!v)
 		return error_nomem(err);

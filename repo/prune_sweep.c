@@ -178,7 +178,8 @@ static int rewrite(struct prune *p, const struct gen *g, const struct seg_tables
 	gen_key(p, g, key);
 	r = store_read(p->repo->st, key, (size_t)t->object_len, &old, err);
 	if (r == 0 && old.len != t->object_len)
-		r = error_set(err, TM_E_CORRUPT, "object %s is %zu bytes", key, old.len);
+		r = error_set(err, TM_E_CORRUPT, "object %s is %zu bytes, its tables say %" PRIu64,
+			      key, old.len, t->object_len);
 	r = r ? r : seg_compact(t, old.data, bits, generation, p->run, &new, err);
 	if (r < 0)
 		return r;

@@ -112,10 +112,8 @@ static void fetch_got(struct store_req *req, int code)
 	if (code == 0 && req->got != f->len)
 		code = error_set(&req->err, TM_E_CORRUPT, "object %s ends at %" PRIu64, f->t->key,
 				 f->offset + req->got);
-	if (code < 0) {
-		error_prefix(&req->err, "disk %s", r->disk->name);
+	if (code < 0)
 		reader_fail(r, code, &req->err);
-	}
 	if (f->refs == 0) /* its plans were dropped */
 		fetch_free(f);
 	reader_pump(r);
@@ -176,8 +174,8 @@ static void name_place(const struct reader *r, const struct plan *p, unsigned wa
 			last = max_u64(last, p->cluster[i].block);
 		}
 	}
-	error_prefix(err, "disk %s, bytes %" PRIu64 " to %" PRIu64 ": object %s", r->disk->name,
-		     first * bs, min_u64((last + 1) * bs, r->disk->size), p->want[want].t->key);
+	error_prefix(err, "bytes %" PRIu64 " to %" PRIu64 ": object %s", first * bs,
+		     min_u64((last + 1) * bs, r->disk->size), p->want[want].t->key);
 }
 
 /* Where the frame's clusters go as they are: the first of them, when all are wanted in a row. */

@@ -64,10 +64,12 @@ static int parse(const char *key, const struct tm_id *repo, const struct buf *b,
 	    ret->data_slots_log2 != DATA_SLOTS_LOG2 || ret->map_slots_log2 != MAP_SLOTS_LOG2 ||
 	    ret->block_bits < MIN_BLOCK_BITS || ret->block_bits > MAX_BLOCK_BITS)
 		return error_set(err, TM_E_UNSUPPORTED,
-				 "the repository has parameters this program does not know");
+				 "the repository has parameters this program does not know; use a "
+				 "newer one");
 	if (ret->encrypted > 1)
 		return error_set(err, TM_E_UNSUPPORTED,
-				 "the repository is encrypted in a way this program does not know");
+				 "the repository is encrypted in a way this program does not know; "
+				 "use a newer one");
 	return 0;
 }
 

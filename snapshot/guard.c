@@ -79,7 +79,7 @@ int guard_start(const struct journal *j, const char *state_dir, struct guard **r
 	for (size_t i = 0; i < j->ndisks; i++)
 		argv[GUARD_WORDS + i] = j->disks[i].base;
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
-		return error_errno(err, errno, "socketpair");
+		return error_errno(err, errno, "cannot make sockets for the guard");
 	r = spawn_start(argv, pair[1], -1, &g->pid, err);
 	(void)close(pair[1]);
 	if (r) {

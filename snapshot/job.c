@@ -89,6 +89,7 @@ int job_kill(struct guest *g, const char *id, struct error *err)
 	uint64_t deadline = clock_monotonic_ms(&clock_system) + KILL_TIMEOUT_MS;
 
 	for (;;) {
+		struct error e = {0};
 		struct job_view v;
 		json_t *args;
 		int r = job_look(g, id, &v, err);
@@ -96,17 +97,22 @@ int job_kill(struct guest *g, const char *id, struct error *err)
 		if (r || v.status == JOB_NONE)
 			return r;
 		if (clock_monotonic_ms(&clock_system) >= deadline)
-			return error_set(err, TM_E_TIMEOUT, "job %s cannot be ended", id);
+			return error_set(err, TM_E_TIMEOUT,
+					 "QEMU has not ended its job %s within %d s", id,
+					 KILL_TIMEOUT_MS / 1000);
 		if (v.status == JOB_CONCLUDED)
 			return job_do(g, "job-dismiss", id, err);
 		if (v.status != JOB_ABORTING && v.status != JOB_NULL) {
-			r = jsonx_make(&args, err, "{s:s, s:b}", "device", id, "force", 1);
+			r = jsonx_make(&args, &e, "{s:s, s:b}", "device", id, "force", 1);
 			if (!r)
-				r = guest_do(g, "block-job-cancel", args, NULL);
-			if (r == TM_E_PEER)
-				r = job_do(g, "job-cancel", id, NULL);
+				r = guest_do(g, "block-job-cancel", args, &e);
+			if (r == TM_E_PEER) {
+				error_clear(&e);
+				r = job_do(g, "job-cancel", id, &e);
+			}
 			if (r && r != TM_E_PEER)
-				return error_set(err, r, "job %s cannot be cancelled", id);
+				return error_set(err, r, "job %s cannot be cancelled: %s", id,
+						 e.text);
 		}
 		qmp_pause(g->qmp, 50);
 	}

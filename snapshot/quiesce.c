@@ -33,7 +33,7 @@ static int start_guard(struct guest *g, struct freeze *f, struct error *err)
 
 	(void)snprintf(limit, sizeof(limit), "%u", f->limit_ms);
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
-		return error_errno(err, errno, "socketpair");
+		return error_errno(err, errno, "cannot make sockets for the guard");
 	r = spawn_start(argv, pair[1], -1, &f->guard, err);
 	(void)close(pair[1]);
 	if (r) {

@@ -191,7 +191,9 @@ static int check_frozen(struct snapshot *s, struct error *err)
 
 		if (v.state != COLLAPSE_ON_OVERLAY || !v.base)
 			r = error_set(err, TM_E_STALE,
-				      "disk %s is not frozen after the transaction", jd->name);
+				      "disk %s is not on its overlay %s, though QEMU said so: "
+				      "another program changes its block nodes",
+				      jd->name, jd->overlay);
 		else if (!v.base->ro) /* its bitmaps are not in its file, and it may change */
 			r = error_set(err, TM_E_UNSUPPORTED,
 				      "QEMU left %s writable below its overlay, as it does with "
