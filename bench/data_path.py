@@ -33,6 +33,11 @@ def backup_limit(bench, server, image):
             **{name: stages[name]["cpu"] for name in ("zero", "id", "compress", "seal", "crc", "write")}}
 
 
+def data_bytes(image):
+    """Of a raw image, what is not a hole."""
+    return sum(end - start for start, end in images.data_ranges(image))
+
+
 def stored(agent, taken):
     disk = taken["json"]["disks"][0]
     return {**taken, "stored_bytes": agent.bytes(), "read_bytes": disk["read_bytes"],
@@ -43,8 +48,9 @@ def stored(agent, taken):
 def full(bench):
     """A raw image with an ext4 file system of real files, in memory, into an empty repository in
     memory. Tidemark and its peers of the NBD kind read from qemu-nbd, restic and borg read the
-    file. The limit is the CPU time of the stages alone (nbdcopy to null with its server, content
-    id, zstd at our level and frame size, durable writes), divided by the cores."""
+    file. The limit is the CPU time of the stages alone (nbdcopy to null over one
+    connection, with its server; content id, zstd at our level and frame size, durable writes),
+    divided by the cores."""
     image, where = bench.image(), bench.dir("full")
     server = peers.Server(bench.scratch, image, "raw")
 
@@ -63,7 +69,7 @@ def full(bench):
         "borg": bench.peer(lambda: peers.borg(image, where), "borg"),
         "restic": bench.peer(lambda: peers.restic(image, where), "restic"),
         "restic, nothing changed": bench.peer(lambda: peers.restic_again(image, where), "restic"),
-    }, few=("limit", "qemu-img convert -c", "borg", "restic", "restic, nothing changed"))
+    }, few=("limit", "qemu-img convert -c", "borg", "restic", "restic, nothing changed"), of=data_bytes(image))
     server.close()
     agent = bench.agent("full")
     point = agent("backup", f"image:{image},name=fs")["json"]
@@ -181,7 +187,7 @@ def incremental(bench, name, size, clusters, length):
                 "grown_bytes": stages["seal"]["bytes"]}
 
     outcome = bench.compare({"tidemark": tidemark, "a full of as many bytes": full_of_as_much,
-                             "zstd of the clusters alone": zstd, "virtnbdbackup": domain and virtnbdbackup})
+                             "zstd of the clusters alone": zstd, "virtnbdbackup": domain and virtnbdbackup}, of=clusters * CLUSTER)
     if domain:
         domain.close()
     prove(bench, disk, shadow, size)
@@ -264,7 +270,8 @@ def block_status(bench):
     disk.write((n * step, CLUSTER) for n in range(extents))
     disk.vm.quit()
     server = peers.Server(bench.scratch, path, "qcow2", "-B", "b")
-    outcome = bench.compare({"reader": lambda: bench.tool("sim", "nbd", server.socket, "b", servers=[server.pid])})
+    outcome = bench.compare({"reader": lambda: bench.tool("sim", "nbd", server.socket, "b", servers=[server.pid])},
+                            of=extents * CLUSTER)
     server.close()
     if outcome.median("reader", "dirty_bytes") != extents * CLUSTER:
         raise HarnessError(f"{outcome.rows} instead of {extents} extents")
@@ -316,7 +323,7 @@ def restore(bench):
         "qemu-img to raw": lambda: qemu_img("raw"),
         "tidemark to qcow2": lambda: tidemark("qcow2"),
         "qemu-img to qcow2": lambda: qemu_img("qcow2"),
-    }, few=("limit",))
+    }, few=("limit",), of=data_bytes(image))
     bench.remove(agent)
     shutil.rmtree(where)
     for fmt in ("raw", "qcow2"):
@@ -347,7 +354,7 @@ def verify(bench):
 
     outcome = bench.compare({"limit": limit,
                              "verify --read-data": lambda: agent("verify", "--read-data"),
-                             "verify": lambda: agent("verify")}, few=("limit",))
+                             "verify": lambda: agent("verify")}, few=("limit",), of=data_bytes(image))
     bench.remove(agent)
     bench.target("time, of the limit",
                  outcome.median("verify --read-data", "seconds") / outcome.median("limit", "seconds"), 1.2)
@@ -389,7 +396,7 @@ def many_disks(bench):
     outcome = bench.compare({
         "one disk": lambda: tidemark(f"image:{image},name=one"),
         f"{count} disks": lambda: tidemark(f"image:{','.join(map(str, paths))},name=many"),
-    }, rounds=min(bench.rounds, 3))
+    }, rounds=min(bench.rounds, 3), of=data_bytes(image))
     shutil.rmtree(where)
     bench.target("CPU time, of one disk's",
                  outcome.median(f"{count} disks", "cpu") / outcome.median("one disk", "cpu"), 1.2)

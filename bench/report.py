@@ -18,6 +18,7 @@ COLUMNS = [
     ("seconds", "seconds", 1, 3),
     ("cpu", "CPU s", 1, 2),
     ("helpers", "server CPU s", 1, 2),
+    ("cpu_per_gib", "CPU s/GiB", 1, 2),
     ("rss_mib", "RSS MiB", 1, 0),
     ("stored_bytes", "stored MiB", 1 / MIB, 1),
     ("live_bytes", "live MiB", 1 / MIB, 1),

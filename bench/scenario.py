@@ -105,15 +105,18 @@ class Bench:
         taken = measure([self.build / "bench" / f"bench_{name}", *arguments], **options)
         return {**taken, **json.loads(taken.pop("out"))}
 
-    def compare(self, contenders, rounds=None, few=()):
+    def compare(self, contenders, rounds=None, few=(), of=None):
         """Runs each contender once a round, one after the other, so that what happens on the
         machine meanwhile hits them all; those of `few` in two rounds only. They return dicts of
-        numbers."""
+        numbers. `of`: bytes of data that each goes through, where it does not say `data_bytes` itself."""
         for number in range(rounds or self.rounds):
             for name, function in contenders.items():
                 if function is None or (name in few and number >= FEW):
                     continue
                 taken = function()
+                size = taken.get("data_bytes", of)
+                if size and "cpu" in taken:
+                    taken["cpu_per_gib"] = (taken["cpu"] + taken.get("helpers", 0)) / (size / data.GIB)
                 row = self.outcome.rows.setdefault(name, {})
                 for key, value in taken.items():
                     if isinstance(value, (int, float)) and not isinstance(value, bool):
