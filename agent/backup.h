@@ -17,10 +17,11 @@ struct backup {
 	struct snapshot *snapshot;
 	struct point *point; /* as it is going to be committed */
 	bool committed;
-	uint64_t started_ms; /* monotonic */
-	size_t ntold;        /* warnings of the snapshot that were printed */
-	const char *reading; /* the disk being read, for progress … */
-	const char *phase;   /* … and what for */
+	uint64_t started_ms;     /* monotonic */
+	uint64_t started_cpu_ms; /* CPU time used before */
+	size_t ntold;            /* warnings of the snapshot that were printed */
+	const char *reading;     /* the disk being read, for progress … */
+	const char *phase;       /* … and what for */
 	struct governor governor;
 };
 

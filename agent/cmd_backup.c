@@ -15,6 +15,10 @@
 
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
+
+#define GIB        ((double)(1 << 30))
+#define MUCH_BYTES ((uint64_t)256 << 20) /* beside which what every run costs is little */
 
 /* ---- which disks ---- */
 
@@ -267,15 +271,48 @@ static int make_point(struct backup *b, enum exit_status *status, struct error *
 	return r;
 }
 
-static void print_table(const struct point *p)
+/* ---- what it took ---- */
+
+static uint64_t cpu_ms_of(int who)
 {
+	struct rusage u = {0};
+
+	(void)getrusage(who, &u); /* cannot fail for us and our children */
+	return (uint64_t)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) * 1000 +
+	       (uint64_t)(u.ru_utime.tv_usec + u.ru_stime.tv_usec) / 1000;
+}
+
+/* Used until now, with the programs that were started and have ended. */
+static uint64_t cpu_ms(void)
+{
+	return cpu_ms_of(RUSAGE_SELF) + cpu_ms_of(RUSAGE_CHILDREN);
+}
+
+/* What a busy host pays, beside the time it takes. */
+static void print_cost(const struct backup *b)
+{
+	double seconds = (double)(cpu_ms() - b->started_cpu_ms) / 1000;
+	const struct point *p = b->point;
+	uint64_t bytes = 0;
+
+	for (size_t i = 0; i < p->ndisks; i++)
+		bytes += p->disks[i].read_bytes;
+	(void)printf("%.1f s, %.1f CPU s", (double)p->seconds_ms / 1000, seconds);
+	if (bytes >= MUCH_BYTES)
+		(void)printf(" (%.1f per GiB read)", seconds / ((double)bytes / GIB));
+	(void)printf("\n");
+}
+
+static void print_table(const struct backup *b)
+{
+	const struct point *p = b->point;
 	int width = 0;
 
 	(void)printf("point %s of %s: ", id_text(&p->id).s, shown(p->guest).s);
 	if (p->kind != POINT_OFFLINE)
 		(void)printf("%s%llu ms frozen, ", p->quiesced ? "quiesced, " : "",
 			     (unsigned long long)p->freeze_ms);
-	(void)printf("%.1f s\n", (double)p->seconds_ms / 1000);
+	print_cost(b);
 	for (size_t i = 0; i < p->ndisks; i++)
 		width = column_with(width, p->disks[i].name);
 	for (size_t i = 0; i < p->ndisks; i++) {
@@ -302,11 +339,13 @@ static int print_point(struct backup *b, struct error *err)
 		o = point_json(p, true);
 		if (!o || json_object_set_new(o, "warnings", take_warnings(b->agent)) ||
 		    json_object_set_new(o, "slowed_ms",
-					json_integer((json_int_t)b->governor.slowed_ms)))
+					json_integer((json_int_t)b->governor.slowed_ms)) ||
+		    json_object_set_new(o, "cpu_seconds",
+					json_real((double)(cpu_ms() - b->started_cpu_ms) / 1000)))
 			return error_nomem(err);
 		return print_json(o, err);
 	}
-	print_table(p);
+	print_table(b);
 	return 0;
 }
 
@@ -403,7 +442,9 @@ static int backup_opened(struct backup *b, enum exit_status *status, struct erro
 static int backup_target(struct agent *a, const char *word, enum exit_status *status,
 			 struct error *err)
 {
-	struct backup b = {.agent = a, .started_ms = clock_monotonic_ms(&clock_system)};
+	struct backup b = {.agent = a,
+			   .started_ms = clock_monotonic_ms(&clock_system),
+			   .started_cpu_ms = cpu_ms()};
 	auto_target struct target t = {0};
 	struct guest_options opt;
 	int r = target_parse(word, &t, err);

@@ -3,6 +3,8 @@
 """Guests that are off, by their image files; and restores to every kind of target."""
 
 import os
+import re
+import resource
 import signal
 import subprocess
 from pathlib import Path
@@ -72,6 +74,33 @@ def a_raw_image_is_read_whole_and_only_changes_are_stored(scratch):
             raise HarnessError(f"warnings: {point['warnings']}")
         same(scratch, tidemark, point, path, "raw")
     tidemark("verify", "--read-data")
+
+
+@case
+def a_backup_says_what_it_cost(scratch):
+    path = scratch / "much.raw"
+    with open(path, "wb") as file:
+        for number in range(257):
+            file.write(bytes([number % 255 + 1]) * image.MIB)
+    tidemark = Tidemark(scratch)
+    tidemark("init")
+
+    def used():
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
+    before = used()
+    said = tidemark("backup", f"image:{path}").json["cpu_seconds"]
+    whole = used() - before     # the start of the program is not in what it says
+    if not whole / 2 < said < whole + 0.1:
+        raise HarnessError(f"{said} CPU s are not the {whole:.3f} s that were used")
+    text = tidemark("backup", f"image:{path},name=other", json_output=False).out
+    if not re.search(r": \d+\.\d s, \d+\.\d CPU s \(\d+\.\d per GiB read\)\n", text):
+        raise HarnessError(text)
+    path.write_bytes(b"little")
+    text = tidemark("backup", f"image:{path},name=third", json_output=False).out
+    if not re.search(r": \d+\.\d s, \d+\.\d CPU s\n", text):
+        raise HarnessError(text)
 
 
 @case
