@@ -12,21 +12,25 @@
 
 _Noreturn static void give_up(struct stall_guard *g, uint64_t idle_ms, struct error err)
 {
+	enum exit_status status = agent_interrupted ? EXIT_INTERRUPTED : EXIT_FAILED;
 	struct error finish_err = {0};
 	bool had_snapshot = *g->snapshot != NULL;
 
 	loop_set_watch(g->agent->loop, NULL);
 	progress_end(g->agent);
+	if (snapshot_finish(*g->snapshot, false, &finish_err)) {
+		say_warning(g->agent, "%s; 'tidemark recover' or the next backup puts it right",
+			    finish_err.text);
+		status = EXIT_RECOVERY;
+		had_snapshot = false;
+	}
 	(void)error_set(&err, TM_E_TIMEOUT,
 			"repository %s has not answered for %llu s: the backup is given up%s",
 			g->agent->opt.repo, (unsigned long long)idle_ms / 1000,
 			had_snapshot ? " and the guest put in order" : "");
-	if (snapshot_finish(*g->snapshot, false, &finish_err))
-		say_warning(g->agent, "%s; 'tidemark recover' or the next backup puts it right",
-			    finish_err.text);
 	say_error(g->agent, &err);
 	(void)fflush(NULL);
-	_exit(agent_interrupted ? EXIT_INTERRUPTED : EXIT_FAILED);
+	_exit((int)status);
 }
 
 static void tick(struct loop_watch *watch, uint64_t idle_ms)

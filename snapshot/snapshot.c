@@ -325,16 +325,10 @@ int snapshot_begin(struct guest *g, const struct snapshot_options *opt, struct s
 		return r;
 	}
 	r = g->kind == GUEST_QMP ? begin_qmp(s, opt, err) : image_begin(s, opt, err);
-	if (r) {
-		struct error e = {0};
-
-		if (snapshot_finish(s, false, &e))
-			error_append(err, "; and the guest could not be brought back: %s", e.text);
-		return r;
-	}
-	fill_info(s);
+	if (!r)
+		fill_info(s);
 	*ret = s;
-	return 0;
+	return r;
 }
 
 const struct snapshot_info *snapshot_info(const struct snapshot *s)

@@ -270,9 +270,9 @@ struct snapshot;
 
 /*
  * Freezes the chosen disks at one instant and opens them for reading.  The guest must have been
- * opened exclusive, and guest_settle() called (else every disk is without an epoch).  On failure
- * the guest is as before; when it could not be brought back (QEMU gone), the journal stays for
- * recovery and the error says so.
+ * opened exclusive, and guest_settle() called (else every disk is without an epoch).  A
+ * failure that leaves *ret set came when something had been changed already: snapshot_finish() is
+ * the way back, then as ever, and says whether it led there.
  */
 int snapshot_begin(struct guest *g, const struct snapshot_options *opt, struct snapshot **ret,
 		   struct error *err) TM_WUR;

@@ -156,7 +156,8 @@ class Rig:
             self.restored_right(result.json["point"])
         elif result.status in (0, 3):
             raise HarnessError(f"{result}: no point, and no failure")
-        if left and result.status in (0, 3):
+        # 5, unless it died or was told to end.
+        if left and result.status in (0, 1, 3):
             raise HarnessError(f"{result}: something is left, and it does not say so")
         if left:
             self.tidemark("recover", self.target)

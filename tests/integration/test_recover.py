@@ -607,6 +607,21 @@ def a_base_exchanged_while_disks_are_read(scratch):
 
 
 @case
+def a_base_without_its_name_when_it_is_to_be_read(scratch):
+    rig = Rig(scratch)
+    run = rig.stop_at("frozen")
+    inode = rig.paths[0].stat().st_ino
+    aside = rig.paths[0].rename(scratch / "aside")
+    run.signal(signal.SIGCONT)
+    assert_says(run.finish(5), rig.paths[0], inode, "overlay", "tidemark recover")
+    rig.tidemark("recover", "--check", rig.vm.target(), expect=5)
+    rig.write()
+    aside.rename(rig.paths[0])
+    rig.tidemark("recover", rig.vm.target())
+    rig.go_on()
+
+
+@case
 def a_base_that_was_exchanged_before_is_left_alone(scratch):
     rig = Rig(scratch, style="drive")
     exchange = Exchange(rig.paths[0], rig.scratch / "aside")
