@@ -287,6 +287,8 @@ int backup_disk(struct backup *b, size_t i, struct error *err)
 			    pd->rung == RUNG_HASH_DIFF ? "and compared" : "whole", pd->reason);
 	if (!r)
 		r = read_disk(b, sd, pd, sink, err);
+	if (!r)
+		r = snapshot_check_read(b->snapshot, i, err);
 	if (r && r != TM_E_CANCELED)
 		snapshot_explain(b->snapshot, i, err);
 	if (r)

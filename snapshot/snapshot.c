@@ -11,6 +11,7 @@
 #include "migration.h"
 #include "overlay.h"
 #include "prepare.h"
+#include "proc.h"
 #include "quiesce.h"
 #include "recover.h"
 
@@ -344,6 +345,19 @@ void snapshot_explain(struct snapshot *s, size_t i, struct error *err)
 	for (unsigned waited = 0; !server_ended(server) && waited < SERVER_END_MS; waited += 10)
 		clock_sleep_ms(&clock_system, 10);
 	server_explain(server, err);
+}
+
+int snapshot_check_read(const struct snapshot *s, size_t i, struct error *err)
+{
+	const struct journal_disk *d = &s->j->disks[i];
+
+	if (identity_look(d->base, &d->base_id) != IDENTITY_OTHER ||
+	    !proc_has_open(s->exports[i].server.pid, d->base))
+		return 0;
+	return error_set(err, TM_E_STALE,
+			 "what was read is not the disk: %s was replaced by another file after the "
+			 "freeze",
+			 d->base);
 }
 
 int snapshot_void_epoch(struct snapshot *s, size_t i, struct error *err)

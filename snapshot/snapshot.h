@@ -285,6 +285,12 @@ const struct snapshot_info *snapshot_info(const struct snapshot *s);
 void snapshot_explain(struct snapshot *s, size_t i, struct error *err);
 
 /*
+ * Disk i has been read, and its server still runs.  TM_E_STALE: that opened another file, which had
+ * taken the base's name, and not the one that the guest has.
+ */
+int snapshot_check_read(const struct snapshot *s, size_t i, struct error *err) TM_WUR;
+
+/*
  * Disk i differs where its old bitmap said that it does not: the bitmap is removed at the end,
  * whether the point is committed or not.
  */

@@ -622,6 +622,23 @@ def a_base_without_its_name_when_it_is_to_be_read(scratch):
 
 
 @case
+def another_file_is_read_under_the_name_of_a_base(scratch):
+    rig = Rig(scratch)
+    points = rig.tidemark("list").json
+    run = rig.stop_at("frozen")
+    exchange = Exchange(rig.paths[1], rig.scratch / "aside")
+    run_program(["qemu-io", "-f", "qcow2", "-c", "write -P 99 0 64k", rig.paths[1]])
+    exchange.content = rig.paths[1].read_bytes()
+    run.signal(signal.SIGCONT)
+    assert_says(run.finish(5), "what was read is not the disk", rig.paths[1])
+    if rig.tidemark("list").json != points:
+        raise HarnessError("there is a point of the other file")
+    exchange.undo()
+    rig.tidemark("recover", rig.vm.target())
+    rig.go_on()
+
+
+@case
 def a_base_that_was_exchanged_before_is_left_alone(scratch):
     rig = Rig(scratch, style="drive")
     exchange = Exchange(rig.paths[0], rig.scratch / "aside")
