@@ -106,11 +106,7 @@ static int commit(struct journal *j, struct journal_disk *d, struct error *err)
 	int r = check_base_unchanged(j, d, err);
 
 	if (!r)
-		r = check_free(d->base, err);
-	if (!r)
 		r = set_backing(d, err);
-	if (!r)
-		r = overlay_check(d->overlay, err);
 	if (!r)
 		r = begin_commit(j, d, err);
 	base_unlock(d);
@@ -237,14 +233,31 @@ static int check_bases_unchanged(const struct journal *j, struct error *err)
 	return 0;
 }
 
-static int check_above(const struct journal *j, struct error *err)
+/* Can it be merged, and may it go then? */
+static int check_overlay(const struct journal *j, const struct journal_disk *d, struct error *err)
+{
+	bool empty = true;
+	int r = recover_check_above(d->overlay, err);
+
+	if (!r)
+		r = check_free(d->overlay, err);
+	if (!r && j->phase > JOURNAL_PREPARING) /* before that perhaps not even an image */
+		r = overlay_empty(d->overlay, &empty, err);
+	if (r || empty)
+		return r;
+	r = check_free(d->base, err);
+	return r ? r : overlay_check(d->overlay, err);
+}
+
+/* All of them, before any is merged. */
+static int check_overlays(const struct journal *j, struct error *err)
 {
 	for (size_t i = 0; i < j->ndisks; i++) {
 		const struct journal_disk *d = &j->disks[i];
 		int r = 0;
 
 		if (d->overlay && recover_needs_overlay(d) && access(d->overlay, F_OK) == 0)
-			r = recover_check_above(d->overlay, err);
+			r = check_overlay(j, d, err);
 		if (r) {
 			error_prefix(err, "disk %s", d->name);
 			return r;
@@ -261,7 +274,7 @@ int recover_offline(struct guest *g, struct journal *j, struct text_list *lines,
 	if (!r)
 		r = recover_check_missing(j, any_base_changed(j), lines, err);
 	if (!r)
-		r = check_above(j, err);
+		r = check_overlays(j, err);
 	if (r)
 		return r;
 	for (size_t i = 0; i < j->ndisks; i++) {
