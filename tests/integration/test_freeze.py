@@ -32,6 +32,11 @@ def guards(scratch):
     return found
 
 
+def assert_quiesced(point):
+    if not point["quiesced"]:
+        raise HarnessError(f"{point}")
+
+
 class Rig:
     def __init__(self, scratch):
         self.scratch = scratch
@@ -49,6 +54,10 @@ class Rig:
         began = time.monotonic()
         self.vm.console.sh(f"dd if=/dev/urandom of={MOUNT}/probe bs=4k count=1 conv=fsync", timeout)
         return time.monotonic() - began
+
+    def assert_writes_within(self, limit):
+        if (took := self.probe()) > limit:
+            raise HarnessError(f"a write took {took:.1f} s")
 
     def backup(self, *options, expect=0, env=None):
         return self.tidemark("backup", self.vm.target(), *options, expect=expect, env=env)
@@ -75,7 +84,8 @@ class Rig:
         assert_clean(self.vm)
         self.probe()
         point = self.backup("--quiesce", "require").json
-        if not point["quiesced"] or point["freeze_ms"] > LIMIT * 1000:
+        assert_quiesced(point)
+        if point["freeze_ms"] > LIMIT * 1000:
             raise HarnessError(f"{point}")
         where = self.scratch.dir("restored")
         disk, = self.tidemark("restore", point["point"], "--to", where, "--force").json["disks"]
@@ -89,8 +99,7 @@ class Rig:
 def an_agent_killed_while_the_guest_is_frozen(scratch):
     rig = Rig(scratch)
     rig.backup("--quiesce", "require", expect=-9, env={"TIDEMARK_DEBUG_KILL_AT": "quiesced"})
-    if (took := rig.probe()) > SLACK:   # the guard sees the death at once
-        raise HarnessError(f"a write took {took:.1f} s")
+    rig.assert_writes_within(SLACK)     # the guard sees the death at once
     rig.assert_thawed()
     rig.tidemark("recover", rig.vm.target())
     rig.go_on()
@@ -101,8 +110,7 @@ def an_agent_stopped_while_the_guest_is_frozen(scratch):
     rig = Rig(scratch)
     for policy, expect in (("require", 1), ("if-possible", 3)):
         run = rig.start_stopped("--quiesce", policy)
-        if (took := rig.probe()) > LIMIT + SLACK:
-            raise HarnessError(f"a write took {took:.1f} s")
+        rig.assert_writes_within(LIMIT + SLACK)
         rig.assert_thawed()
         run.signal(signal.SIGCONT)
         result = run.finish(expect)
@@ -123,8 +131,7 @@ def a_stopped_guard_of_the_freeze_is_not_waited_for(scratch):
     for guard in guards(scratch):
         os.kill(guard, signal.SIGSTOP)
     run.signal(signal.SIGCONT)
-    if (took := rig.probe()) > SLACK:
-        raise HarnessError(f"the guest was frozen for {took:.1f} s more")
+    rig.assert_writes_within(SLACK)
     run.finish(3)
     rig.assert_thawed()
     rig.go_on()
@@ -146,11 +153,8 @@ def a_guest_agent_killed_while_the_guest_is_frozen(scratch):
     run = rig.start_stopped("--quiesce", "require")
     rig.vm.console.sh("killall -KILL qemu-ga")      # the guest starts it again
     run.signal(signal.SIGCONT)
-    if (took := rig.probe()) > LIMIT + SLACK:
-        raise HarnessError(f"a write took {took:.1f} s")
-    point = run.finish().json
-    if not point["quiesced"]:
-        raise HarnessError(f"{point}")
+    rig.assert_writes_within(LIMIT + SLACK)
+    assert_quiesced(run.finish().json)
     rig.go_on()
 
 
@@ -162,10 +166,10 @@ def a_guest_agent_stopped_for_a_while(scratch):
     run.signal(signal.SIGCONT)
     time.sleep(2.5)
     rig.vm.console.sh("killall -CONT qemu-ga")
-    if (took := rig.probe()) > SLACK:
-        raise HarnessError(f"a write took {took:.1f} s")
+    rig.assert_writes_within(SLACK)
     point = run.finish().json
-    if not point["quiesced"] or point["freeze_ms"] < 2500:
+    assert_quiesced(point)
+    if point["freeze_ms"] < 2500:
         raise HarnessError(f"{point}")
     rig.go_on()
 
@@ -183,8 +187,7 @@ def a_guest_agent_stopped_for_longer_than_all_patience(scratch):
     pid, = guards(scratch)
     os.kill(pid, 0)
     rig.vm.console.sh("killall -CONT qemu-ga")
-    if (took := rig.probe()) > LIMIT + SLACK:
-        raise HarnessError(f"a write took {took:.1f} s")
+    rig.assert_writes_within(LIMIT + SLACK)
     rig.assert_thawed()
     rig.go_on()
 
@@ -208,8 +211,7 @@ def a_guest_paused_while_it_is_frozen(scratch):
     if (state := rig.vm.qmp.execute("query-status")["status"]) != "paused":
         raise HarnessError(f"the guest is {state}")
     rig.vm.qmp.execute("cont")
-    if (took := rig.probe()) > LIMIT + SLACK:
-        raise HarnessError(f"a write took {took:.1f} s")
+    rig.assert_writes_within(LIMIT + SLACK)
     rig.assert_thawed()
     rig.go_on()
 
@@ -226,8 +228,7 @@ def each_word_to_the_guest_agent_spoilt_in_each_way(scratch):
             result = rig.tidemark("backup", target, "--quiesce", "require", expect=(0, 1))
             if not proxy.fired:
                 raise HarnessError(f"{command} was not used")
-            if (took := rig.probe()) > SLACK:
-                raise HarnessError(f"{command} {fault}: a write took {took:.1f} s")
+            rig.assert_writes_within(SLACK)
             if result.status == 0 and result.json["freeze_ms"] > LIMIT * 1000:
                 raise HarnessError(f"{command} {fault}: {result.json}")
             if result.status == 1 and "freeze" not in result.err and "frozen" not in result.err:
@@ -250,8 +251,7 @@ def a_guest_agent_whose_answers_are_no_numbers(scratch):
         result = rig.tidemark("backup", target, "--quiesce", policy, expect=expect)
         if not proxy.fired:
             raise HarnessError(f"{command} was not used")
-        if (took := rig.probe()) > SLACK:
-            raise HarnessError(f"{command} {answer}: a write took {took:.1f} s")
+        rig.assert_writes_within(SLACK)
         assert_clean(rig.vm)
         rig.assert_thawed()
         return result

@@ -45,6 +45,13 @@ class Guest:
         result = running.finish(expect=(0, 3))
         self.points[result.json["point"]] = copy
 
+    def back_up(self, tidemark, times, changes):
+        """Points, each of so many changes."""
+        for _ in range(times):
+            self.change(changes)
+            self.start(tidemark)
+            self.finish()
+
     def step(self, tidemark):
         """Begins a backup, or ends one that is done."""
         if not self.pending:
@@ -67,6 +74,14 @@ def check(scratch, tidemark, guests):
         disk, = tidemark("restore", point, "--to", scratch / "back.raw", "--force").json["disks"]
         image.assert_same(copies[point], disk["to"], "raw", "raw")
     return listed
+
+
+def damage_map(scratch, which):
+    """Flips a bit of a map segment; the file, and what it held."""
+    victim = sorted((scratch / "repo").rglob("m000.*"))[which]
+    good = victim.read_bytes()
+    victim.write_bytes(good[:-9] + bytes([good[-9] ^ 4]) + good[-8:])
+    return victim, good
 
 
 @case
@@ -175,10 +190,7 @@ def a_full_repository_is_pruned(scratch):
     if full.reserve() < 10 * image.MIB:
         raise HarnessError(f"{full.reserve()} bytes are kept back")
     guest = Noise(scratch, "g", rng)
-    for _ in range(3):
-        guest.change(80)
-        guest.start(tidemark)
-        guest.finish()
+    guest.back_up(tidemark, 3, 80)
     points = [*guest.points]
     full.fill()
     guest.change(40)
@@ -217,10 +229,7 @@ def space_comes_back(scratch):
     tidemark = Tidemark(scratch)
     tidemark("init")
     guest = Guest(scratch, "g", make_rng("space"))
-    for _ in range(3):
-        guest.change(60)
-        guest.start(tidemark)
-        guest.finish()
+    guest.back_up(tidemark, 3, 60)
     first, middle, last = guest.points
 
     def stored():
@@ -309,14 +318,8 @@ def damage_stops_a_prune(scratch):
     tidemark = Tidemark(scratch)
     tidemark("init")
     guest = Guest(scratch, "g", make_rng("damage"))
-    for _ in range(2):
-        guest.change(9)
-        guest.start(tidemark)
-        guest.finish()
-    victim = sorted((scratch / "repo").rglob("m000.*"))[0]
-    good = victim.read_bytes()
-    victim.chmod(0o600)
-    victim.write_bytes(good[:-9] + bytes([good[-9] ^ 4]) + good[-8:])
+    guest.back_up(tidemark, 2, 9)
+    victim, good = damage_map(scratch, 0)
     tidemark("forget", [*guest.points][0])
     before = sorted((scratch / "repo").rglob("*"))
     result = tidemark("prune", expect=(0, 4))
@@ -334,13 +337,8 @@ def what_was_forgotten_is_said_though_the_prune_fails(scratch):
     tidemark = Tidemark(scratch)
     tidemark("init")
     guest = Guest(scratch, "g", make_rng("said"))
-    for _ in range(2):
-        guest.change(9)
-        guest.start(tidemark)
-        guest.finish()
-    victim = sorted((scratch / "repo").rglob("m000.*"))[-1]  # of the point that stays
-    good = victim.read_bytes()
-    victim.write_bytes(good[:-9] + bytes([good[-9] ^ 4]) + good[-8:])
+    guest.back_up(tidemark, 2, 9)
+    damage_map(scratch, -1)     # of the point that stays
     first, second = guest.points
     said = tidemark("forget", first, "--prune", expect=4).json
     if said != {"removed": [first], "kept": [second], "warnings": []}:

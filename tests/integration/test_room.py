@@ -44,6 +44,20 @@ class Rig:
             raise HarnessError(f"it ended early: {run_.err}")
         return run_
 
+    def write_until_stopped(self):
+        """QEMU stops the guest while it writes, because its overlay finds no room."""
+        self.vm.console.background("dd if=/dev/urandom of=/dev/vda bs=1M seek=40 count=40 "
+                                   "conv=notrunc; sync; echo $? >/tmp/status")
+        wait_for("the guest to be stopped",
+                 lambda: self.vm.qmp.execute("query-status")["status"] == "io-error", 60)
+
+    def assert_written(self):
+        """The guest's write ends, and was not told of the stop."""
+        wait_for("the guest's write", lambda: self.vm.console.run("cat /tmp/status")[0] == 0, 60,
+                 0.5)
+        if self.vm.console.sh("cat /tmp/status").strip() != "0":
+            raise HarnessError("the guest saw an error")
+
     def md5(self):
         return self.vm.console.sh("md5sum </dev/vda", 60).split()[0]
 
@@ -93,17 +107,12 @@ def a_guest_that_was_stopped_for_lack_of_room_goes_on(scratch):
     rig = Rig(scratch, "16M")
     # An agent that does not look gives the guest the time to fill the file system.
     running = rig.start("--limit-rate", "512K", env={"TIDEMARK_DEBUG_STOP_AT": "frozen"})
-    rig.vm.console.background("dd if=/dev/urandom of=/dev/vda bs=1M seek=40 count=40 "
-                              "conv=notrunc; sync; echo $? >/tmp/status")
-    wait_for("the guest to be stopped",
-             lambda: rig.vm.qmp.execute("query-status")["status"] == "io-error", 60)
+    rig.write_until_stopped()
     running.signal(signal.SIGCONT)
     running.finish(1, timeout=60)
     if rig.vm.qmp.execute("query-status")["status"] != "running":
         raise HarnessError("the guest was not continued")
-    wait_for("the guest's write", lambda: rig.vm.console.run("cat /tmp/status")[0] == 0, 60, 0.5)
-    if rig.vm.console.sh("cat /tmp/status").strip() != "0":
-        raise HarnessError("the guest saw an error")
+    rig.assert_written()
     if "I/O error" in rig.vm.console.sh("dmesg"):
         raise HarnessError("the guest's kernel saw an error")
     rig.go_on()
@@ -113,15 +122,10 @@ def a_guest_that_was_stopped_for_lack_of_room_goes_on(scratch):
 def a_guest_that_is_stopped_while_its_overlay_is_merged_goes_on(scratch):
     rig = Rig(scratch, "16M")
     running = rig.start(env={"TIDEMARK_DEBUG_STOP_AT": "committing"})
-    rig.vm.console.background("dd if=/dev/urandom of=/dev/vda bs=1M seek=40 count=40 "
-                              "conv=notrunc; sync; echo $? >/tmp/status")
-    wait_for("the guest to be stopped",
-             lambda: rig.vm.qmp.execute("query-status")["status"] == "io-error", 60)
+    rig.write_until_stopped()
     running.signal(signal.SIGCONT)
     running.finish(0, timeout=60)
-    wait_for("the guest's write", lambda: rig.vm.console.run("cat /tmp/status")[0] == 0, 60, 0.5)
-    if rig.vm.console.sh("cat /tmp/status").strip() != "0":
-        raise HarnessError("the guest saw an error")
+    rig.assert_written()
     rig.go_on()
 
 
@@ -129,15 +133,10 @@ def a_guest_that_is_stopped_while_its_overlay_is_merged_goes_on(scratch):
 def recovery_continues_a_guest_that_was_stopped_for_lack_of_room(scratch):
     rig = Rig(scratch, "16M")
     running = rig.start("--limit-rate", "512K", env={"TIDEMARK_DEBUG_STOP_AT": "frozen"})
-    rig.vm.console.background("dd if=/dev/urandom of=/dev/vda bs=1M seek=40 count=40 "
-                              "conv=notrunc; sync; echo $? >/tmp/status")
-    wait_for("the guest to be stopped",
-             lambda: rig.vm.qmp.execute("query-status")["status"] == "io-error", 60)
+    rig.write_until_stopped()
     running.kill()
     rig.tidemark("recover", rig.vm.target(agent=False))
-    wait_for("the guest's write", lambda: rig.vm.console.run("cat /tmp/status")[0] == 0, 60, 0.5)
-    if rig.vm.console.sh("cat /tmp/status").strip() != "0":
-        raise HarnessError("the guest saw an error")
+    rig.assert_written()
     rig.go_on()
 
 

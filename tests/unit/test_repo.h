@@ -16,6 +16,8 @@ struct rig {
 	bool whole;                     /* backups name every block, parent or not */
 	bool give_up;                   /* backups end before their commit, with TM_E_CANCELED */
 	bool siblings;                  /* backups look for the like of what they store */
+	const struct point *like;       /* with siblings: this one is named, or NULL */
+	const struct tm_id *forget;     /* a point that goes once siblings are listed, or NULL */
 	char *guest;                    /* of backups; NULL: always the same */
 	char *name;                     /* of the next point; NULL: always the same */
 	struct repo_disk_counts counts; /* of the last backup */
@@ -294,7 +296,9 @@ static inline int rig_backup(struct rig *rig, struct image *im, const struct poi
 	r = id_new_timed(rig->now, &opt.id, err);
 	r = r ? r : repo_session_begin(rig->repo, &opt, &s, err);
 	if (r == 0 && rig->siblings)
-		r = repo_session_siblings(s, NULL, err);
+		r = repo_session_siblings(s, rig->like, err);
+	if (r == 0 && rig->forget)
+		r = repo_forget(rig->repo, rig->forget, 1, err);
 	r = r ? r
 	      : repo_session_disk_begin(s, rig_disk, im->size, parent,
 					parent ? &parent->disks[0] : NULL, &sink, err);

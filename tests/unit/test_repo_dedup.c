@@ -317,201 +317,146 @@ static void a_failing_store_fails_the_comparison_and_nothing_else(void **state)
 
 static char clone_guest[] = "clone";
 
-struct clone_run {
-	bool siblings;
-	const struct point *like, *parent;
-	/* put after the candidates are listed: the sibling is going to be deleted */
-	const struct tm_id *tombstone;
+/* A golden image in the repository, and a clone: its blocks in another order, a few of its own. */
+struct clones {
+	struct rig rig; /* backs up the clone */
+	struct image golden, clone;
+	struct point_list points; /* of the golden image */
 };
 
-static int backup_clone(struct rig *rig, struct image *im, const struct clone_run *run,
-			struct repo_disk_counts *counts, struct error *err)
-{
-	auto_clean(repo_session_free) struct repo_session *s = NULL;
-	struct repo_session_options opt = {.guest = clone_guest, .pool = rig->pool};
-	struct point_disk disk = {.name = rig_disk, .rung = RUNG_FULL};
-	struct point meta = {.guest = clone_guest,
-			     .name = rig_name,
-			     .state = rig_state,
-			     .disks = &disk,
-			     .ndisks = 1,
-			     .kind = POINT_OFFLINE};
-	struct piece_sink *sink;
-	struct feed feed;
-	char key[KEY_MAX];
-	int r;
-
-	if (run->parent)
-		disk.parent = run->parent->id;
-	meta.created_ms = rig->now += 1000;
-	if (run->parent)
-		meta.parent = disk.parent = run->parent->id;
-	r = id_new_timed(rig->now, &opt.id, err);
-	r = r ? r : repo_session_begin(rig->repo, &opt, &s, err);
-	if (r == 0 && run->siblings)
-		r = repo_session_siblings(s, run->like, err);
-	if (r == 0 && run->tombstone) {
-		name_flag(rig->repo, FLAG_TOMBSTONE, run->tombstone, key);
-		r = store_put_wait(rig->store->below, key, "x", 1, err);
-	}
-	r = r ? r
-	      : repo_session_disk_begin(s, rig_disk, im->size, run->parent,
-					run->parent ? &run->parent->disks[0] : NULL, &sink, err);
-	if (r < 0)
-		return r;
-	feed_init(&feed, rig, im, !run->parent);
-	r = feed_run(&feed, sink, err);
-	if (r == 0)
-		r = repo_session_disk_end(s, counts, err);
-	else
-		assert_true(repo_session_disk_end(s, counts, NULL) < 0);
-	feed_done(&feed);
-	return r ? r : repo_session_commit(s, &meta, err);
-}
-
-static void read_clone(struct rig *rig, size_t index, const struct image *im)
-{
-	auto_point_list struct point_list l = {0};
-	struct error err = {0};
-
-	assert_int_equal(repo_points(rig->repo, clone_guest, &l, NULL, &err), 0);
-	assert_true(index < l.n);
-	if (rig_read(rig, l.v[index], im, &err) < 0)
-		fail_msg("%s", err.text);
-}
-
-/* A golden image in the repository, and a clone: its blocks in another order, a few of its own. */
-static void clone_up(struct rig *rig, struct image *golden, struct image *clone)
+static void clones_up(struct clones *c)
 {
 	struct error err = {0};
 	struct tm_id id;
 
-	rig_up(rig, BS, seed);
-	image_init(golden, 6 * 1024 * 1024, BS);
-	for (uint64_t b = 0; b < golden->blocks; b++)
-		for (size_t i = 0; i < BS; i++)
-			golden->data[b * BS + i] = (uint8_t)test_random(&rig->random);
-	image_copy(golden, clone);
-	for (uint64_t b = 0; b < clone->blocks; b++) {
-		uint64_t from = (b * 7 + 5) % clone->blocks;
+	*c = (struct clones){.points = {0}};
+	rig_up(&c->rig, BS, seed);
+	image_init(&c->golden, 6 * 1024 * 1024, BS);
+	image_noise(&c->golden, &c->rig.random, 0, c->golden.blocks);
+	image_copy(&c->golden, &c->clone);
+	for (uint64_t b = 0; b < c->clone.blocks; b++) {
+		uint64_t from = (b * 7 + 5) % c->clone.blocks;
 
-		memcpy(clone->data + b * BS, golden->data + from * BS, BS);
+		memcpy(c->clone.data + b * BS, c->golden.data + from * BS, BS);
 	}
 	for (unsigned i = 0; i < 20; i++)
-		clone->data[test_below(&rig->random, clone->size)] ^= 1;
-	if (rig_backup(rig, golden, NULL, &id, &err) < 0)
+		c->clone.data[test_below(&c->rig.random, c->clone.size)] ^= 1;
+	if (rig_backup(&c->rig, &c->golden, NULL, &id, &err) < 0)
+		fail_msg("%s", err.text);
+	assert_int_equal(repo_points(c->rig.repo, rig_guest, &c->points, NULL, &err), 0);
+	c->rig.guest = clone_guest;
+	c->rig.siblings = true;
+}
+
+static void clones_down(struct clones *c)
+{
+	point_list_done(&c->points);
+	image_done(&c->golden);
+	image_done(&c->clone);
+	rig_down(&c->rig);
+}
+
+static void back_up_clone(struct clones *c)
+{
+	auto_point_list struct point_list l = {0};
+	struct error err = {0};
+	struct tm_id id;
+
+	assert_int_equal(repo_points(c->rig.repo, clone_guest, &l, NULL, &err), 0);
+	if (rig_backup(&c->rig, &c->clone, l.n ? l.v[l.n - 1] : NULL, &id, &err) < 0)
 		fail_msg("%s", err.text);
 }
 
-static void clone_down(struct rig *rig, struct image *golden, struct image *clone)
+static void read_clone(struct clones *c, size_t index, const struct image *im)
 {
-	image_done(golden);
-	image_done(clone);
-	rig_down(rig);
+	auto_point_list struct point_list l = {0};
+	struct error err = {0};
+
+	assert_int_equal(repo_points(c->rig.repo, clone_guest, &l, NULL, &err), 0);
+	assert_true(index < l.n);
+	if (rig_read(&c->rig, l.v[index], im, &err) < 0)
+		fail_msg("%s", err.text);
 }
 
 static void a_clone_is_recognized_and_stores_little(void **state)
 {
-	auto_point_list struct point_list l = {0};
-	struct clone_run run = {.siblings = true};
-	struct repo_disk_counts counts;
-	struct image golden, clone, before;
-	struct error err = {0};
-	struct rig rig;
+	struct image before;
+	struct clones c;
 
 	(void)state;
-	clone_up(&rig, &golden, &clone);
-	if (backup_clone(&rig, &clone, &run, &counts, &err) < 0)
-		fail_msg("%s", err.text);
-	printf("clone of %llu blocks: %llu new, %llu known\n", (unsigned long long)clone.blocks,
-	       (unsigned long long)counts.new_bytes / BS,
-	       (unsigned long long)counts.known_bytes / BS);
-	assert_true(counts.new_bytes < clone.size / 10);
-	read_clone(&rig, 0, &clone);
+	clones_up(&c);
+	back_up_clone(&c);
+	printf("clone of %llu blocks: %llu new, %llu known\n", (unsigned long long)c.clone.blocks,
+	       (unsigned long long)c.rig.counts.new_bytes / BS,
+	       (unsigned long long)c.rig.counts.known_bytes / BS);
+	assert_true(c.rig.counts.new_bytes < c.clone.size / 10);
+	read_clone(&c, 0, &c.clone);
 	/* its own increments go on from the table with the foreign sessions */
-	image_copy(&clone, &before);
-	image_change(&clone, &rig.random, 10);
-	assert_int_equal(repo_points(rig.repo, clone_guest, &l, NULL, &err), 0);
-	run = (struct clone_run){.parent = l.v[0]};
-	if (backup_clone(&rig, &clone, &run, &counts, &err) < 0)
-		fail_msg("%s", err.text);
-	read_clone(&rig, 0, &before);
-	read_clone(&rig, 1, &clone);
-	nothing_is_damaged(&rig);
+	image_copy(&c.clone, &before);
+	image_change(&c.clone, &c.rig.random, 10);
+	c.rig.siblings = false;
+	back_up_clone(&c);
+	read_clone(&c, 0, &before);
+	read_clone(&c, 1, &c.clone);
+	nothing_is_damaged(&c.rig);
 	image_done(&before);
-	clone_down(&rig, &golden, &clone);
+	clones_down(&c);
 }
 
 static void a_named_sibling_is_used_from_the_first_block_on(void **state)
 {
-	auto_point_list struct point_list l = {0};
-	struct clone_run run = {.siblings = true};
-	struct repo_disk_counts counts;
-	struct image golden, clone;
-	struct error err = {0};
-	struct rig rig;
+	struct clones c;
 
 	(void)state;
-	clone_up(&rig, &golden, &clone);
-	assert_int_equal(repo_points(rig.repo, rig_guest, &l, NULL, &err), 0);
-	run.like = l.v[0];
-	if (backup_clone(&rig, &clone, &run, &counts, &err) < 0)
-		fail_msg("%s", err.text);
-	assert_true(counts.new_bytes <= 20 * BS);
-	assert_int_equal(counts.new_bytes + counts.known_bytes, clone.size);
-	read_clone(&rig, 0, &clone);
-	nothing_is_damaged(&rig);
-	clone_down(&rig, &golden, &clone);
+	clones_up(&c);
+	c.rig.like = c.points.v[0];
+	back_up_clone(&c);
+	assert_true(c.rig.counts.new_bytes <= 20 * BS);
+	assert_int_equal(c.rig.counts.new_bytes + c.rig.counts.known_bytes, c.clone.size);
+	read_clone(&c, 0, &c.clone);
+	nothing_is_damaged(&c.rig);
+	clones_down(&c);
 }
 
 static void a_sibling_that_is_being_deleted_is_not_referred_to(void **state)
 {
-	auto_point_list struct point_list l = {0};
-	struct clone_run run = {.siblings = true};
-	struct repo_disk_counts counts;
-	struct image golden, clone;
-	struct error err = {0};
-	struct rig rig;
+	struct clones c;
 
 	(void)state;
-	clone_up(&rig, &golden, &clone);
-	assert_int_equal(repo_points(rig.repo, rig_guest, &l, NULL, &err), 0);
-	run.like = l.v[0];
-	run.tombstone = &l.v[0]->id;
-	if (backup_clone(&rig, &clone, &run, &counts, &err) < 0)
-		fail_msg("%s", err.text);
-	assert_int_equal(counts.known_bytes, 0);
-	assert_int_equal(counts.new_bytes, clone.size);
-	read_clone(&rig, 0, &clone);
-	clone_down(&rig, &golden, &clone);
+	clones_up(&c);
+	c.rig.like = c.points.v[0];
+	c.rig.forget = &c.points.v[0]->id;
+	back_up_clone(&c);
+	assert_int_equal(c.rig.counts.known_bytes, 0);
+	assert_int_equal(c.rig.counts.new_bytes, c.clone.size);
+	read_clone(&c, 0, &c.clone);
+	clones_down(&c);
 }
 
 static void a_failing_store_fails_the_clone_and_nothing_else(void **state)
 {
-	struct clone_run run = {.siblings = true};
-	struct repo_disk_counts counts;
-	struct image golden, clone;
-	struct rig rig;
+	struct clones c;
 	unsigned n;
 
 	(void)state;
-	clone_up(&rig, &golden, &clone);
+	clones_up(&c);
 	for (n = 1;; n++) {
 		struct error err = {0};
+		struct tm_id id;
 		int r;
 
-		rig.store->calls = 0;
-		rig.store->fail_at = n;
-		r = backup_clone(&rig, &clone, &run, &counts, &err);
-		rig.store->fail_at = 0;
+		c.rig.store->calls = 0;
+		c.rig.store->fail_at = n;
+		r = rig_backup(&c.rig, &c.clone, NULL, &id, &err);
+		c.rig.store->fail_at = 0;
 		if (r == 0)
 			break;
 		assert_int_equal(r, TM_E_IO);
 	}
 	assert_true(n > 12);
-	read_clone(&rig, 0, &clone);
-	nothing_is_damaged(&rig);
-	clone_down(&rig, &golden, &clone);
+	read_clone(&c, 0, &c.clone);
+	nothing_is_damaged(&c.rig);
+	clones_down(&c);
 }
 
 /* Which contents each of n images has, and how many of them no other image has. */
