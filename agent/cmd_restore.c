@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+/* restore: disks of a point into files, devices or NBD servers. */
 #include "agent.h"
 #include "target_file.h"
 

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+/* The program: signals, the guards it is as well, one command, its exit status. */
 #include "agent.h"
 
 #include <errno.h>

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+/* Arguments of options: each kind checked and put into its field of struct options. */
 #include "options_table.h"
 
 #include <ctype.h>

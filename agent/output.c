@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+/* How the program speaks: remarks and warnings, JSON, progress. */
 #include "agent.h"
 
 #include <errno.h>

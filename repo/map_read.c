@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+/* Reading a map: a cursor that names the nodes it needs, and is given them by its user. */
 #include "map.h"
 
 void map_cursor_init(struct map_cursor *c, const struct map_root *root)

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Object names (docs/format.md, "Names"). */
+#include "names.h"
+
 #include "internal.h"
 
 #include <inttypes.h>

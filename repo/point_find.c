@@ -194,7 +194,7 @@ static int by_name_each(struct points_reader *r, const struct point_name *name, 
 	(void)err;
 	if (!p) {
 		note_damage(f, why);
-		if (!f->best && points_id_time_ms(&name->session) <= f->until_ms)
+		if (!f->best && id_time_ms(&name->session) <= f->until_ms)
 			f->doubt = true;
 	} else if (strcmp(p->name, f->name) == 0) {
 		hit(f, p);

@@ -17,16 +17,6 @@ struct id_set {
 void id_set_done(struct id_set *s);
 bool id_set_has(const struct id_set *s, const struct tm_id *id);
 
-/* When a session began: the time in its id. */
-static inline uint64_t points_id_time_ms(const struct tm_id *sid)
-{
-	uint64_t ms = 0;
-
-	for (unsigned i = 0; i < 6; i++)
-		ms = ms << 8 | sid->b[i];
-	return ms;
-}
-
 /* Sessions with a tombstone or a verdict. */
 int points_dead(struct repo *repo, struct id_set *ret, struct error *err) TM_WUR;
 /* Sessions with one kind of flag. */

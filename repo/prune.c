@@ -114,7 +114,7 @@ static int find_stale(struct prune *p, struct id_set *ret, struct error *err)
 	r = r ? r : list_markers(p->repo, &l, err);
 	r = r ? r : list_committed(p->repo, &names, &over, err);
 	for (size_t i = 0, k; r == 0 && i < l.n; i = k) {
-		uint64_t seen = points_id_time_ms(&l.v[i].sid);
+		uint64_t seen = id_time_ms(&l.v[i].sid);
 
 		for (k = i; k < l.n && id_equal(&l.v[k].sid, &l.v[i].sid); k++)
 			if (l.v[k].beat)
@@ -330,7 +330,7 @@ static bool may_sweep(const struct prune *p, const struct tm_id *sid)
 	if (prune_is_dead(p, sid))
 		return true;
 	return !id_set_has(&p->committed, sid) && !id_set_has(&p->markers, sid) &&
-	       is_stale(p, points_id_time_ms(sid));
+	       is_stale(p, id_time_ms(sid));
 }
 
 static int sweep(struct prune *p, struct error *err)

@@ -1,4 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+/* What the pieces of a disk are made of: clusters as the map has them, the frames that hold them,
+ * and ranges of segments to fetch, for a batch of pieces at a time. */
 #include "read.h"
 
 #include <inttypes.h>

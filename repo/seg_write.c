@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+/* A segment in memory, frame by frame, and sealing it as the object it is put as. */
 #include "segment.h"
 
 #include "seg_aad.h"

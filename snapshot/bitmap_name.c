@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+/* Names of our bitmaps, which say what they record (docs/epochs.md). */
 #include "snapshot.h"
 
 #include <stdio.h>

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+/* Lines for the person, gathered while a call works. */
 #include "snapshot.h"
 
 #include <stdarg.h>

@@ -99,7 +99,7 @@ static inline void block_source_free(struct block_source *src)
 }
 TM_CLEANUP(struct block_source, block_source_free)
 
-/* ---- nbd.c: NBD through libnbd's asynchronous calls on the loop ---- */
+/* ---- nbd_source.c: NBD through libnbd's asynchronous calls on the loop ---- */
 
 struct nbd_address {
 	const char *uri;         /* nbd://…, nbd+unix:///…; or NULL and: */
