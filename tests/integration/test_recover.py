@@ -712,11 +712,12 @@ def an_overlay_directory_that_was_renamed_is_mentioned(scratch):
 @case
 def a_name_that_a_pull_was_to_take_is_taken(scratch):
     rig = Rig(scratch)
-    run = rig.start("--full", "--limit-rate", "8M", "--collapse", "pull", "--keep-name")
-    wait_for("the freeze", lambda: not run.running or all(
-        rig.vm.active_file(n) != rig.vm.disk(n).path for n in NAMES), 30)
+    run = rig.start("--full", "--collapse", "pull", "--keep-name",
+                    env={"TIDEMARK_DEBUG_STOP_AT": "pulling"})
+    wait_stopped(run, "pulling")
     exchange = Exchange(rig.paths[0], rig.scratch / "aside")
     rig.write()
+    run.signal(signal.SIGCONT)
     assert_says(run.finish(5), rig.paths[0])
     rig.write()
     if rig.paths[0].read_bytes() != exchange.content:
