@@ -417,7 +417,8 @@ static int backup_opened(struct backup *b, enum exit_status *status, struct erro
 	b->known = (struct known_points){.agent = a, .guest = guest_name(b->guest)};
 	r = check_name(b, err);
 	if (!r && a->opt.dry_run)
-		r = guest_epochs(b->guest, repo_domain(a->repo), known_points_ask, &b->known, err);
+		r = guest_epochs(b->guest, repo_domain(a->repo), known_points_ask, &b->known,
+				 a->loop, err);
 	else if (!r)
 		r = guest_settle(b->guest, repo_domain(a->repo), known_points_ask, &b->known, err);
 	if (!r)

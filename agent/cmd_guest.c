@@ -197,7 +197,7 @@ static void print_outlook(const struct outlook *o)
 		size_format(o->dirty_bytes, dirty);
 	(void)printf("  next backup   reads %s%s changed since point %.12s (%s, %s)%s\n", dirty,
 		     counted ? "," : "", id_text(&o->point).s, shown(o->name).s, since,
-		     counted ? "" : "; how much that is, only QEMU knows when the guest runs");
+		     counted ? "" : "; how much that is cannot be told now");
 	audit_print(&o->audit);
 }
 
@@ -261,7 +261,7 @@ static int look_ahead(struct agent *a, struct guest *g, struct outlook **ret, st
 {
 	struct known_points known = {.agent = a, .guest = guest_name(g)};
 	auto_free struct outlook *o = calloc(guest_ndisks(g) + 1, sizeof(*o));
-	int r = o ? guest_epochs(g, repo_domain(a->repo), known_points_ask, &known, err)
+	int r = o ? guest_epochs(g, repo_domain(a->repo), known_points_ask, &known, a->loop, err)
 		  : error_nomem(err);
 
 	known_points_done(&known);

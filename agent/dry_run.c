@@ -17,7 +17,7 @@ static void print_estimate(const struct guest_disk *d, const struct outlook *o)
 		(void)printf("%s: would read %s%schanged since point %.12s, of %s%s\n",
 			     shown(d->name).s, counted ? text : "what", counted ? ", " : " ",
 			     id_text(&o->point).s, size,
-			     counted ? "" : " (how much, only QEMU knows when the guest runs)");
+			     counted ? "" : " (how much cannot be told now)");
 	else
 		(void)printf("%s: would read at most %s of %s%s: %s\n", shown(d->name).s, text,
 			     size, o->rung == RUNG_HASH_DIFF ? " and compare" : "",

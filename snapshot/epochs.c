@@ -193,8 +193,17 @@ static int apply(struct guest *g, const struct guest_disk *d, const struct settl
 
 /* ---- the calls ---- */
 
+/* What a backup would read: the epoch's bitmap, and those that it would merge into that. */
+static void count_at_rest(const struct guest_disk *d, const struct settlement *s, struct loop *loop)
+{
+	for (size_t i = 0; !s->plan.reason && i < s->n; i++) {
+		if (s->v[i].action == SETTLE_KEEP || s->v[i].action == SETTLE_MERGE)
+			image_count(d, loop, s->of[i]);
+	}
+}
+
 int guest_epochs(struct guest *g, const struct tm_id *repo, point_known_fn *known, void *data,
-		 struct error *err)
+		 struct loop *loop, struct error *err)
 {
 	for (size_t i = 0; i < g->ndisks; i++) {
 		auto_settlement struct settlement s = {0};
@@ -203,6 +212,8 @@ int guest_epochs(struct guest *g, const struct tm_id *repo, point_known_fn *know
 
 		if (r)
 			return r;
+		if (g->kind == GUEST_IMAGE)
+			count_at_rest(&g->disks[i], &s, loop);
 		if (!g->disks[i].empty)
 			set_epoch(&g->disks[i], &s);
 	}

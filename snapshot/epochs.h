@@ -27,3 +27,8 @@ int image_bitmap_remove(const struct guest_disk *d, const char *name, struct err
 int image_bitmap_enable(const struct guest_disk *d, const char *name, struct error *err) TM_WUR;
 int image_bitmap_merge(const struct guest_disk *d, const char *target, const char *source,
 		       struct error *err) TM_WUR;
+
+/* ---- image_count.c ---- */
+
+/* Fills b->dirty_bytes, or leaves it unknown.  Changes nothing, hinders nobody.  Runs the loop. */
+void image_count(const struct guest_disk *d, struct loop *loop, struct disk_bitmap *b);

@@ -81,6 +81,16 @@ int export_describe(struct export *e, const struct block_node *base, struct erro
 	return r ? r : as_text(description, &e->image, err);
 }
 
+int export_alone(const char *file, const char *format, bool unlocked, char **ret, struct error *err)
+{
+	auto_json json_t *v = NULL;
+	int r = jsonx_make(&v, err, "{s:s, s:n, s:b, s:{s:s, s:s}}", "driver", format, "backing",
+			   "force-share", (int)unlocked, "file", "driver", "file", "filename",
+			   file);
+
+	return r ? r : as_text(v, ret, err);
+}
+
 /* ---- transient bitmaps ---- */
 
 static int copy_node(const struct journal *j, size_t i, char **ret, struct error *err)

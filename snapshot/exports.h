@@ -20,6 +20,13 @@ struct export
 /* Fills image; base is the format node of the frozen base. */
 int export_describe(struct export *e, const struct block_node *base, struct error *err) TM_WUR;
 
+/*
+ * The same of a file by itself, without the images below.  unlocked: others may have it open for
+ * writing, and may begin to.
+ */
+int export_alone(const char *file, const char *format, bool unlocked, char **ret,
+		 struct error *err) TM_WUR;
+
 /* Serves each of j->ndisks exports, which have been described: fills socket, pid. */
 int exports_start(struct guest *g, struct journal *j, struct export *v, struct error *err) TM_WUR;
 

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "overlay.h"
 
+#include "exports.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -278,22 +280,6 @@ int overlay_empty(const char *path, bool *ret, struct error *err)
 	return 0;
 }
 
-/* Without what is below it, which the tables do not speak of. */
-static int describe_alone(const char *path, char **ret, struct error *err)
-{
-	auto_json json_t *v = NULL;
-	char *text;
-	int r = jsonx_make(&v, err, "{s:s, s:n, s:{s:s, s:s}}", "driver", "qcow2", "backing",
-			   "file", "driver", "file", "filename", path);
-
-	if (r)
-		return r;
-	text = json_dumps(v, JSON_COMPACT);
-	r = text ? text_format(ret, err, "json:%s", text) : error_nomem(err);
-	free(text);
-	return r;
-}
-
 int overlay_check(const char *path, struct error *err)
 {
 	auto_free char *alone = NULL;
@@ -303,7 +289,7 @@ int overlay_check(const char *path, struct error *err)
 	struct error e = {0};
 	uint64_t bad = 0, unchecked = 0;
 	json_error_t je;
-	int r = describe_alone(path, &alone, err);
+	int r = export_alone(path, "qcow2", false, &alone, err);
 
 	if (r)
 		return r;

@@ -110,7 +110,7 @@ struct disk_bitmap {
 	bool busy;
 	bool persistent;
 	uint32_t granularity;
-	uint64_t dirty_bytes; /* UINT64_MAX: not known (images at rest) */
+	uint64_t dirty_bytes; /* UINT64_MAX: not known (images at rest, but for epochs) */
 };
 
 /* The answer of guest_settle() for one disk. */
@@ -192,10 +192,11 @@ int guest_refresh(struct guest *g, struct error *err) TM_WUR;
 int guest_find_disk(const struct guest *g, const char *text, size_t *ret, struct error *err) TM_WUR;
 
 /*
- * Which epoch each disk has in this repository; fills guest_disk.epoch, changes nothing in QEMU.
+ * Which epoch each disk has in this repository, and how much has changed in it; fills
+ * guest_disk.epoch, changes nothing in QEMU or images.  Runs the loop.
  */
 int guest_epochs(struct guest *g, const struct tm_id *repo, point_known_fn *known, void *data,
-		 struct error *err) TM_WUR;
+		 struct loop *loop, struct error *err) TM_WUR;
 
 /*
  * The same, and puts the bitmaps of this repository in order: keeps the newest provable epoch,
