@@ -165,8 +165,8 @@ static int check_untouched(struct collapse *c, struct error *err)
 		err, TM_E_STALE,
 		"the guest runs on %s, but the overlay %s holds writes that were not merged by us: "
 		"the guest was started without it, or somebody else merged it.  Both files are "
-		"kept; "
-		"if the guest's data is right as it is, remove the overlay and run recovery again",
+		"kept; if the guest's data is right as it is, remove the overlay, with what is "
+		"called so and '" OVERLAY_DATA_SUFFIX "', and run recovery again",
 		c->d->base, c->d->overlay);
 }
 

@@ -30,7 +30,8 @@ static int tell_command(const struct journal *j, struct text_list *lines, struct
 	for (size_t i = 0; !r && i < j->ndisks; i++) {
 		const struct journal_disk *d = &j->disks[i];
 
-		if (!d->overlay || !recover_needs_overlay(d))
+		/* A pull that is complete made it the disk itself. */
+		if (!d->overlay || (d->how == COLLAPSE_PULL_KEEP && d->pivot == PIVOT_DONE))
 			continue;
 		r = text_list_add(&files, err, "%s", d->overlay);
 		if (!r)
@@ -71,14 +72,19 @@ static int tell_merged(const struct journal *j, struct text_list *lines, struct 
 	return r;
 }
 
+int recover_tell_without(const struct journal *j, struct text_list *lines, struct error *err)
+{
+	int r = tell_merged(j, lines, err);
+
+	return r ? r : tell_command(j, lines, err);
+}
+
 static int refuse(const struct journal *j, const struct journal_disk *d, const char *gone,
 		  struct text_list *lines, struct error *err)
 {
 	const bool data = strcmp(gone, d->overlay) != 0;
-	int r = tell_merged(j, lines, err);
+	int r = recover_tell_without(j, lines, err);
 
-	if (!r)
-		r = tell_command(j, lines, err);
 	return r ? r
 		 : error_set(err, TM_E_STALE,
 			     "disk %s: %s %s is gone, with what the guest wrote since the freeze: "

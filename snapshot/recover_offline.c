@@ -45,8 +45,9 @@ static int refuse_exchanged(const struct journal_disk *d, const char *which, str
 		err, TM_E_STALE,
 		"%s is not the file that the guest had during the backup (inode %llu then): "
 		"no overlay of the guest is merged, all are kept.  Put that file back under "
-		"its name, then run recovery again; if the guest's data is right as it is, "
-		"remove the overlays of all its disks and run recovery again",
+		"its name, then run recovery again; or do without what was written since the "
+		"freeze, with the command that recovery prints, where the guest's data is right "
+		"as it is",
 		which, (unsigned long long)was->inode);
 }
 
@@ -76,9 +77,9 @@ static int check_base_unchanged(const struct journal *j, const struct journal_di
 	return error_set(
 		err, TM_E_STALE,
 		"%s was changed after it was frozen, so the guest was started without its overlay "
-		"%s, which no longer fits: no overlay of the guest is merged, all are kept.  If "
-		"the guest's data is right as it is, remove the overlays of all its disks and run "
-		"recovery again",
+		"%s, which no longer fits: no overlay of the guest is merged, all are kept.  "
+		"Where the guest's data is right as it is, do without them, with the command that "
+		"recovery prints",
 		d->base, d->overlay);
 }
 
@@ -139,7 +140,11 @@ static int finish_taking_over(const struct journal_disk *d, struct text_list *li
 
 	if (access(d->overlay, F_OK) == 0) {
 		if (identity_exchanged(d) && !same_file(d->overlay, d->base))
-			return refuse_exchanged(d, identity_exchanged(d), err);
+			return error_set(err, TM_E_STALE,
+					 "all of the disk is in %s, but it cannot have the name "
+					 "%s: another file has taken that.  Move it away, then run "
+					 "recovery again",
+					 d->overlay, d->base);
 		r = names_take_over(d->overlay, d->base, err);
 	}
 	if (!r)
@@ -174,6 +179,26 @@ static int mark_empty(struct journal *j, struct journal_disk *d, struct error *e
 	return journal_write(j, j->phase, err);
 }
 
+/* The overlay, or what a person left of it: without the overlay nothing tells where data belong. */
+static int remove_overlay(const struct journal_disk *d, struct text_list *lines, struct error *err)
+{
+	bool there = access(d->overlay, F_OK) == 0, data_there;
+	auto_free char *data = NULL;
+	int r = overlay_data_path(d->overlay, &data, err);
+
+	if (r)
+		return r;
+	data_there = access(data, F_OK) == 0;
+	r = overlay_remove(d->overlay, err);
+	if (r || !(there || data_there))
+		return r;
+	return there ? text_list_add(lines, err, "disk %s: removed the overlay %s", d->name,
+				     d->overlay)
+		     : text_list_add(lines, err,
+				     "disk %s: removed %s, the data of an overlay that is gone",
+				     d->name, data);
+}
+
 static int recover_disk(struct journal *j, struct journal_disk *d, struct text_list *lines,
 			struct error *err)
 {
@@ -182,9 +207,6 @@ static int recover_disk(struct journal *j, struct journal_disk *d, struct text_l
 
 	if (d->how == COLLAPSE_PULL_KEEP && d->pivot == PIVOT_DONE)
 		return finish_taking_over(d, lines, err);
-	/* Also one that was merged: what it was merged into is another file then. */
-	if (there && !recover_needs_overlay(d) && identity_exchanged(d) == d->base)
-		return refuse_exchanged(d, d->base, err);
 	if (there)
 		r = check_free(d->overlay, err);
 	if (!r && there && recover_needs_overlay(d) && j->phase > JOURNAL_PREPARING)
@@ -199,36 +221,44 @@ static int recover_disk(struct journal *j, struct journal_disk *d, struct text_l
 	}
 	if (!r)
 		r = names_forget_moved(d->base, err);
-	if (!r)
-		r = overlay_remove(d->overlay, err);
-	if (!r && there)
-		r = text_list_add(lines, err, "disk %s: removed the overlay %s", d->name,
-				  d->overlay);
-	return r;
+	return r ? r : remove_overlay(d, lines, err);
+}
+
+/* TM_E_STALE: its base is not what the overlay belongs to. */
+static int check_base(const struct journal *j, const struct journal_disk *d, struct error *err)
+{
+	struct error e = {0};
+	bool empty = true;
+	int r;
+
+	if (!d->overlay || access(d->overlay, F_OK) < 0)
+		return 0;
+	if (!recover_needs_overlay(d)) /* what it was merged into is another file then */
+		return d->how == COLLAPSE_COMMIT && identity_exchanged(d) == d->base
+			       ? refuse_exchanged(d, d->base, err)
+			       : 0;
+	if (check_base_unchanged(j, d, &e) != TM_E_STALE)
+		return 0;
+	r = overlay_empty(d->overlay, &empty, err);
+	return r || empty ? r : error_set(err, TM_E_STALE, "%s", e.text);
 }
 
 /*
  * Who started the guest without one overlay started it without all: also those are kept that are to
  * go into a base whose commit had begun, and which tells nothing itself.
  */
-static int check_bases_unchanged(const struct journal *j, struct error *err)
+static int check_bases(const struct journal *j, struct text_list *lines, struct error *err)
 {
 	for (size_t i = 0; i < j->ndisks; i++) {
-		const struct journal_disk *d = &j->disks[i];
 		struct error e = {0};
-		bool empty = true;
-		int r;
+		int r = check_base(j, &j->disks[i], &e);
 
-		if (!d->overlay || !recover_needs_overlay(d) || access(d->overlay, F_OK) < 0 ||
-		    check_base_unchanged(j, d, &e) != TM_E_STALE)
+		if (!r)
 			continue;
-		r = overlay_empty(d->overlay, &empty, err);
-		if (r)
-			return r;
-		if (!empty) {
-			error_prefix(&e, "disk %s", d->name);
-			return error_set(err, TM_E_STALE, "%s", e.text);
-		}
+		error_prefix(&e, "disk %s", j->disks[i].name);
+		if (r == TM_E_STALE && recover_tell_without(j, lines, err))
+			return err ? (int)err->code : TM_E_NOMEM;
+		return error_set(err, r, "%s", e.text);
 	}
 	return 0;
 }
@@ -269,7 +299,7 @@ static int check_overlays(const struct journal *j, struct error *err)
 int recover_offline(struct guest *g, struct journal *j, struct text_list *lines, struct error *err)
 {
 	struct error first = {0};
-	int r = check_bases_unchanged(j, err);
+	int r = check_bases(j, lines, err);
 
 	if (!r)
 		r = recover_check_missing(j, any_base_changed(j), lines, err);

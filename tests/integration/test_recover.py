@@ -474,7 +474,7 @@ def a_guest_started_without_its_overlay_is_not_merged_over(scratch):
         started_alone(*crashed(Sub(scratch, phase), phase))
 
 
-def started_alone(rig, *_journals):
+def started_alone(rig, *journals):
     overlays = sorted(rig.dir.glob("*.tidemark-overlay"))
     rig.vm.start()
     rig.vm.write("vda", 1 << 20, 65536, 77)
@@ -490,9 +490,16 @@ def started_alone(rig, *_journals):
     if files != {path: path.read_bytes() for path in overlays}:
         raise HarnessError("an overlay was touched")
     # As it says: the person decides for the base.
+    command, = (line for line in result.json["actions"] if ": rm -f --" in line)
+    data = [str(path) for path in rig.dir.glob("*-overlay-data")]
+    if missing := [path for path in [*map(str, (*overlays, *journals)), *data] if path not in command]:
+        raise HarnessError(f"{missing} are not in: {command}")
+    # Or by hand: the overlays alone.
     for path in overlays:
         path.unlink()
-    rig.tidemark("recover", "--before-start", rig.images)
+    said = rig.tidemark("recover", "--before-start", rig.images).json["actions"]
+    if len(data) != 2 or any(not any(f"removed {path}" in line for line in said) for path in data):
+        raise HarnessError(f"{data} are not in: {said}")
     for path, name in zip(rig.paths, NAMES):
         image.to_raw(path, rig.shadows[name].path)
     rig.go_on()
