@@ -45,8 +45,10 @@ int cache_new(struct repo *repo, struct cache **ret, struct error *err)
 
 static size_t tables_bytes(const struct tables *t)
 {
+	size_t descs = t->t->descs ? (size_t)t->t->nslots + t->t->nextras : 0;
+
 	return sizeof(*t) + sizeof(*t->t) + t->t->nframes * sizeof(struct seg_frame) +
-	       ((size_t)t->t->nslots + t->t->nextras) * sizeof(struct format_desc);
+	       descs * sizeof(struct format_desc);
 }
 
 void tables_ref(struct tables *t)
