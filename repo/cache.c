@@ -4,7 +4,8 @@
 #include <inttypes.h>
 #include <string.h>
 
-#define MAX_TABLES_BYTES (24u << 20)
+/* More than the pieces on their way can need: 32 of 16 clusters, each in another segment. */
+#define MAX_TABLES_BYTES (32u << 20)
 /* What is asked for first: holds the tables of most segments. */
 #define FIRST_GET (64u << 10)
 
@@ -303,18 +304,32 @@ void cache_wait_add(struct cache_wait **list, struct cache_wait *w)
 	*list = w;
 }
 
+/* The load under way, or NULL. */
+static struct tables_load *find_load(const struct cache *c, const struct tm_id *sid, uint8_t type,
+				     uint32_t index)
+{
+	for (struct tables_load *l = c->tables_loads; l; l = l->next)
+		if (l->addr.index == index && l->addr.type == type &&
+		    id_equal(&l->addr.session, sid))
+			return l;
+	return NULL;
+}
+
+bool cache_loads_tables(const struct cache *c, const struct tm_id *sid, uint8_t type,
+			uint32_t index)
+{
+	return find_load(c, sid, type, index) != NULL;
+}
+
 void cache_load_tables(struct cache *c, const struct tm_id *sid, uint8_t type, uint32_t index,
 		       struct cache_wait *w)
 {
-	struct tables_load *l;
+	struct tables_load *l = find_load(c, sid, type, index);
 
 	error_clear(&w->err);
-	for (l = c->tables_loads; l; l = l->next) {
-		if (l->addr.index == index && l->addr.type == type &&
-		    id_equal(&l->addr.session, sid)) {
-			cache_wait_add(&l->waiting, w);
-			return;
-		}
+	if (l) {
+		cache_wait_add(&l->waiting, w);
+		return;
 	}
 	l = calloc(1, sizeof(*l));
 	if (l)

@@ -38,6 +38,9 @@ void tables_ref(struct tables *t);
 void tables_unref(struct tables *t);
 void cache_load_tables(struct cache *c, const struct tm_id *sid, uint8_t type, uint32_t index,
 		       struct cache_wait *w);
+/* Whether somebody has asked for them already. */
+bool cache_loads_tables(const struct cache *c, const struct tm_id *sid, uint8_t type,
+			uint32_t index);
 /* After the segment's object was not found: the next look-up loads what compaction put there. */
 void cache_forget_tables(struct cache *c, struct tables *t);
 
@@ -46,6 +49,12 @@ const uint8_t *cache_node(struct cache *c, const struct tm_id *sid, uint64_t ord
 			  size_t *ret_len);
 void cache_load_node(struct cache *c, const struct tm_id *sid, uint64_t ordinal,
 		     struct cache_wait *w);
+/*
+ * Pages of a segment that are used one after the other are read several at a time.  Whether the
+ * node is in those read last; then *ret is the one to load now, so that what comes behind them is
+ * there in time.
+ */
+bool cache_node_behind(struct cache *c, const struct tm_id *sid, uint64_t ordinal, uint64_t *ret);
 /* Whether somebody has asked for it already. */
 bool cache_loads_node(const struct cache *c, const struct tm_id *sid, uint64_t ordinal);
 

@@ -7,7 +7,7 @@
 #include <inttypes.h>
 #include <string.h>
 
-#define MAX_PAGES_BYTES (16u << 20)
+#define MAX_PAGES_BYTES (32u << 20)
 /* Pages that are read together at most, where a segment's pages are wanted one after the other. */
 #define MAX_AHEAD 8
 
@@ -81,6 +81,25 @@ const uint8_t *cache_node(struct cache *c, const struct tm_id *sid, uint64_t ord
 	struct page *g = find_page(c, sid, (uint32_t)(ordinal >> MAP_SLOTS_LOG2), slot);
 
 	return g ? page_node(g->bytes, slot - g->first_slot, ret_len) : NULL;
+}
+
+bool cache_node_behind(struct cache *c, const struct tm_id *sid, uint64_t ordinal, uint64_t *ret)
+{
+	uint32_t slot = (uint32_t)(ordinal & (MAP_SLOTS - 1));
+	uint32_t index = (uint32_t)(ordinal >> MAP_SLOTS_LOG2);
+	struct tables *t = cache_tables(c, sid, SEGMENT_MAP, index);
+	const struct seg_frame *f = t ? seg_find(t->t, slot) : NULL;
+	uint32_t at = f ? (uint32_t)(f - t->t->frames) : 0;
+	bool last = false;
+
+	if (f && t->ahead > 1 && t->ahead_next < t->t->nframes && at < t->ahead_next &&
+	    t->ahead_next - at <= t->ahead) {
+		slot = t->t->frames[t->ahead_next].first_slot;
+		*ret = ((uint64_t)index << MAP_SLOTS_LOG2) + slot;
+		last = !find_page(c, sid, index, slot) && !cache_loads_node(c, sid, *ret);
+	}
+	tables_unref(t);
+	return last;
 }
 
 /* ---- loading ---- */
@@ -260,8 +279,8 @@ static void page_got(struct store_req *req, int code)
 }
 
 /*
- * How many frames are read from l->frame on.  Twice as many as the last time, where this begins
- * not far behind what was read then.
+ * How many frames are read from l->frame on.  Four times as many as the last time, where this
+ * begins not far behind what was read then.
  */
 static void choose_frames(struct page_load *l)
 {
@@ -270,7 +289,7 @@ static void choose_frames(struct page_load *l)
 	uint32_t first = (uint32_t)(f - t->t->frames);
 	bool goes_on = first >= t->ahead_next && first - t->ahead_next < t->ahead;
 
-	t->ahead = goes_on ? (uint32_t)min_u64(UINT64_C(2) * t->ahead, MAX_AHEAD) : 1;
+	t->ahead = goes_on ? (uint32_t)min_u64(UINT64_C(4) * t->ahead, MAX_AHEAD) : 1;
 	l->len = f->stored_len;
 	l->nframes = 1;
 	while (l->nframes < t->ahead && first + l->nframes < t->t->nframes &&

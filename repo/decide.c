@@ -18,7 +18,6 @@ void decide_begin_disk(struct repo_session *s)
 {
 	s->next_block = 0;
 	s->whole = s->gap = false;
-	s->look.rationed = true;
 	for (uint32_t i = 0; i < s->nsources; i++)
 		s->sources[i].at = 0;
 }
@@ -26,6 +25,7 @@ void decide_begin_disk(struct repo_session *s)
 void decide_end_disk(struct repo_session *s)
 {
 	look_done(&s->look);
+	ration_done(&s->ration);
 }
 
 /* ---- steps ---- */
@@ -107,12 +107,28 @@ static int decide_zero(struct repo_session *s, struct work *w, uint64_t block, u
 	return 0;
 }
 
-static int same_as_parent(struct repo_session *s, const struct cluster *c, bool *ret,
-			  struct error *err)
+int decide_worth(struct repo_session *s, struct cluster *c, uint64_t ref, bool *ret,
+		 struct error *err)
+{
+	bool worth = c->compare == COMPARE_YES;
+
+	if (c->compare == COMPARE_UNKNOWN) {
+		int r = ration_ask(&s->ration, ref, &worth, err);
+
+		if (r < 0)
+			return r;
+		c->compare = worth ? COMPARE_YES : COMPARE_NO;
+	}
+	*ret = worth;
+	return 0;
+}
+
+static int same_as_parent(struct repo_session *s, struct cluster *c, bool *ret, struct error *err)
 {
 	const struct map_run *run = &s->look.run;
 	const uint8_t *id = NULL;
 	uint64_t ref;
+	bool worth;
 	int r;
 
 	*ret = false;
@@ -126,7 +142,9 @@ static int same_as_parent(struct repo_session *s, const struct cluster *c, bool 
 		s->lost_bytes += UINT64_C(1) << s->repo->block_bits;
 		return 0;
 	}
-	r = look_content(&s->look, ref, &id, err);
+	r = decide_worth(s, c, ref, &worth, err);
+	if (r == 0 && worth)
+		r = look_content(&s->look, ref, &id, err);
 	if (r == 0 && id)
 		*ret = memcmp(id, c->id, CONTENT_BYTES) == 0;
 	return r;
@@ -136,7 +154,7 @@ static int same_as_parent(struct repo_session *s, const struct cluster *c, bool 
 
 static int decide_cluster(struct repo_session *s, struct work *w, unsigned i, struct error *err)
 {
-	const struct cluster *c = &w->cluster[i];
+	struct cluster *c = &w->cluster[i];
 	uint64_t place;
 	bool same;
 	int r;

@@ -1,10 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "look.h"
 
-/* With rations: loads that are free, and clusters asked for per load beyond. */
-#define FREE_LOADS      64
-#define CLUSTERS_A_LOAD 16
-
 void look_init(struct look *l, struct repo *repo, const struct map_root *root,
 	       const struct table_entry *table, struct lost *lost)
 {
@@ -13,8 +9,7 @@ void look_init(struct look *l, struct repo *repo, const struct map_root *root,
 	l->lost = lost;
 	map_cursor_init(&l->cursor, root);
 	l->run = (struct map_run){0};
-	l->bad = l->rationed = l->tolerant = false;
-	l->asked = l->loads = 0;
+	l->bad = l->tolerant = false;
 }
 
 void look_done(struct look *l)
@@ -124,11 +119,6 @@ static void tables_there(struct cache_wait *wait, int code)
 	l->done(l, code, &err);
 }
 
-static bool allowed(const struct look *l)
-{
-	return !l->rationed || l->loads < FREE_LOADS + l->asked / CLUSTERS_A_LOAD;
-}
-
 /* l->tables of that segment, or NULL. */
 static int find_tables(struct look *l, const struct tm_id *sid, uint32_t index)
 {
@@ -139,9 +129,8 @@ static int find_tables(struct look *l, const struct tm_id *sid, uint32_t index)
 	l->sid = *sid;
 	l->index = index;
 	l->tables = cache_tables(l->repo->cache, sid, SEGMENT_DATA, index);
-	if (l->tables || !allowed(l))
+	if (l->tables)
 		return 0;
-	l->loads++;
 	l->waiting = true;
 	l->wait.done = tables_there;
 	cache_load_tables(l->repo->cache, sid, SEGMENT_DATA, index, &l->wait);
@@ -170,7 +159,6 @@ int look_content(struct look *l, uint64_t ref, const uint8_t **ret, struct error
 	r = find_tables(l, &e->session, (uint32_t)index);
 	if (r != 0)
 		return r;
-	l->asked++;
 	if (l->tables && seg_find(l->tables->t, slot))
 		*ret = l->tables->t->descs[slot].b;
 	return 0;

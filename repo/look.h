@@ -28,9 +28,6 @@ struct look {
 	uint32_t index;
 	struct tables *tables; /* referenced */
 	bool bad;              /* those tables are damaged */
-	/* Loads of tables are rationed where few of their ids would be used. */
-	bool rationed;
-	uint64_t asked, loads;
 };
 
 /* Table and lost are borrowed until look_done(). */
@@ -42,7 +39,7 @@ void look_done(struct look *l); /* nothing may be waiting */
 int look_run(struct look *l, uint64_t block, struct error *err) TM_WUR;
 /*
  * The content id of the cluster that ref refers to, valid until the next call; NULL when it is
- * not known: it was removed or is lost, its tables are damaged, or loading them is not worth it.
+ * not known: it was removed or is lost, or its tables are damaged.
  */
 int look_content(struct look *l, uint64_t ref, const uint8_t **ret, struct error *err) TM_WUR;
 /* Whether ref, of a run, leads to a cluster that cannot be read any more. */

@@ -307,6 +307,7 @@ static void pump_once(struct repo_session *s)
 	while (s->code == 0 && !s->loading && (w = find_work(s, WORK_COMPRESSED, s->next_append)))
 		if (!append_piece(s, w))
 			break;
+	pipeline_ahead(s);
 	while (s->code < 0 && (w = find_resting(s)))
 		work_end(s, w);
 }
@@ -327,7 +328,15 @@ void session_pump(struct repo_session *s)
 
 /* ---- loading ahead ---- */
 
-/* False when it has to wait. */
+static struct work *find_seq(struct repo_session *s, uint64_t seq)
+{
+	for (struct work *w = s->works; w; w = w->next)
+		if (w->piece->seq == seq)
+			return w;
+	return NULL;
+}
+
+/* Leaves of the parent's map.  False when it has to wait. */
 static bool ahead_piece(struct repo_session *s, const struct piece *p)
 {
 	const struct table_entry *table = session_disk(s)->map.table;
@@ -337,32 +346,82 @@ static bool ahead_piece(struct repo_session *s, const struct piece *p)
 		uint64_t n = run->zero ? 1 : run->count;
 
 		for (; s->ahead_at.in_run < n; s->ahead_at.in_run++)
-			if (!ahead_block(&s->ahead, table, run->block + s->ahead_at.in_run))
+			if (!ahead_leaf(&s->ahead, table, run->block + s->ahead_at.in_run))
 				return false;
 	}
 	return true;
 }
 
-static void ahead_next(struct repo_session *s, uint64_t seq)
+static void ahead_leaves(struct repo_session *s)
 {
-	s->ahead_at.seq = seq;
-	s->ahead_at.in_run = 0;
-	s->ahead_at.run = 0;
+	while (!s->ahead.off) {
+		const struct work *w;
+
+		if (s->ahead_at.seq < s->next_append) {
+			s->ahead_at.seq = s->next_append;
+			s->ahead_at.in_run = 0;
+			s->ahead_at.run = 0;
+		}
+		w = find_seq(s, s->ahead_at.seq);
+		if (!w || !ahead_piece(s, w->piece))
+			return;
+		s->ahead_at.seq++;
+		s->ahead_at.in_run = 0;
+		s->ahead_at.run = 0;
+	}
+}
+
+/* Tables that a hashed piece will be compared with.  False when it has to wait. */
+static bool ahead_clusters(struct repo_session *s, struct work *w)
+{
+	const struct table_entry *table = session_disk(s)->map.table;
+
+	for (; s->ahead_at.cluster < w->nclusters; s->ahead_at.cluster++) {
+		struct cluster *c = &w->cluster[s->ahead_at.cluster];
+		uint64_t ref;
+		bool worth;
+
+		if (c->zero)
+			continue;
+		if (!ahead_ref(&s->ahead, table, c->block, &ref))
+			return false;
+		if (ref == REF_HOLE || look_lost(&s->look, ref))
+			continue;
+		if (decide_worth(s, c, ref, &worth, NULL) < 0)
+			s->ahead.off = true;
+		else if (worth && !ahead_tables(&s->ahead, table, ref))
+			return false;
+	}
+	return true;
+}
+
+static void ahead_works(struct repo_session *s)
+{
+	while (!s->ahead.off) {
+		struct work *w;
+
+		if (s->ahead_at.tables_seq < s->next_decide) {
+			s->ahead_at.tables_seq = s->next_decide;
+			s->ahead_at.cluster = 0;
+		}
+		w = find_work(s, WORK_HASHED, s->ahead_at.tables_seq);
+		if (!w)
+			return;
+		if (s->ahead_at.cluster < w->cluster_at)
+			s->ahead_at.cluster = w->cluster_at;
+		if (!ahead_clusters(s, w))
+			return;
+		s->ahead_at.tables_seq++;
+		s->ahead_at.cluster = 0;
+	}
 }
 
 void pipeline_ahead(struct repo_session *s)
 {
-	const struct work *w = s->works;
-
-	while (s->code == 0 && !s->ahead.off && w) {
-		if (s->ahead_at.seq < s->next_append)
-			ahead_next(s, s->next_append);
-		for (w = s->works; w && w->piece->seq != s->ahead_at.seq;)
-			w = w->next;
-		if (!w || !ahead_piece(s, w->piece))
-			return;
-		ahead_next(s, s->ahead_at.seq + 1);
-	}
+	if (s->code < 0 || !s->works)
+		return;
+	ahead_leaves(s);
+	ahead_works(s);
 }
 
 /* ---- taking pieces ---- */

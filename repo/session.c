@@ -88,7 +88,7 @@ static void looked(struct look *l, int code, const struct error *err)
 	session_pump(s);
 }
 
-static void ahead_done(struct ahead *a)
+static void ahead_loaded(struct ahead *a)
 {
 	pipeline_ahead(container_of(a, struct repo_session, ahead));
 }
@@ -106,7 +106,7 @@ static int session_init(struct repo_session *s, const struct repo_session_option
 	s->sink.put = pipeline_put;
 	content_init(&s->content, CONTENT_MAX_ENTRIES);
 	s->look.done = looked;
-	s->ahead.done = ahead_done;
+	s->ahead.done = ahead_loaded;
 	s->sources = calloc(1, sizeof(*s->sources));
 	if (!s->sources)
 		return error_nomem(err);
@@ -213,6 +213,7 @@ static void start_disk(struct repo_session *s, uint64_t size, const struct point
 	map_writer_init(&s->map_writer, disk_blocks(size, bits),
 			parent ? parent->map->nsessions : 0, parent ? &root : NULL, output_node, s);
 	ahead_init(&s->ahead, s->repo, parent ? &root : NULL);
+	ration_init(&s->ration, parent ? parent->map->nsessions : 0);
 	memset(&s->ahead_at, 0, sizeof(s->ahead_at));
 	s->has_parent = parent != NULL;
 	if (parent)
@@ -265,7 +266,7 @@ void repo_session_disk_whole(struct repo_session *s)
 {
 	assert(s->disk_open);
 	s->whole = true;
-	s->look.rationed = false;
+	s->ration.off = true;
 	s->look.tolerant = true;
 	session_disk(s)->map.sketch->n = 0;
 }

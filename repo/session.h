@@ -18,6 +18,7 @@
 #include "manifest.h"
 #include "map.h"
 #include "page_out.h"
+#include "ration.h"
 #include "segment.h"
 #include "worker.h"
 
@@ -32,10 +33,17 @@ enum work_state {
 	WORK_COMPRESSED,
 };
 
+enum compare {
+	COMPARE_UNKNOWN,
+	COMPARE_YES,
+	COMPARE_NO,
+};
+
 struct cluster {
 	uint64_t block;
 	const uint8_t *data; /* in the piece */
 	bool zero;
+	enum compare compare; /* with what the parent has, where it has something */
 	uint8_t id[CONTENT_BYTES];
 };
 
@@ -204,10 +212,11 @@ struct repo_session {
 	bool loading; /* a map node */
 	struct cache_wait load;
 	struct ahead ahead;
-	struct { /* where it is: piece, run, block of the run */
-		uint64_t seq, in_run;
-		uint32_t run;
+	struct { /* where it is: piece, run, block of the run; for tables: piece, cluster */
+		uint64_t seq, in_run, tables_seq;
+		uint32_t run, cluster;
 	} ahead_at;
+	struct ration ration;
 };
 
 static inline struct session_disk *session_disk(struct repo_session *s)
@@ -248,6 +257,10 @@ void pipeline_free(struct repo_session *s);
 
 /* Makes the steps and frames of a hashed piece.  0, LOOK_WAIT (then call again) or an error. */
 int decide(struct repo_session *s, struct work *w, struct error *err) TM_WUR;
+/* Whether to compare it with the parent's cluster at ref.  Asked in the order of the clusters at
+ * first; the answer stays. */
+int decide_worth(struct repo_session *s, struct cluster *c, uint64_t ref, bool *ret,
+		 struct error *err) TM_WUR;
 void decide_begin_disk(struct repo_session *s);
 void decide_end_disk(struct repo_session *s);
 /* The cluster's frame has got this ordinal. */
