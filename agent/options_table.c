@@ -122,7 +122,7 @@ const struct option_spec option_specs[] = {
 	{0, "new-key-file", "F", ON(CMD_KEY), TEXT(new_key_file),
 	 "add, passwd: this key file (made, 0600, if missing)"},
 	{0, "domain", "NAME", OPTION_OF_DOMAIN, TEXT(domain),
-	 "the domain (default: $TIDEMARK_DOMAIN, but not for key)"},
+	 "the domain (default: $TIDEMARK_DOMAIN; of key: all domains)"},
 	{'r', "repo", "REPO", ON_ALL, TEXT(repo),
 	 "repository: a directory or file:DIR (default: $TIDEMARK_REPO)"},
 	{0, "password-file", "F", ON_ALL, TEXT(password_file),

@@ -185,12 +185,13 @@ static int check_remove(const struct keyring *g, const struct key_slot *s, struc
 	bool same = s->usable && id_equal(&s->slot.scope, scope);
 
 	if (!id_is_zero(scope) && !same)
-		return error_set(err, TM_E_DENIED, "%s is not a key of this domain",
+		return error_set(err, TM_E_DENIED, "key %.12s is not one of this domain",
 				 id_text(&s->kid).s);
 	if ((!s->usable || (same && s->slot.role == REPO_ROLE_FULL)) && !other_full(g, s))
-		return error_set(err, TM_E_DENIED,
-				 "%s is the last full key: without it nothing could be restored",
-				 id_text(&s->kid).s);
+		return error_set(
+			err, TM_E_DENIED,
+			"key %.12s is the last full one: without it nothing could be restored",
+			id_text(&s->kid).s);
 	return 0;
 }
 
@@ -205,7 +206,8 @@ int repo_key_remove(struct repo *repo, const struct tm_id *id, struct error *err
 		return r;
 	s = keyring_find(g, id);
 	if (!s)
-		return error_set(err, TM_E_NOTFOUND, "there is no key %s", id_text(id).s);
+		return error_set(err, TM_E_NOTFOUND, "there is no key %.12s any more",
+				 id_text(id).s);
 	r = check_remove(g, s, err);
 	return r ? r : keyring_remove(repo, id, err);
 }

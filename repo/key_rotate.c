@@ -31,8 +31,8 @@ static int check_alone(const struct keyring *g, bool one_domain, struct error *e
 		    (one_domain && !id_is_zero(scope) && !id_equal(scope, &repo->domain)))
 			continue;
 		return error_set(err, TM_E_BUSY,
-				 "%s is a full key, too, and could not read new points: remove it "
-				 "first, and add it again afterwards",
+				 "key %.12s is a full one, too, and could not read new points: "
+				 "remove it first, and add it again afterwards",
 				 id_text(&s->kid).s);
 	}
 	return 0;

@@ -245,7 +245,7 @@ def a_tenants_key_is_rotated_alone(scratch):
     paper = ("--key-file", scratch / "paper")
     same(scratch, tidemark, path, first, *paper)
     says(tidemark("key", "rotate", *keys["acme"], expect=1), "one domain")
-    says(tidemark("key", "rotate", "--domain", "acme", *keys[None], expect=1), "full key, too")
+    says(tidemark("key", "rotate", "--domain", "acme", *keys[None], expect=1), "full one, too")
     own, = [k["key"] for k in tidemark("key", "list", *keys[None]).json if k["domain"] == "acme"]
     tidemark("key", "remove", own, *keys[None])
     says(tidemark("list", *keys["acme"], expect=1), "not a key file of the repository")

@@ -153,7 +153,7 @@ def keys_come_and_go(scratch):
     first, = keys(tidemark, secret)
     check({k: first[k] for k in ("role", "label", "kdf")} ==
           {"role": "full", "label": "first", "kdf": "scrypt"} and "T" in first["created"], f"{first}")
-    says(tidemark("key", "remove", first["key"], *secret, expect=1), "last full key")
+    says(tidemark("key", "remove", first["key"], *secret, expect=1), "last full one")
     file = scratch / "key"
     added = tidemark("key", "add", "--label", "agent", "--new-key-file", file, *secret).json["key"]
     check(stat.S_IMODE(file.stat().st_mode) == 0o600, "mode of the key file")
