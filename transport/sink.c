@@ -70,13 +70,14 @@ static void skip_run(struct sink_slot *slot)
 	slot->place = 0;
 }
 
-/* Data goes in whole units of the target; what follows the disk's end there is padding. */
-static uint64_t write_length(const struct disk_sink *sink, uint64_t offset, uint64_t left)
+/* In whole units of the target; what follows the disk's end there is padding. */
+static uint64_t op_length(const struct disk_sink *sink, uint64_t offset, uint64_t left,
+			  uint64_t max)
 {
 	uint64_t length = min_u64(left, sink->size - offset), padded;
 
-	if (length > sink->write_max)
-		return sink->write_max;
+	if (length > max)
+		return max;
 	if (align_up(length, sink->write_unit, &padded) && padded <= left &&
 	    range_inside(offset, padded, sink->write_limit))
 		return padded;
@@ -99,10 +100,10 @@ static bool next_op(const struct disk_sink *sink, struct sink_slot *slot, struct
 		op->offset = offset;
 		if (run->zero) {
 			op->data = NULL;
-			op->length = min_u64(min_u64(left, sink->size - offset), sink->zero_max);
+			op->length = op_length(sink, offset, left, sink->zero_max);
 		} else {
 			op->data = p->data + run->first * bs + slot->place;
-			op->length = write_length(sink, offset, left);
+			op->length = op_length(sink, offset, left, sink->write_max);
 		}
 		slot->place += op->length;
 		return true;

@@ -419,6 +419,76 @@ static void restoring_to_a_server_is_right(void **state)
 	(void)unlink(target);
 }
 
+static void released(struct piece *p)
+{
+	p->next = p; /* it is back */
+}
+
+/* A disk that ends within a block of the server's, in data and in zeroes. */
+static void put_odd_disk(struct disk_sink *sink, uint8_t *data, bool zero_end, struct error *err)
+{
+	struct piece p = {.nruns = 2, .nclusters = 1, .data = data, .release = released};
+	struct disk_sink_counts written;
+
+	(void)memset(data, 0x11, BLOCK);
+	(void)memset(data + 512, 0, BLOCK - 512);
+	p.run[0] = (struct piece_run){.block = 0, .count = zero_end ? 1 : 3, .zero = !zero_end};
+	p.run[1] = (struct piece_run){.block = 3, .count = 1, .zero = zero_end};
+	assert_int_equal(piece_sink_put(disk_sink_pieces(sink), &p, err), 0);
+	if (disk_sink_finish(sink, &written, err))
+		fail_msg("%s", err->text);
+	assert_ptr_equal(p.next, &p);
+}
+
+static void the_end_of_a_disk_is_written_in_the_servers_blocks(void **state)
+{
+	enum { ODD = 3 * BLOCK + 512, ROOM = 4 * BLOCK };
+	char target[100];
+
+	(void)state;
+	if (!have("nbdkit"))
+		skip();
+	(void)snprintf(target, sizeof(target), "%s/target", dir);
+	for (unsigned i = 0; i < 4; i++) {
+		const char *const argv[] = {"nbdkit",
+					    "-f",
+					    "-U",
+					    sock,
+					    "--filter=blocksize-policy",
+					    i < 2 ? "--filter=nozero" : "--filter=nofilter",
+					    "file",
+					    target,
+					    "blocksize-minimum=4096",
+					    "blocksize-preferred=4096",
+					    "blocksize-maximum=32M",
+					    "blocksize-error-policy=error",
+					    NULL};
+		struct nbd_address addr = {.socket = sock};
+		auto_free uint8_t *data = malloc(BLOCK), *want = malloc(ROOM);
+		auto_buf struct buf got = {0};
+		struct disk_sink *sink;
+		struct error err = {0};
+
+		(void)memset(want, 0xaa, ROOM);
+		assert_int_equal(io_publish(target, want, ROOM, 0600, NULL), 0);
+		pid_t pid = serve(argv);
+
+		if (nbd_sink_open(loop, &addr, ODD, BLOCK, false, START_MS, &sink, &err))
+			fail_msg("%s", err.text);
+		put_odd_disk(sink, data, i % 2, &err);
+		disk_sink_free(sink);
+		spawn_stop(pid, 5000);
+		assert_int_equal(io_read_file(target, ROOM, &got, NULL), 0);
+		if (i % 2)
+			(void)memcpy(want, data, BLOCK);
+		else
+			(void)memset(want, 0, 3 * BLOCK);
+		(void)memset(want + 3 * BLOCK, i % 2 ? 0 : 0x11, 512);
+		assert_memory_equal(got.data, want, ODD);
+	}
+	(void)unlink(target);
+}
+
 static void a_target_that_is_too_small_or_read_only_is_refused(void **state)
 {
 	const char *const small[] = {"nbdkit", "-f", "-U", sock, "memory", "1M", NULL};
@@ -474,6 +544,7 @@ int main(void)
 		cmocka_unit_test(poor_servers_are_read_all_the_same),
 		cmocka_unit_test(what_is_not_there_is_notfound),
 		cmocka_unit_test(restoring_to_a_server_is_right),
+		cmocka_unit_test(the_end_of_a_disk_is_written_in_the_servers_blocks),
 		cmocka_unit_test(a_target_that_is_too_small_or_read_only_is_refused),
 	};
 
