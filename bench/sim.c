@@ -22,7 +22,7 @@
 #include <sys/stat.h>
 #include <time.h>
 
-#define PIECES          32
+#define PIECES          24 /* as `backup` has */
 #define NBD_CONNECTIONS 4
 #define CONNECT_MS      10000
 

@@ -12,9 +12,9 @@
 #include "format.h"
 
 #define CONTENT_TABLES      256
-#define CONTENT_MAX_ENTRIES (4u << 20)
-/* 24 bytes each: 120 MiB when full. */
-#define CONTENT_TABLE_SLOTS ((5u << 20) / CONTENT_TABLES)
+#define CONTENT_MAX_ENTRIES (3u << 20) /* clusters of 64 KiB: 192 GiB */
+/* 24 bytes each, a fifth of them free: 90 MiB when full. */
+#define CONTENT_TABLE_SLOTS (CONTENT_MAX_ENTRIES / 4 * 5 / CONTENT_TABLES)
 
 /* Announced, but not in a segment yet. */
 #define CONTENT_PENDING UINT64_MAX

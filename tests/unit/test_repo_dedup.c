@@ -566,7 +566,7 @@ static void the_index_is_bounded_and_finds_all_it_took(void **state)
 		assert_false(content_find(c, id, &place));
 	}
 	printf("index of %u clusters: %zu bytes\n", c->n, content_memory(c));
-	assert_true(content_memory(c) < 128u << 20);
+	assert_true(content_memory(c) < 91u << 20);
 	content_done(c);
 	free(c);
 }
