@@ -15,8 +15,8 @@ from scenario import scenario
 from writing import write_through
 
 CORES = os.cpu_count() or 1
-QEMU = ("qemu-system-x86_64",)
-NBD = ("qemu-img", "qemu-nbd", "nbdcopy")
+QEMU = ("qemu-system-x86_64", "python3-libnbd")
+FILES = ("mkfs.ext4", "qemu-img", "qemu-nbd")
 
 
 def stage_cpu(stages, *names):
@@ -44,7 +44,7 @@ def stored(agent, taken):
             "new_bytes": disk["new_bytes"]}
 
 
-@scenario("full", "A first backup", NBD)
+@scenario("full", "A first backup", (*FILES, "nbdcopy"))
 def full(bench):
     """A raw image with an ext4 file system of real files, in memory, into an empty repository in
     memory. Tidemark and its peers of the NBD kind read from qemu-nbd, restic and borg read the
@@ -218,7 +218,7 @@ def prove(bench, disk, shadow, size):
     back.unlink()
 
 
-@scenario("incremental-64k", "An incremental backup: scattered clusters", (*QEMU, *NBD))
+@scenario("incremental-64k", "An incremental backup: scattered clusters", (*QEMU, *FILES))
 def incremental_64k(bench):
     """A QEMU with a 64 GiB disk of which 1 % of the 64 KiB clusters are overwritten with real
     data at random places; beside it a first backup of a disk that holds the same clusters in a
@@ -229,14 +229,14 @@ def incremental_64k(bench):
     incremental(bench, "inc64k", size, size // CLUSTER // 100, CLUSTER)
 
 
-@scenario("incremental-4k", "An incremental backup: scattered small writes", (*QEMU, *NBD))
+@scenario("incremental-4k", "An incremental backup: scattered small writes", (*QEMU, *FILES))
 def incremental_4k(bench):
     """The same, where 4 KiB are overwritten in each cluster, as a database does."""
     size = GIB if bench.small else 64 * GIB
     incremental(bench, "inc4k", size, size // CLUSTER // 100, 4096)
 
 
-@scenario("nothing-changed", "Nothing changed", (*QEMU, *NBD))
+@scenario("nothing-changed", "Nothing changed", (*QEMU, "qemu-img"))
 def nothing_changed(bench):
     """A running QEMU with a sparse disk of 16 TiB, 300 points behind it, and no write since the
     last. What QEMU itself needs is taken to be its own CPU time, as the agent waits for it."""
@@ -258,7 +258,7 @@ def nothing_changed(bench):
     bench.target("peak memory, MiB", outcome.median("tidemark", "rss_mib"), 64)
 
 
-@scenario("block-status", "Asking which clusters are dirty", (*QEMU, "qemu-nbd"))
+@scenario("block-status", "Asking which clusters are dirty", (*QEMU, "qemu-img", "qemu-nbd"))
 def block_status(bench):
     """A disk of 1 TiB whose bitmap names 100 000 clusters far apart, served by qemu-nbd: the time
     from connecting until the first piece is read, with the reader that `backup` uses."""
@@ -282,7 +282,7 @@ def block_status(bench):
 # --- back ------------------------------------------------------------------------
 
 
-@scenario("restore", "A restore", NBD)
+@scenario("restore", "A restore", FILES)
 def restore(bench):
     """The image of the first scenario, restored to a raw and to a qcow2 file in memory; beside
     it qemu-img convert from a qcow2 file with zstd. The limit: open, decompress, hash, write."""
@@ -338,7 +338,7 @@ def restore(bench):
                  256)
 
 
-@scenario("verify", "Reading everything back", ("qemu-img", "qemu-nbd"))
+@scenario("verify", "Reading everything back", FILES)
 def verify(bench):
     """verify --read-data of the first scenario's repository: every cluster is decrypted,
     decompressed and hashed. And without reading data."""
@@ -363,7 +363,7 @@ def verify(bench):
     bench.target("peak memory, MiB", outcome.median("verify --read-data", "rss_mib"), 256)
 
 
-@scenario("many-disks", "A guest of many disks", ("qemu-img", "qemu-nbd"))
+@scenario("many-disks", "A guest of many disks", FILES)
 def many_disks(bench):
     """A guest that is off, with 24 disks which each hold a part of the image, beside one disk
     that holds all of it."""

@@ -202,7 +202,7 @@ def mount(bench, name, size):
     return where
 
 
-@scenario("guest-latency", "What the guest feels", needs=("gcc",))
+@scenario("guest-latency", "What the guest feels", ("qemu-system-x86_64", "qemu-img", "gcc"))
 def guest_latency(bench):
     """4 KiB writes of a Linux guest (emulated: no KVM), one after the other at random places of its
     disk and past its page cache: without a backup; while a full backup reads; while its overlay is

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Other programs at the same work. Each is left out when it is not installed."""
 
+import importlib.util
 import os
 import shutil
 
@@ -11,8 +12,12 @@ from measure import measure, tree_bytes
 CORES = os.cpu_count() or 1
 
 
-def missing(*programs):
-    return [p for p in programs if not shutil.which(p)]
+MODULES = {"python3-libnbd": "nbd"}
+
+
+def missing(*needs):
+    """Of programs and modules, those that are not here."""
+    return [n for n in needs if not (importlib.util.find_spec(MODULES[n]) if n in MODULES else shutil.which(n))]
 
 
 class Server:

@@ -83,7 +83,7 @@ def repo_incremental(bench):
     bench.target("seconds in a store 50 ms away", far["seconds"], 1.5)
 
 
-@scenario("repo-restore", "T5: restore after a year")
+@scenario("repo-restore", "T5: restore after a year", ("mkfs.ext4",))
 def repo_restore(bench):
     """A disk of 4 GiB, half of it written at first, then 400 points of 64 scattered clusters of
     real data: the newest and the oldest point read to nowhere. Read amplification is what is

@@ -32,6 +32,10 @@ class Scenario:
     function: object
 
     @property
+    def absent(self):
+        return missing(*self.needs)
+
+    @property
     def what(self):
         return " ".join(self.function.__doc__.split())
 
