@@ -176,7 +176,8 @@ const struct command_spec option_commands[CMD_COUNT] = {
 		 "Writes the disks of a point; every cluster is checked before it is written.\n"
 		 "Into a directory, the files are called GUEST-DISK.FORMAT.  Files appear under "
 		 "their\n"
-		 "names only when they are complete.\n"},
+		 "names only when they are complete.  What a running guest uses is not "
+		 "replaced.\n"},
 	[CMD_VERIFY] = {"verify", "[POINT...]", 0, 64, true, "check the repository",
 			"Checks that every point (or the named ones) is complete and its structure "
 			"is sound.\n"

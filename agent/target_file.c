@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "target_file.h"
 
+#include "snapshot/snapshot.h"
+
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -24,6 +26,7 @@ struct target_file {
 	char *partial; /* the temporary name, NULL: written in place */
 	bool made;     /* partial exists */
 	int lock;      /* on partial, as long as somebody fills it; or -1 */
+	int claim;     /* on what is to be replaced or written over; or -1 */
 	bool in_place; /* a device or a server: old data may show through */
 	char *dir;     /* private folder of qemu-nbd's socket */
 	int dir_lock;  /* rundir.h; or -1 */
@@ -116,7 +119,7 @@ static int look_at_target(struct target_file *t, struct error *err)
 			return error_set(err, TM_E_USAGE,
 					 "%s is a block device: restore to it as raw", t->opt.to);
 		t->in_place = true;
-		return 0;
+		return image_claim(t->opt.to, &t->claim, err);
 	}
 	if (!S_ISREG(st.st_mode))
 		return error_set(err, TM_E_USAGE, "%s is neither a regular file nor a block device",
@@ -124,7 +127,7 @@ static int look_at_target(struct target_file *t, struct error *err)
 	if (!t->opt.force)
 		return error_set(err, TM_E_EXISTS, "%s exists already; --force replaces it",
 				 t->opt.to);
-	return 0;
+	return image_claim(t->opt.to, &t->claim, err);
 }
 
 /* It ends with its last connection, and so when we are killed. */
@@ -231,7 +234,7 @@ int target_file_open(const struct target_file_options *opt, struct target_file *
 	if (!t)
 		return error_nomem(err);
 	t->opt = *opt;
-	t->lock = t->dir_lock = -1;
+	t->lock = t->claim = t->dir_lock = -1;
 	r = open_any(t, err);
 	if (r)
 		return r;
@@ -307,6 +310,8 @@ void target_file_free(struct target_file *t)
 		(void)unlink(t->partial);
 	if (t->lock >= 0)
 		(void)close(t->lock);
+	if (t->claim >= 0)
+		(void)close(t->claim);
 	if (t->dir_lock >= 0)
 		(void)close(t->dir_lock);
 	free(t->partial);

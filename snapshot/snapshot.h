@@ -382,6 +382,15 @@ int recover_guest(const struct guest_target *target, const struct recover_option
 int recover_all(const struct recover_options *opt, struct recover_report *report,
 		struct error *err) TM_WUR;
 
+/* ---- images that guests may run on ---- */
+
+/*
+ * Claims a file or device that is going to be replaced or written over: until *ret_lock is closed
+ * no QEMU opens it.  TM_E_BUSY: one has it open, perhaps below an overlay; the text says who.
+ * *ret_lock is -1 where nothing can be known, as on a file system without locks.
+ */
+int image_claim(const char *path, int *ret_lock, struct error *err) TM_WUR;
+
 /* ---- the guard of a freeze ---- */
 
 /*

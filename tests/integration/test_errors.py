@@ -317,6 +317,52 @@ def a_repository_on_a_server_that_is_dead_does_not_hold_a_command(scratch):
 
 
 @case
+def a_disk_in_use_is_not_restored_over(scratch):
+    """Neither the file that a guest runs on, nor one below another, nor a device."""
+    vm, tidemark = running(scratch)
+    path = vm.disk("vda").path
+    tidemark("backup", vm.target())
+    before = os.stat(path).st_ino
+    for form in ("raw", "qcow2"):
+        says(tidemark("restore", "latest", "--to", path, "--force", "--format", form, expect=1),
+             path, "in use", "qemu-system")
+    if os.stat(path).st_ino != before or list(path.parent.iterdir()) != [path]:
+        raise HarnessError(f"something was done: {list(path.parent.iterdir())}")
+    vm.kill()
+    above = path.parent / "above.qcow2"
+    run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", path, "-F", "qcow2", above])
+    device = loop_device(scratch)
+    for form, top, victim in (("qcow2", above, path), ("raw", device, device)):
+        if not top:
+            continue
+        sock = scratch / f"{form}.sock"
+        holder = spawn(["qemu-nbd", "-t", "-f", form, "-k", sock, top])
+        wait_for("the holder", sock.exists, 10)
+        says(tidemark("restore", "latest", "--to", victim, "--force", expect=1), victim, "in use",
+             "qemu-nbd")
+        holder.terminate()
+        reap(holder)
+    above.unlink()
+    tidemark("restore", "latest", "--to", path, "--force")
+    if device:
+        tidemark("restore", "latest", "--to", device)
+        image.assert_same(path, device, "raw", "raw")
+
+
+def loop_device(scratch):
+    """A block device of SIZE bytes; None where none can be made."""
+    backing = scratch / "device.raw"
+    with open(backing, "wb") as file:
+        file.truncate(SIZE)
+    done = run(["losetup", "-f", "--show", backing], check=False)
+    if done.returncode:
+        print("  no loop devices here")
+        return None
+    scratch.defer(run, ["losetup", "-d", done.stdout.strip()])
+    return Path(done.stdout.strip())
+
+
+@case
 def overlay_directories_that_do_not_work(scratch):
     vm, tidemark = running(scratch)
     says(tidemark("backup", vm.target(), "--overlay-dir", scratch / "nowhere", expect=1), "nowhere")
