@@ -145,26 +145,34 @@ static int start_server(struct target_file *t, struct error *err)
 	return server_start(argv, &t->qemu_nbd, err);
 }
 
-/* The server makes its socket when it is ready. */
-static int wait_for_server(struct target_file *t, struct error *err)
+/*
+ * The socket is there before the server listens on it.  To look whether it does would be a
+ * connection, and with the last one it ends: so the one that counts is tried until it comes about.
+ */
+static int connect_server(struct target_file *t, struct error *err)
 {
+	const struct nbd_address addr = {.socket = t->socket};
 	uint64_t deadline = clock_monotonic_ms(&clock_system) + CONNECT_MS;
 
-	while (access(t->socket, F_OK) < 0) {
+	for (;;) {
+		struct error e = {0};
+		int r = nbd_sink_open(t->opt.loop, &addr, t->opt.size, t->opt.block_size, true,
+				      CONNECT_MS, &t->sink, &e);
+
+		if (r == 0)
+			return 0;
 		if (server_ended(&t->qemu_nbd))
 			return error_set(err, TM_E_PEER, "%s cannot be served", t->partial);
-		if (clock_monotonic_ms(&clock_system) >= deadline)
-			return error_set(err, TM_E_TIMEOUT, "qemu-nbd did not start within %d s",
-					 CONNECT_MS / 1000);
+		if (r != TM_E_NOTFOUND || clock_monotonic_ms(&clock_system) >= deadline)
+			return error_set(err, r, "qemu-nbd does not serve %s: %s", t->partial,
+					 e.text);
 		clock_sleep_ms(&clock_system, 5);
 	}
-	return 0;
 }
 
 /* qcow2 is left to those who know it: qemu-img makes the file, qemu-nbd writes it. */
 static int open_qcow2(struct target_file *t, struct error *err)
 {
-	struct nbd_address addr = {0};
 	char size[24];
 	int r;
 
@@ -181,14 +189,10 @@ static int open_qcow2(struct target_file *t, struct error *err)
 	if (!r)
 		r = start_server(t, err);
 	if (!r)
-		r = wait_for_server(t, err);
-	if (r) {
+		r = connect_server(t, err);
+	if (r)
 		server_explain(&t->qemu_nbd, err);
-		return r;
-	}
-	addr.socket = t->socket;
-	return nbd_sink_open(t->opt.loop, &addr, t->opt.size, t->opt.block_size, true, CONNECT_MS,
-			     &t->sink, err);
+	return r;
 }
 
 static int open_any(struct target_file *t, struct error *err)
