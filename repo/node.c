@@ -51,9 +51,10 @@ static uint64_t zigzag(int64_t v)
 	return v < 0 ? (uint64_t)(-(v + 1)) * 2 + 1 : (uint64_t)v * 2;
 }
 
-static int64_t unzigzag(uint64_t v)
+/* Modulo 2^64; without a branch, for signs are random. */
+static uint64_t unzigzag(uint64_t v)
 {
-	return v & 1 ? -(int64_t)(v >> 1) - 1 : (int64_t)(v >> 1);
+	return v >> 1 ^ -(v & 1);
 }
 
 /* Entries from i that make one run. */
@@ -132,57 +133,77 @@ static uint64_t get_long_varint(struct cursor *c)
 	return 0;
 }
 
-/* Minimal encodings only: one value has one form. */
+/*
+ * Minimal encodings only: one value has one form.  A map has hundreds of millions of them, nearly
+ * all of one to three bytes.
+ */
 static inline uint64_t get_varint(struct cursor *c)
 {
-	if (c->p < c->end && *c->p < 0x80)
-		return *c->p++;
-	return get_long_varint(c);
+	const uint8_t *p = c->p;
+	struct cursor rare = *c; /* a copy, so that *c stays in registers */
+	uint64_t v;
+
+	if (c->end - p >= 3) {
+		if (p[0] < 0x80) {
+			c->p += 1;
+			return p[0];
+		}
+		if (p[1] < 0x80 && p[1] > 0) {
+			c->p += 2;
+			return (uint64_t)p[1] << 7 | (p[0] & 0x7f);
+		}
+		if (p[1] >= 0x80 && p[2] < 0x80 && p[2] > 0) {
+			c->p += 3;
+			return (uint64_t)p[2] << 14 | (uint64_t)(p[1] & 0x7f) << 7 | (p[0] & 0x7f);
+		}
+	}
+	v = get_long_varint(&rare);
+	*c = rare;
+	return v;
 }
 
 struct run_state {
-	unsigned at;      /* entries filled */
+	unsigned at;      /* entries passed */
 	unsigned last;    /* kind of the run before, or ~0 */
 	uint64_t session; /* where the run of references before ended */
 	uint64_t ordinal;
 };
 
-static int decode_refs(struct cursor *c, unsigned len, uint32_t nsessions, struct node *n,
+static int decode_refs(struct cursor *c, unsigned len, uint32_t nsessions, struct node_run *ret,
 		       struct run_state *s, struct error *err)
 {
-	int64_t dsession = unzigzag(get_varint(c)), dordinal = unzigzag(get_varint(c));
-	int64_t session, ordinal;
+	/* Modulo 2^64: what would be negative is too large. */
+	uint64_t dsession = unzigzag(get_varint(c));
+	uint64_t dordinal = unzigzag(get_varint(c));
+	uint64_t session = s->session + dsession, ordinal = s->ordinal + dordinal;
 
-	if (c->bad || __builtin_add_overflow((int64_t)s->session, dsession, &session) ||
-	    __builtin_add_overflow((int64_t)s->ordinal, dordinal, &ordinal))
+	if (c->bad)
 		return error_set(err, TM_E_CORRUPT, "a reference cannot be read");
-	if (session < 0 || session >= nsessions || ordinal < 0 || ordinal > (int64_t)MAX_ORDINAL ||
-	    (int64_t)len > (int64_t)MAX_ORDINAL - ordinal)
+	if (session >= nsessions || ordinal > MAX_ORDINAL - len)
 		return error_set(err, TM_E_CORRUPT,
 				 "reference to session %" PRId64 " of %" PRIu32
 				 ", ordinal %" PRId64,
-				 session, nsessions, ordinal);
+				 (int64_t)session, nsessions, (int64_t)ordinal);
 	if (s->last == RUN_REFS && dsession == 0 && dordinal == 0)
 		return error_set(err, TM_E_CORRUPT, "one run is written as two");
-	for (unsigned i = 0; i < len; i++)
-		n->e[s->at + i] = ref_of((uint32_t)session, (uint64_t)ordinal + i);
-	s->session = (uint64_t)session;
-	s->ordinal = (uint64_t)ordinal + len;
+	*ret = (struct node_run){ref_of((uint32_t)session, ordinal), s->at, len};
+	s->session = session;
+	s->ordinal = ordinal + len;
 	return 0;
 }
 
-static int decode_run(struct cursor *c, bool last, uint32_t nsessions, struct node *n,
-		      struct run_state *s, struct error *err)
+static int decode_run(struct cursor *c, bool last, unsigned entries, uint32_t nsessions,
+		      struct node_runs *ret, struct run_state *s, struct error *err)
 {
 	uint64_t v = get_varint(c);
 	uint64_t len = (v >> RUN_BITS) + 1;
 	unsigned kind = (unsigned)(v & ((1U << RUN_BITS) - 1));
 	int r = 0;
 
-	if (c->bad || len > node_entries(n->level) - s->at)
+	if (c->bad || len > entries - s->at)
 		return error_set(err, TM_E_CORRUPT, "a run does not fit the node");
 	if (kind == RUN_REFS)
-		r = decode_refs(c, (unsigned)len, nsessions, n, s, err);
+		r = decode_refs(c, (unsigned)len, nsessions, &ret->v[ret->n++], s, err);
 	else if (kind != RUN_HOLE)
 		r = error_set(err, TM_E_CORRUPT, "a run of unknown kind %u", kind);
 	else if (last || s->last == RUN_HOLE)
@@ -192,8 +213,8 @@ static int decode_run(struct cursor *c, bool last, uint32_t nsessions, struct no
 	return r;
 }
 
-int node_decode(const uint8_t *bytes, size_t len, unsigned level, uint64_t pos, uint32_t nsessions,
-		struct node *ret, struct error *err)
+int node_decode_runs(const uint8_t *bytes, size_t len, unsigned level, uint64_t pos,
+		     uint32_t nsessions, struct node_runs *ret, struct error *err)
 {
 	struct cursor c = {.p = bytes, .end = bytes + len};
 	struct run_state s = {.last = ~0U};
@@ -208,9 +229,10 @@ int node_decode(const uint8_t *bytes, size_t len, unsigned level, uint64_t pos, 
 		return error_set(err, TM_E_CORRUPT, "map node of another place than %" PRIu64, pos);
 	if (nruns == 0 || nruns > node_entries(level))
 		return error_set(err, TM_E_CORRUPT, "map node of %" PRIu64 " runs", nruns);
-	node_clear(ret, level, pos);
+	ret->n = 0;
 	for (uint64_t i = 0; i < nruns; i++) {
-		int r = decode_run(&c, i + 1 == nruns, nsessions, ret, &s, err);
+		int r = decode_run(&c, i + 1 == nruns, node_entries(level), nsessions, ret, &s,
+				   err);
 
 		if (r < 0)
 			return r;
@@ -218,6 +240,21 @@ int node_decode(const uint8_t *bytes, size_t len, unsigned level, uint64_t pos, 
 	if (c.p != c.end)
 		return error_set(err, TM_E_CORRUPT, "%zu bytes after the map node's end",
 				 (size_t)(c.end - c.p));
+	return 0;
+}
+
+int node_decode(const uint8_t *bytes, size_t len, unsigned level, uint64_t pos, uint32_t nsessions,
+		struct node *ret, struct error *err)
+{
+	struct node_runs runs;
+	int r = node_decode_runs(bytes, len, level, pos, nsessions, &runs, err);
+
+	if (r < 0)
+		return r;
+	node_clear(ret, level, pos);
+	for (unsigned i = 0; i < runs.n; i++)
+		for (unsigned k = 0; k < runs.v[i].count; k++)
+			ret->e[runs.v[i].first + k] = runs.v[i].ref + k;
 	return 0;
 }
 

@@ -58,7 +58,19 @@ bool node_is_hole(const struct node *n);
 /* Bytes written to out[NODE_MAX_BYTES].  A node that is all hole cannot be encoded. */
 size_t node_encode(const struct node *n, uint8_t *out);
 
+/* The references of a node as they are stored: entries that ascend by one.  Between runs: holes. */
+struct node_runs {
+	unsigned n;
+	struct node_run {
+		uint64_t ref; /* of the first entry */
+		uint32_t first, count;
+	} v[NODE_CHILDREN];
+};
+
 /* Expects the node of that level and position, and sessions below nsessions. */
+int node_decode_runs(const uint8_t *bytes, size_t len, unsigned level, uint64_t pos,
+		     uint32_t nsessions, struct node_runs *ret, struct error *err) TM_WUR;
+/* The same, entry by entry. */
 int node_decode(const uint8_t *bytes, size_t len, unsigned level, uint64_t pos, uint32_t nsessions,
 		struct node *ret, struct error *err) TM_WUR;
 

@@ -15,6 +15,7 @@ struct walk {
 	struct prune *p;
 	const struct point_disk *d;
 	struct mark **by_index; /* of the disk's session table */
+	struct node_runs path[NODE_MAX_LEVEL + 1];
 };
 
 /* ---- marks ---- */
@@ -169,8 +170,7 @@ static inline int mark_slot(struct walk *k, uint64_t ref, uint8_t type, bool *re
 
 /* ---- walking ---- */
 
-static int get_node(struct walk *k, uint64_t ref, unsigned level, uint64_t pos, struct node *ret,
-		    struct error *err)
+static int get_node(struct walk *k, uint64_t ref, unsigned level, uint64_t pos, struct error *err)
 {
 	const struct tm_id *sid = &k->d->map->table[ref_session(ref)].session;
 	struct repo *repo = k->p->repo;
@@ -189,27 +189,47 @@ static int get_node(struct walk *k, uint64_t ref, unsigned level, uint64_t pos, 
 		if (!bytes)
 			return error_set(err, TM_E_NOMEM, "the map cache is too small");
 	}
-	return node_decode(bytes, len, level, pos, k->d->map->nsessions, ret, err);
+	return node_decode_runs(bytes, len, level, pos, k->d->map->nsessions, &k->path[level], err);
 }
 
+static int mark_clusters(struct walk *k, const struct node_run *run, struct error *err)
+{
+	bool was;
+	int r = 0;
+
+	for (unsigned i = 0; r == 0 && i < run->count; i++)
+		r = mark_slot(k, run->ref + i, SEGMENT_DATA, &was, err);
+	return r;
+}
+
+static int walk_node(struct walk *k, uint64_t ref, unsigned level, uint64_t pos, struct error *err);
+
+static int walk_children(struct walk *k, const struct node_run *run, unsigned level, uint64_t pos,
+			 struct error *err)
+{
+	int r = 0;
+
+	for (unsigned i = 0; r == 0 && i < run->count; i++) {
+		bool was;
+
+		r = mark_slot(k, run->ref + i, SEGMENT_MAP, &was, err);
+		if (r == 0 && !was)
+			r = walk_node(k, run->ref + i, level, pos + i, err);
+	}
+	return r;
+}
+
+/* A node that was not marked before. */
 static int walk_node(struct walk *k, uint64_t ref, unsigned level, uint64_t pos, struct error *err)
 {
-	struct node n;
-	bool was;
-	int r = mark_slot(k, ref, SEGMENT_MAP, &was, err);
+	const struct node_runs *n = &k->path[level];
+	int r = get_node(k, ref, level, pos, err);
 
-	if (r < 0 || was)
-		return r;
-	r = get_node(k, ref, level, pos, &n, err);
 	r = r ? r : prune_tick(k->p, err);
-	for (unsigned i = 0; r == 0 && i < node_entries(level); i++) {
-		if (n.e[i] == REF_HOLE)
-			continue;
-		if (level == 0)
-			r = mark_slot(k, n.e[i], SEGMENT_DATA, &was, err);
-		else
-			r = walk_node(k, n.e[i], level - 1, pos * NODE_CHILDREN + i, err);
-	}
+	for (unsigned i = 0; r == 0 && i < n->n; i++)
+		r = level == 0 ? mark_clusters(k, &n->v[i], err)
+			       : walk_children(k, &n->v[i], level - 1,
+					       pos * NODE_CHILDREN + n->v[i].first, err);
 	return r;
 }
 
@@ -217,6 +237,7 @@ static int mark_disk(struct prune *p, const struct point_disk *d, struct error *
 {
 	auto_free struct mark **by_index = NULL;
 	const struct disk_map *m = d->map;
+	const struct node_run root = {.ref = m->root, .count = 1};
 	struct walk k = {.p = p, .d = d};
 	int r = 0;
 
@@ -236,8 +257,8 @@ static int mark_disk(struct prune *p, const struct point_disk *d, struct error *
 	}
 	k.by_index = by_index;
 	return r ? r
-		 : walk_node(&k, m->root, root_level(disk_blocks(d->size, p->repo->block_bits)), 0,
-			     err);
+		 : walk_children(&k, &root, root_level(disk_blocks(d->size, p->repo->block_bits)),
+				 0, err);
 }
 
 /* ---- points ---- */

@@ -35,6 +35,29 @@ static bool same_node(const struct node *a, const struct node *b)
 	return a->level == b->level && a->pos == b->pos;
 }
 
+/* Runs name every entry that is not a hole, in order, and are as long as they can be. */
+static void check_runs(const uint8_t *bytes, size_t len, const struct node *n)
+{
+	struct node_runs runs;
+	uint64_t before = REF_HOLE;
+	unsigned at = 0;
+
+	assert_int_equal(node_decode_runs(bytes, len, n->level, n->pos, SESSIONS, &runs, NULL), 0);
+	for (unsigned i = 0; i < runs.n; i++) {
+		const struct node_run *run = &runs.v[i];
+
+		assert_true(run->count > 0);
+		assert_true(run->first > at || (run->first == at && run->ref != before));
+		for (; at < run->first; at++)
+			assert_true(n->e[at] == REF_HOLE);
+		for (unsigned k = 0; k < run->count; k++, at++)
+			assert_true(n->e[at] == run->ref + k);
+		before = run->ref + run->count;
+	}
+	for (; at < node_entries(n->level); at++)
+		assert_true(n->e[at] == REF_HOLE);
+}
+
 static void nodes_come_back(void **state)
 {
 	uint64_t random = seed | 1;
@@ -49,6 +72,7 @@ static void nodes_come_back(void **state)
 		len = node_encode(&n, bytes);
 		assert_int_equal(node_decode(bytes, len, n.level, n.pos, SESSIONS, &back, NULL), 0);
 		assert_true(same_node(&n, &back));
+		check_runs(bytes, len, &n);
 		assert_true(node_decode(bytes, len, n.level, n.pos + 1, SESSIONS, &back, NULL) < 0);
 		assert_true(node_decode(bytes, len, n.level + 1, n.pos, SESSIONS, &back, NULL) < 0);
 		assert_true(node_decode(bytes, len, n.level, n.pos, 0, &back, NULL) < 0);
@@ -92,6 +116,51 @@ static void every_truncation_and_every_flip_is_seen_or_harmless(void **state)
 			check_canonical(bytes, len, &n);
 			bytes[bit / 8] ^= (uint8_t)(1U << bit % 8);
 		}
+	}
+}
+
+/* A node of one reference whose ordinal is written so. */
+static void numbers_have_one_form(void **state)
+{
+	static const struct {
+		uint8_t bytes[10];
+		size_t len;
+		int64_t zigzag; /* -1: not to be taken */
+	} form[] = {
+		{{0x06}, 1, 0x06},
+		{{0x86, 0x01}, 2, 0x86},
+		{{0x86, 0x80, 0x01}, 3, 0x4006},
+		{{0x86, 0x80, 0x80, 0x02}, 4, 0x400006},
+		{{0x86, 0x80, 0x80, 0x80, 0x80, 0x20}, 6, 0x10000000006},
+		{{0x86, 0x00}, 2, -1},
+		{{0x86, 0x80, 0x00}, 3, -1},
+		{{0x86, 0x80, 0x80, 0x00}, 4, -1},
+		{{0x86, 0x00, 0x01}, 3, -1}, /* not one of three bytes */
+		{{0x86, 0x80, 0x00, 0x01}, 4, -1},
+		{{0x06, 0x01}, 2, -1},
+		{{0x86}, 1, -1},
+		{{0x86, 0x80}, 2, -1},
+		{{0x86, 0x80, 0x80}, 3, -1},
+		{{0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x01}, 10, -1},
+	};
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(form); i++) {
+		const size_t head = 6; /* level, flags, position, runs, kind, session */
+		uint8_t *exact = calloc(1, head + form[i].len);
+		struct node back;
+		int r;
+
+		exact[3] = exact[4] = 1;
+		memcpy(exact + head, form[i].bytes, form[i].len);
+		r = node_decode(exact, head + form[i].len, 0, 0, SESSIONS, &back, NULL);
+		free(exact);
+		if (form[i].zigzag < 0)
+			assert_int_equal(r, TM_E_CORRUPT);
+		else
+			assert_int_equal(r, 0);
+		if (r == 0)
+			assert_true(back.e[0] == ref_of(0, (uint64_t)form[i].zigzag / 2));
 	}
 }
 
@@ -168,6 +237,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(nodes_come_back),
 		cmocka_unit_test(every_truncation_and_every_flip_is_seen_or_harmless),
+		cmocka_unit_test(numbers_have_one_form),
 		cmocka_unit_test(the_worst_node_fits),
 		cmocka_unit_test(random_bytes_do_no_harm),
 		cmocka_unit_test(pages_hold_their_nodes),
