@@ -6,8 +6,7 @@
  *	sim fill DIR [KEY=VALUE…]   makes a repository, one guest, one disk, many points; rtt=MS: so
  *	                            much longer does every get of the last point's backup take
  *	sim read DIR POINT          reads a point to nowhere
- *	sim nbd SOCKET [BITMAP]     reads a disk of an NBD server, or what its bitmap names, to
- *nowhere
+ *	sim nbd SOCKET [BITMAP]     reads a disk of an NBD server, or what its bitmap names
  *
  * Prints JSON: what was asked of the store, bytes by kind, seconds and CPU seconds.
  */

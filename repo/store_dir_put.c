@@ -11,7 +11,7 @@
  *	6 publish  fsync of the folder; the same where the name was taken, since its
  *	         writer may have been killed before that
  * A crash before 5 leaves a file in tmp/, which is no object.  Where there is no room for any of
- *it, and the reserve may be used, all of it is done once more with a part of that.
+ * it, and the reserve may be used, all of it is done once more with a part of that.
  */
 #include "store_dir.h"
 

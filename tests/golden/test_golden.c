@@ -2,15 +2,15 @@
 /*
  * Repositories that were written once and are never written again: every later version reads them.
  * tests/golden/v1/<kind>/ holds the objects, <kind>.MANIFEST what every disk restores to.  The
- *plain one has one domain; the encrypted one has two, keys of all kinds (<kind>.<key> beside it)
- *and a rotation between its points.
+ * plain one has one domain; the encrypted one has two, keys of all kinds (<kind>.<key> beside it)
+ * and a rotation between its points.
  *
  * On them, damage is complete: every byte is flipped, every object cut at many lengths, made longer
  * and removed.  Each time opening fails, or scrub or the structure check names the object; a point
  * that the report does not name restores right, one that it names restores right or
  * fails as damage.  After a repair, maps are whole whatever happened to them, and the same holds of
- *the rest.  GOLDEN_STRIDE=1 takes every byte (default: every 17th, from a place that the seed
- *chooses).
+ * the rest.  GOLDEN_STRIDE=1 takes every byte (default: every 17th, from a place that the seed
+ * chooses).
  *
  *	test_golden --make DIR	writes new ones into DIR; only for a new format version
  */
