@@ -170,7 +170,7 @@ static int begin_compared(struct backup *b, const struct snapshot_disk *sd, stru
 		r = repo_session_disk_begin(b->session, sd->name, sd->size, base->parent, disk, ret,
 					    &e);
 		if (r != TM_E_STALE)
-			return r ? error_set(err, r, "%s", e.text) : 0;
+			return r ? error_pass(err, r, &e) : 0;
 		log_debug("not compared: %s", e.text);
 	}
 }
@@ -207,7 +207,7 @@ static int begin_disk(struct backup *b, const struct snapshot_disk *sd, struct b
 	r = begin_compared(b, sd, base, ret, &e);
 	if (r == TM_E_NOTFOUND)
 		return begin_full(b, sd, base, ret, err);
-	return r ? error_set(err, r, "%s", e.text) : 0;
+	return r ? error_pass(err, r, &e) : 0;
 }
 
 static void tell_healed(struct backup *b, const struct point_disk *pd, uint64_t bytes)

@@ -125,7 +125,7 @@ static int check_name(struct backup *b, struct error *err)
 		return 0;
 	}
 	if (r && r != TM_E_USAGE) /* that is: several have it */
-		return error_set(err, r, "%s", found.text);
+		return error_pass(err, r, &found);
 	return error_set(err, TM_E_EXISTS, "guest %s has a point called '%s' already",
 			 guest_name(b->guest), name);
 }

@@ -52,7 +52,7 @@ static int recover_one(struct agent *a, const struct guest_target *target,
 		if (r == TM_E_BUSY && one.running.pid && !a->opt.before_start)
 			r = 0;
 		recover_report_done(&one);
-		return r ? error_set(err, r, "%s", e.text) : 0;
+		return r ? error_pass(err, r, &e) : 0;
 	}
 }
 

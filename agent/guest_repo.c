@@ -123,7 +123,7 @@ static int outlook_whole(struct agent *a, const char *guest, const struct guest_
 
 	earlier_points_done(&earlier);
 	ret->rung = r == 0 ? RUNG_HASH_DIFF : RUNG_FULL;
-	return r == 0 || r == TM_E_NOTFOUND ? 0 : error_set(err, r, "%s", e.text);
+	return r == 0 || r == TM_E_NOTFOUND ? 0 : error_pass(err, r, &e);
 }
 
 int outlook(struct agent *a, const char *guest, const struct guest_disk *d, struct outlook *ret,

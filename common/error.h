@@ -58,6 +58,16 @@ void error_set_at(struct error *err, enum tm_code code, int errnum, const char *
 int error_errno_at(struct error *err, int errnum, const char *file, int line, const char *fmt, ...)
 	TM_PRINTF(5, 6);
 
+/* Hands over what went wrong with `from`, whose caller had to look at it first; yields code. */
+static inline int error_pass(struct error *err, int code, const struct error *from)
+{
+	if (err && !err->code) {
+		*err = *from;
+		err->code = (enum tm_code)code;
+	}
+	return code;
+}
+
 /* Puts "<text>: " before the message.  Does nothing when err is NULL or not set. */
 void error_prefix(struct error *err, const char *fmt, ...) TM_PRINTF(2, 3);
 

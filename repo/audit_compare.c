@@ -111,11 +111,8 @@ struct piece_sink *repo_audit_sink(struct repo_audit *a)
 
 int repo_audit_counts(const struct repo_audit *a, struct repo_audit_counts *ret, struct error *err)
 {
-	if (a->code) {
-		if (err && !err->code)
-			*err = a->err;
-		return a->code;
-	}
+	if (a->code)
+		return error_pass(err, a->code, &a->err);
 	if (ret)
 		*ret = a->counts;
 	return 0;

@@ -55,9 +55,7 @@ int copies_mend_read(const struct repo *repo, const struct copy_names *n,
 		if (code == 0 || code == TM_E_NOTFOUND || code == TM_E_CORRUPT ||
 		    code == TM_E_UNSUPPORTED)
 			continue;
-		if (err && !err->code)
-			*err = c->err[copy];
-		return code;
+		return error_pass(err, code, &c->err[copy]);
 	}
 	return copies_mend(repo, n, &c->copies, count, err);
 }

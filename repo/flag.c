@@ -136,11 +136,8 @@ int repo_protect(struct repo *repo, const struct tm_id *id, bool on, struct erro
 			return r;
 		/* Two who put the same number want the same, so a put that is lost is as good. */
 		r = put_once(repo, FLAG_HOLD, id, n + 1, &own);
-		if (r < 0 && r != TM_E_EXISTS) {
-			if (err && !err->code)
-				*err = own;
-			return r;
-		}
+		if (r < 0 && r != TM_E_EXISTS)
+			return error_pass(err, r, &own);
 	}
 	if (r == TM_E_EXISTS)
 		return error_set(

@@ -191,8 +191,7 @@ int lost_load(struct repo *repo, struct lost *ret, struct error *err)
 
 		r = load_one(repo, l.v[i], ret, &one);
 		if (r == TM_E_NOMEM) {
-			if (err && !err->code)
-				*err = one;
+			(void)error_pass(err, r, &one);
 		} else if (r < 0) {
 			log_debug("no record of lost slots: %s", one.text);
 			r = 0;

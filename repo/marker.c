@@ -107,11 +107,8 @@ static int exists(struct repo *repo, const char *key, bool *ret, struct error *e
 	int r = repo->st->ops->head(repo->st, key, &size, &head_err);
 
 	*ret = r == 0;
-	if (r < 0 && r != TM_E_NOTFOUND) {
-		if (err && !err->code)
-			*err = head_err;
-		return r;
-	}
+	if (r < 0 && r != TM_E_NOTFOUND)
+		return error_pass(err, r, &head_err);
 	return 0;
 }
 

@@ -87,11 +87,8 @@ static int by_id(struct find *f, const struct point_name *v, size_t n, const cha
 			meant[count++] = v[i];
 	f->reader.each = hit_each;
 	r = points_read(&f->reader, meant, count, false, err);
-	if (r == 0 && f->hits == 0 && f->damaged > 0) {
-		if (err && !err->code)
-			*err = f->why;
-		return f->why.code;
-	}
+	if (r == 0 && f->hits == 0 && f->damaged > 0)
+		return error_pass(err, f->why.code, &f->why);
 	return r;
 }
 
@@ -105,8 +102,7 @@ static int take_youngest(struct points_reader *r, const struct point_name *name,
 
 	(void)name;
 	if (!p) {
-		if (err && !err->code)
-			*err = *why;
+		(void)error_pass(err, why->code, why);
 		error_append(err, "; it is the newest of its guest: to have an older one, name it");
 		return why->code;
 	}
@@ -216,11 +212,9 @@ static int by_name(struct find *f, const struct point_name *v, size_t n, const c
 	f->reader.each = by_name_each;
 	r = points_read(&f->reader, v, n, true, err);
 	if (r == 0 && f->hits == 0 && f->doubt) {
-		if (err && !err->code)
-			*err = f->why;
+		r = error_pass(err, f->why.code, &f->why);
 		error_append(err,
 			     "; it may be the one for that time: to have another one, name it");
-		r = f->why.code;
 	}
 	if (r < 0 || f->hits > 0) {
 		point_free(f->best);

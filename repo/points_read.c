@@ -91,11 +91,8 @@ static int decode(struct points_reader *r, struct reading *g, struct error *err)
 					  &p, NULL, &g->req.err);
 	if (g->code == TM_E_NOTFOUND)
 		return 0; /* removed since it was listed */
-	if (g->code < 0 && !points_is_damage(g->code)) {
-		if (err && !err->code)
-			*err = g->req.err;
-		return g->code;
-	}
+	if (g->code < 0 && !points_is_damage(g->code))
+		return error_pass(err, g->code, &g->req.err);
 	return r->each(r, g->name, p, &g->req.err, err);
 }
 

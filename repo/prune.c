@@ -309,8 +309,7 @@ static int look(struct prune *p, const struct id_set *stale, struct error *err)
 			changed = changed || r == TM_E_NOTFOUND;
 		}
 		if (!changed || i == RESTARTS) {
-			if (err && !err->code)
-				*err = own;
+			(void)error_pass(err, r, &own);
 			if (r == TM_E_CORRUPT)
 				error_append(err, "; nothing was removed");
 			return r;

@@ -126,11 +126,8 @@ static int drop_superseded(struct prune *p, const struct gen *v, size_t n, const
 		r = read_tables(p, &v[last], &t, &one);
 		if (r == 0 && tables_hold(t, bits))
 			break;
-		if (r < 0 && !may_pass(r)) {
-			if (err && !err->code)
-				*err = one;
-			return r;
-		}
+		if (r < 0 && !may_pass(r))
+			return error_pass(err, r, &one);
 	}
 	if (last > 0 && last < n && v[last].name.run != p->run)
 		r = sync_session(p, &v->name.session, err);
@@ -240,9 +237,7 @@ static int compact(struct prune *p, const struct gen *g, const struct mark_segme
 		p->report.unreadable += r != TM_E_NOSPACE;
 		return 0;
 	}
-	if (err && !err->code)
-		*err = one;
-	return r;
+	return error_pass(err, r, &one);
 }
 
 /* All generations of one segment. */

@@ -79,9 +79,7 @@ static int load_tables(struct repair *p, const struct vseg *s, struct tables **r
 	*ret = NULL;
 	if (verify_is_damage(r) || r == TM_E_NOTFOUND)
 		return 0;
-	if (err && !err->code)
-		*err = one;
-	return r;
+	return error_pass(err, r, &one);
 }
 
 static int want_lost(struct search *q, const struct vseg *s, struct error *err)
@@ -345,9 +343,7 @@ static int mend(struct search *q, const struct vseg *s, struct remedy *ret, stru
 			       "it was replaced or removed meanwhile; the next repair looks again");
 	if (r == 0 || verify_is_damage(r) || r == TM_E_RANGE || r == TM_E_NOTFOUND)
 		return 0;
-	if (err && !err->code)
-		*err = one;
-	return r;
+	return error_pass(err, r, &one);
 }
 
 int repair_data(struct repair *p, struct vseg *const *v, size_t n, struct remedy *ret,

@@ -268,7 +268,5 @@ int repair_maps(struct repair *p, struct vseg *const *v, size_t n, struct remedy
 	own_segments_done(&b.own.map);
 	if (r == 0 || verify_is_damage(r) || r == TM_E_RANGE)
 		return 0;
-	if (err && !err->code)
-		*err = one;
-	return r;
+	return error_pass(err, r, &one);
 }

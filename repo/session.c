@@ -42,9 +42,7 @@ void session_fail(struct repo_session *s, int code, const struct error *err)
 
 int session_failure(const struct repo_session *s, struct error *err)
 {
-	if (err && !err->code)
-		*err = s->err;
-	return s->code;
+	return error_pass(err, s->code, &s->err);
 }
 
 static bool session_loads(const struct repo_session *s)

@@ -374,11 +374,8 @@ int siblings_take(struct repo_session *s, struct error *err)
 		r = b->pinned ? add_contents(s, &one) : 0;
 		if (r == LOOK_WAIT)
 			return r;
-		if (r < 0 && r != TM_E_CORRUPT && r != TM_E_UNSUPPORTED) {
-			if (err && !err->code)
-				*err = one;
-			return r;
-		}
+		if (r < 0 && r != TM_E_CORRUPT && r != TM_E_UNSUPPORTED)
+			return error_pass(err, r, &one);
 		candidate_end(b);
 	}
 	return 0;

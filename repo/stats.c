@@ -253,11 +253,8 @@ static int mark_node(struct counter *c, uint64_t ref, unsigned level, uint64_t p
 		c->stats->damaged++;
 		return 0;
 	}
-	if (r < 0) {
-		if (err && !err->code)
-			*err = one;
-		return r;
-	}
+	if (r < 0)
+		return error_pass(err, r, &one);
 	r = mark_entries(c, &n, &below, err);
 	*ret_below = m->below[slot] = below;
 	return r;
@@ -339,11 +336,8 @@ static int own_segment_bytes(struct counter *c, const struct marks *m, uint64_t 
 			c->stats->damaged++;
 			return 0;
 		}
-		if (r < 0) {
-			if (err && !err->code)
-				*err = one;
-			return r;
-		}
+		if (r < 0)
+			return error_pass(err, r, &one);
 		t = cache_tables(c->repo->cache, &m->sid, m->type, m->index);
 	}
 	if (t)

@@ -478,12 +478,7 @@ int verifier_run(struct verifier *v, struct error *err)
 {
 	int r = run_phases(v, err);
 
-	if (v->code < 0) {
-		if (err && !err->code)
-			*err = v->err;
-		r = v->code;
-	}
-	return r;
+	return v->code < 0 ? error_pass(err, v->code, &v->err) : r;
 }
 
 void verifier_done(struct verifier *v)

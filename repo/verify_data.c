@@ -86,11 +86,8 @@ static int check_segment(struct verifier *v, struct vseg *s, struct tables *t, s
 	}
 	if (r == TM_E_NOTFOUND || verify_is_damage(r))
 		return vseg_damaged(v, s, UINT32_MAX, 0, one.text, err);
-	if (r < 0) {
-		if (err && !err->code)
-			*err = one;
-		return r;
-	}
+	if (r < 0)
+		return error_pass(err, r, &one);
 	s->size = size;
 	r = verify_size(v, s, t->t, size, err);
 	for (uint32_t slot = 0; r == 0 && slot < s->nwords * 64; slot++) {
@@ -113,11 +110,8 @@ int verify_tables(struct verifier *v, struct vseg *s, struct error *err)
 
 	if (verify_is_damage(r))
 		return vseg_damaged(v, s, UINT32_MAX, 0, one.text, err);
-	if (r < 0) {
-		if (err && !err->code)
-			*err = one;
-		return r;
-	}
+	if (r < 0)
+		return error_pass(err, r, &one);
 	r = check_segment(v, s, t, err);
 	/* The walk over the maps has read their segments. */
 	s->checked = s->type == SEGMENT_MAP ? s->size : tables_bytes(t->t);
@@ -330,11 +324,8 @@ static int read_segment(struct vdata *d, struct vseg *s, struct error *err)
 
 	if (verify_is_damage(r))
 		return vseg_damaged(d->v, s, UINT32_MAX, 0, one.text, err);
-	if (r < 0) {
-		if (err && !err->code)
-			*err = one;
-		return r;
-	}
+	if (r < 0)
+		return error_pass(err, r, &one);
 	s->checked = s->size;
 	while (r == 0 && next < t->t->nframes) {
 		r = wait_below(d, JOBS - 1, err);

@@ -42,11 +42,8 @@ static int read_last(struct ring *ring, struct error *err)
 		return r;
 	r = store_read(repo->st, key, sizeof(h), &b, &one);
 	r = r ? r : format_head_check(b.data, b.len, MAGIC_CHECK, sizeof(h), &repo->id, key, &one);
-	if (r == TM_E_NOMEM) {
-		if (err && !err->code)
-			*err = one;
-		return r;
-	}
+	if (r == TM_E_NOMEM)
+		return error_pass(err, r, &one);
 	if (r < 0) {
 		log_debug("%s", one.text);
 		return 0;

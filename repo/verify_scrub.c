@@ -67,11 +67,8 @@ static int read_range(struct verifier *v, const char *key, void *bytes, size_t l
 	st->ops->get(st, key, bytes, len, offset, &w.req);
 	while (!w.done)
 		verify_wait(v);
-	if (w.code < 0) {
-		if (err && !err->code)
-			*err = w.req.err;
-		return w.code;
-	}
+	if (w.code < 0)
+		return error_pass(err, w.code, &w.req.err);
 	v->done += w.req.got;
 	if (w.req.got != len)
 		return error_set(err, TM_E_CORRUPT, "the object ends at %" PRIu64,

@@ -139,11 +139,8 @@ static int walk_node(struct walk *k, uint64_t ref, unsigned level, uint64_t pos,
 	r = get_node(k, ref, level, pos, &n, &one);
 	if (verify_is_damage(r))
 		return vseg_damaged(k->v, s, slot, 1, one.text, err);
-	if (r != 0) {
-		if (err && !err->code)
-			*err = one;
-		return r;
-	}
+	if (r != 0)
+		return error_pass(err, r, &one);
 	if (k->v->code < 0)
 		return k->v->code;
 	return level == 0 ? mark_leaf(k, &n, s, slot, err) : walk_children(k, &n, s, slot, err);

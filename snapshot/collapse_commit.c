@@ -111,7 +111,7 @@ static int starved(struct collapse *c, const struct job_view *job, struct error 
 	int r = collapse_paused(c, job, c->d->base, &e);
 
 	if (r != TM_E_NOSPACE && r != TM_E_IO)
-		return r ? error_set(err, r, "%s", e.text) : 0;
+		return r ? error_pass(err, r, &e) : 0;
 	if (job_kill(c->g, c->job, err))
 		return err ? (int)err->code : TM_E_IO;
 	return error_set(err, r,

@@ -253,11 +253,8 @@ int guest_settle(struct guest *g, const struct tm_id *repo, point_known_fn *know
 		set_epoch(d, &s);
 		if (apply(g, d, &s, &e) == 0)
 			continue;
-		if (g->qmp && qmp_lost(g->qmp)) {
-			if (err && !err->code)
-				*err = e;
-			return e.code;
-		}
+		if (g->qmp && qmp_lost(g->qmp))
+			return error_pass(err, e.code, &e);
 		d->epoch.usable = false;
 		d->epoch.bitmap[0] = '\0';
 		(void)snprintf(d->epoch.reason, sizeof(d->epoch.reason), "%.250s", e.text);
@@ -329,11 +326,8 @@ int epochs_finish(struct guest *g, const struct journal *j, bool committed, stru
 			r = text_list_add(lines, err, "disk %s: bitmap of point %.8s %s", d->name,
 					  id_text(&j->point).s, committed ? "kept" : "taken back");
 	}
-	if (!r && first.code) {
-		if (err && !err->code)
-			*err = first;
-		return first.code;
-	}
+	if (!r && first.code)
+		return error_pass(err, first.code, &first);
 	return r;
 }
 

@@ -181,7 +181,7 @@ static int show_transient(struct guest *g, const struct journal *j, size_t i, st
 	if (!r)
 		return 0;
 	if (qmp_lost(g->qmp) || !e->image)
-		return error_set(err, r, "%s", why.text);
+		return error_pass(err, r, &why);
 	(void)snprintf(e->bitmap_reason, sizeof(e->bitmap_reason),
 		       "its transient bitmap cannot be read: %.200s", why.text);
 	return 0;

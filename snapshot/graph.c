@@ -225,9 +225,7 @@ int block_graph_load(struct qmp *q, struct block_graph *ret, struct error *err)
 		block_graph_done(ret);
 		if (r == TM_E_STALE && !qmp_lost(q) && attempt < 5)
 			continue;
-		if (err && !err->code)
-			*err = e;
-		return r;
+		return error_pass(err, r, &e);
 	}
 }
 

@@ -143,7 +143,7 @@ int guest_delete_node(struct guest *g, const char *node, struct error *err)
 		    (r == TM_E_PEER && strstr(qmp_fault(g->qmp)->desc, "Failed to find node")))
 			return 0;
 		if (r != TM_E_PEER || clock_monotonic_ms(&clock_system) >= deadline)
-			return error_set(err, r, "%s", e.text);
+			return error_pass(err, r, &e);
 		qmp_pause(g->qmp, 50); /* a job may just be letting go of it */
 	}
 }

@@ -255,7 +255,7 @@ static int add_bitmap(struct snapshot *s, size_t i, struct error *err)
 		return 0;
 	}
 	if (r == TM_E_BUSY)
-		return error_set(err, r, "%s", e.text);
+		return error_pass(err, r, &e);
 	free(jd->new_bitmap);
 	jd->new_bitmap = NULL;
 	if (e.code)

@@ -143,7 +143,7 @@ static int publish(const struct journal *j, const struct buf *text, bool all, st
 	for (size_t i = 0; i < files.n; i++)
 		written += done[i];
 	if (r && (all || !written))
-		return error_set(err, r, "%s", first.text);
+		return error_pass(err, r, &first);
 	if (r)
 		log_debug("%s", first.text);
 	for (size_t i = 0; i < files.n; i++) {

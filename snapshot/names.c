@@ -122,7 +122,7 @@ int names_check_moved(const char *file, struct error *err)
 	if (!r)
 		r = buf_add(&text, "", 1, &e);
 	if (r)
-		return r == TM_E_NOTFOUND ? 0 : error_set(err, r, "%s", e.text);
+		return r == TM_E_NOTFOUND ? 0 : error_pass(err, r, &e);
 	return error_set(
 		err, TM_E_STALE,
 		"a backup with --collapse pull moved the guest's disk from %s to %.*s: start it "

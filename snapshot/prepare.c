@@ -219,7 +219,7 @@ static int add_node(struct guest *g, const struct journal_disk *jd, const struct
 		if (!r)
 			return 0;
 		if (r != TM_E_PEER || !direct)
-			return error_set(err, r, "%s", e.text);
+			return error_pass(err, r, &e);
 		direct = false; /* its file system cannot: better cached than no backup */
 	}
 }

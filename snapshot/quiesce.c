@@ -143,7 +143,7 @@ static int open_and_freeze(struct guest *g, struct freeze *f, struct error *err)
 		error_append(&e, "; and whether the guest is thawed is not known");
 	leave_guard(f);
 	explain_state(g, &e);
-	return error_set(err, r, "%s", e.text);
+	return error_pass(err, r, &e);
 }
 
 int freeze_begin(struct guest *g, enum quiesce policy, unsigned limit_ms, struct freeze *f,
@@ -190,7 +190,7 @@ int freeze_end(struct guest *g, struct freeze *f, struct freeze_result *ret, str
 	if (r && rep.what != FREEZE_FAILED)
 		r = thaw_ourselves(g, f, err);
 	else if (r)
-		r = error_set(err, r, "%s", e.text);
+		r = error_pass(err, r, &e);
 	if (rep.what == FREEZE_ENDED) {
 		ret->held_ms = rep.end_ms - rep.start_ms;
 		ret->quiesced = rep.thaw_ms >= done_ms;

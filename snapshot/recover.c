@@ -70,7 +70,7 @@ static int thaw(const struct recovery *v, struct error *err)
 		return 0;
 	r = freeze_recover(v->j->agent_socket, false, &frozen, &e);
 	if (r && frozen)
-		return error_set(err, r, "%s", e.text);
+		return error_pass(err, r, &e);
 	if (r)
 		return text_list_add(v->lines, err,
 				     "whether its file systems are frozen cannot be told: %s",
@@ -191,7 +191,7 @@ static int reach(struct guest *g, const struct journal *j, bool *ret_alive, stru
 		*ret_alive = false;
 		return 0;
 	}
-	return r ? error_set(err, r, "%s", e.text) : 0;
+	return r ? error_pass(err, r, &e) : 0;
 }
 
 /*
@@ -265,7 +265,7 @@ static int look_at_disks(struct guest *g, struct error *err)
 		r = guest_refresh(g, &e);
 	if (r == TM_E_NOTFOUND)
 		return 0; /* not running, and nothing known: nothing to do */
-	return r ? error_set(err, r, "%s", e.text) : 0;
+	return r ? error_pass(err, r, &e) : 0;
 }
 
 static int recover_opened(struct guest *g, const struct recover_options *opt,
@@ -374,10 +374,7 @@ int recover_all(const struct recover_options *opt, struct recover_report *report
 		if (rl && !first.code)
 			first = e;
 	}
-	if (!r && first.code) {
-		if (err && !err->code)
-			*err = first;
-		return first.code;
-	}
+	if (!r && first.code)
+		return error_pass(err, first.code, &first);
 	return r;
 }

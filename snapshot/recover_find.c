@@ -161,7 +161,7 @@ int recover_find(struct guest *g, struct journal **ret, struct error *err)
 	if (!r)
 		return 0;
 	if (r != TM_E_NOTFOUND && r != TM_E_CORRUPT)
-		return error_set(err, r, "%s", e.text);
+		return error_pass(err, r, &e);
 	/* The guest may be known by another socket, or by one where an image is named now. */
 	r_list = recover_list(g->state_dir, &files, err);
 	if (!r_list)

@@ -258,7 +258,7 @@ static int check_bases(const struct journal *j, struct text_list *lines, struct 
 		error_prefix(&e, "disk %s", j->disks[i].name);
 		if (r == TM_E_STALE && recover_tell_without(j, lines, err))
 			return err ? (int)err->code : TM_E_NOMEM;
-		return error_set(err, r, "%s", e.text);
+		return error_pass(err, r, &e);
 	}
 	return 0;
 }
