@@ -301,10 +301,11 @@ int cmd_forget(struct agent *a, enum exit_status *status, struct error *err)
 	auto_point_list struct point_list list = {0};
 	auto_free struct choice *v = NULL;
 	struct repo_prune_report pruned = {0};
+	size_t damaged = 0;
 	int r = agent_open_repo(a, err), rp;
 
 	(void)status;
-	r = r ? r : repo_points_brief(a->repo, a->opt.guest, &list, NULL, err);
+	r = r ? r : repo_points_brief(a->repo, a->opt.guest, &list, &damaged, err);
 	if (r)
 		return r;
 	v = calloc(list.n ? list.n : 1, sizeof(*v));
@@ -322,6 +323,11 @@ int cmd_forget(struct agent *a, enum exit_status *status, struct error *err)
 	r = r ? r : drop(a, v, list.n, err);
 	if (r)
 		return r;
+	if (damaged && !a->opt.args.n)
+		say_warning(a,
+			    "%zu point%s cannot be read, which no rule counts or drops; 'tidemark "
+			    "verify' tells more",
+			    damaged, damaged == 1 ? "" : "s");
 	if (!a->opt.json)
 		print_choice(a, v, list.n);
 	if (a->opt.prune)

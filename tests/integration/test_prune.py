@@ -76,12 +76,15 @@ def check(scratch, tidemark, guests):
     return listed
 
 
-def damage_map(scratch, which):
-    """Flips a bit of a map segment; the file, and what it held."""
-    victim = sorted((scratch / "repo").rglob("m000.*"))[which]
+def damage(victim):
+    """Flips a bit of a file; it, and what it held."""
     good = victim.read_bytes()
     victim.write_bytes(good[:-9] + bytes([good[-9] ^ 4]) + good[-8:])
     return victim, good
+
+
+def maps(scratch):
+    return sorted((scratch / "repo").rglob("m000.*"))
 
 
 @case
@@ -319,7 +322,7 @@ def damage_stops_a_prune(scratch):
     tidemark("init")
     guest = Guest(scratch, "g", make_rng("damage"))
     guest.back_up(tidemark, 2, 9)
-    victim, good = damage_map(scratch, 0)
+    victim, good = damage(maps(scratch)[0])
     tidemark("forget", [*guest.points][0])
     before = sorted((scratch / "repo").rglob("*"))
     result = tidemark("prune", expect=(0, 4))
@@ -333,12 +336,28 @@ def damage_stops_a_prune(scratch):
 
 
 @case
+def a_point_that_cannot_be_read_is_not_forgotten_by_rules(scratch):
+    tidemark = Tidemark(scratch)
+    tidemark("init")
+    guest = Guest(scratch, "g", make_rng("unreadable"))
+    guest.back_up(tidemark, 4, 9)
+    points = [*guest.points]
+    victim, good = damage(next((scratch / "repo").rglob(f"p/*/*-{points[1]}")))
+    done = tidemark("forget", "--keep-last", "1", expect=3).json
+    if done["removed"] != [points[2], points[0]] or "1 point cannot be read" not in done["warnings"][0]:
+        raise HarnessError(f"{done}")
+    victim.write_bytes(good)
+    if check(scratch, tidemark, [guest]) != [points[1], points[3]]:
+        raise HarnessError("the wrong points are left")
+
+
+@case
 def what_was_forgotten_is_said_though_the_prune_fails(scratch):
     tidemark = Tidemark(scratch)
     tidemark("init")
     guest = Guest(scratch, "g", make_rng("said"))
     guest.back_up(tidemark, 2, 9)
-    damage_map(scratch, -1)     # of the point that stays
+    damage(maps(scratch)[-1])   # of the point that stays
     first, second = guest.points
     said = tidemark("forget", first, "--prune", expect=4).json
     if said != {"removed": [first], "kept": [second], "warnings": []}:
