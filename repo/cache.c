@@ -25,19 +25,10 @@ struct tables_load {
 int cache_new(struct repo *repo, struct cache **ret, struct error *err)
 {
 	struct cache *c = calloc(1, sizeof(*c));
-	int r;
 
 	if (!c)
 		return error_nomem(err);
 	c->repo = repo;
-	r = aead_new(&c->aead, err);
-	c->dctx = ZSTD_createDCtx();
-	if (r == 0 && !c->dctx)
-		r = error_nomem(err);
-	if (r < 0) {
-		cache_free(c);
-		return r;
-	}
 	*ret = c;
 	return 0;
 }
@@ -106,8 +97,6 @@ void cache_free(struct cache *c)
 		return;
 	assert(!c->tables_loads && !c->page_loads);
 	cache_drop(c);
-	aead_free(c->aead);
-	ZSTD_freeDCtx(c->dctx);
 	free(c);
 }
 
@@ -197,7 +186,8 @@ static int tables_insert(struct tables_load *l)
 
 	if (!t)
 		return error_nomem(&l->req.err);
-	r = seg_tables_parse(&l->addr, &c->repo->keys, l->buf, l->got, c->aead, &t->t, &l->req.err);
+	r = seg_tables_parse(&l->addr, &c->repo->keys, l->buf, l->got, c->repo->aead, &t->t,
+			     &l->req.err);
 	if (r < 0) {
 		free(t);
 		return r;

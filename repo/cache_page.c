@@ -181,16 +181,16 @@ static int page_decode(const struct page_load *l, const struct seg_frame *f, uin
 		return error_nomem(err);
 	r = frame_check_crc(f, stored, err);
 	if (r == 0)
-		r = aead_set_key(c->aead, &t->key, err);
+		r = aead_set_key(c->repo->aead, &t->key, err);
 	if (r == 0)
-		r = frame_open(t, f, c->aead, stored, stored, err);
+		r = frame_open(t, f, c->repo->aead, stored, stored, err);
 	if (r < 0)
 		return r;
 	if (stored[0] == FRAME_RAW && len <= PAGE_MAX_BYTES) {
 		memcpy(g->bytes, stored + 1, len);
 		n = len;
 	} else if (stored[0] == FRAME_ZSTD) {
-		n = ZSTD_decompressDCtx(c->dctx, g->bytes, PAGE_MAX_BYTES, stored + 1, len);
+		n = ZSTD_decompressDCtx(c->repo->dctx, g->bytes, PAGE_MAX_BYTES, stored + 1, len);
 		if (ZSTD_isError(n))
 			return error_set(err, TM_E_CORRUPT, "map page: %s", ZSTD_getErrorName(n));
 	} else {

@@ -4,15 +4,11 @@
 
 #include "cache.h"
 
-#include <zstd.h>
-
 /* Compactions that may happen while a segment is being read. */
 #define MAX_RELISTS 8
 
 struct cache {
 	struct repo *repo;
-	struct aead *aead;
-	ZSTD_DCtx *dctx;
 	struct tables *tables; /* most recently used first */
 	struct page *pages;    /* the same */
 	struct tables_load *tables_loads;

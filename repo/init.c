@@ -46,7 +46,11 @@ static int repo_alloc(struct store *st, struct repo **ret, struct error *err)
 	(void)mlock(repo, sizeof(*repo)); /* keys do not go to swap, where that is allowed */
 	repo->st = st;
 	repo->loop = st->loop;
-	r = cache_new(repo, &repo->cache, err);
+	r = aead_new(&repo->aead, err);
+	repo->dctx = ZSTD_createDCtx();
+	if (r == 0 && !repo->dctx)
+		r = error_nomem(err);
+	r = r ? r : cache_new(repo, &repo->cache, err);
 	if (r < 0) {
 		repo_free(repo);
 		return r;
@@ -226,6 +230,8 @@ void repo_free(struct repo *repo)
 	if (!repo)
 		return;
 	cache_free(repo->cache);
+	aead_free(repo->aead);
+	ZSTD_freeDCtx(repo->dctx);
 	store_free(repo->st);
 	domain_wipe(&repo->keys);
 	master_wipe(&repo->master);

@@ -7,6 +7,8 @@
 #include "repo.h"
 #include "store.h"
 
+#include <zstd.h>
+
 struct cache;
 
 struct repo {
@@ -31,6 +33,10 @@ struct repo {
 	unsigned log2_n;           /* of new slots */
 	unsigned mended;           /* copies that were put again to open it */
 	struct cache *cache;
+	/* For an object's whole decoding, on the loop thread.  Kept, for zstd asks the processor
+	 * what it can when one is made, which in a virtual machine takes longer than a manifest. */
+	struct aead *aead;
+	ZSTD_DCtx *dctx;
 };
 
 /* ---- keys: key_open.c, keyring.c ---- */

@@ -173,35 +173,29 @@ static int add_point(struct buf *b, const struct point *p, const struct manifest
 	return r ? r : add_digests(b, &own->map, err);
 }
 
-static int manifest_key(const struct repo *repo, const struct tm_id *sid, struct aead **ret,
-			struct error *err)
+/* Gives it to repo->aead. */
+static int manifest_key(const struct repo *repo, const struct tm_id *sid, struct error *err)
 {
 	static const char label[] = "tidemark manifest";
-	auto_clean(aead_free) struct aead *a = NULL;
 	auto_secret struct secret session = {{0}}, key = {{0}};
 	int r;
 
 	r = derive_id(&repo->keys.meta, "tidemark session", sid, &session, err);
 	r = r ? r : derive(&session, label, sizeof(label) - 1, &key, err);
-	r = r ? r : aead_new(&a, err);
-	r = r ? r : aead_set_key(a, &key, err);
-	if (r == 0)
-		*ret = tm_steal(a);
-	return r;
+	return r ? r : aead_set_key(repo->aead, &key, err);
 }
 
 int manifest_encode(const struct repo *repo, const struct tm_id *source, const struct point *p,
 		    const struct manifest_own *own, struct buf *ret, struct error *err)
 {
 	auto_buf struct buf plain = {0}, out = {0};
-	auto_clean(aead_free) struct aead *a = NULL;
 	struct format_point h = {.domain = repo->domain, .source = *source, .session = p->id};
 	uint8_t *body;
 	size_t n;
 	int r;
 
 	r = add_point(&plain, p, own, err);
-	r = r ? r : manifest_key(repo, &p->id, &a, err);
+	r = r ? r : manifest_key(repo, &p->id, err);
 	if (r < 0)
 		return r;
 	if (plain.len > MAX_MANIFEST)
@@ -218,7 +212,8 @@ int manifest_encode(const struct repo *repo, const struct tm_id *source, const s
 	h.seq = le32_of(p->seq);
 	h.body_len = le32_of((uint32_t)(n + TAG_BYTES));
 	h.plain_len = le32_of((uint32_t)plain.len);
-	r = aead_seal(a, 0, &h, offsetof(struct format_point, body_crc), body, n, body, err);
+	r = aead_seal(repo->aead, 0, &h, offsetof(struct format_point, body_crc), body, n, body,
+		      err);
 	if (r < 0)
 		return r;
 	h.body_crc = le32_of(crc32c(0, body, n + TAG_BYTES));
@@ -570,20 +565,19 @@ static int check_header(const struct repo *repo, const struct point_name *name, 
 static int open_body(const struct repo *repo, const struct format_point *h, const uint8_t *body,
 		     size_t len, struct buf *ret, struct error *err)
 {
-	auto_clean(aead_free) struct aead *a = NULL;
 	auto_buf struct buf packed = {0};
 	size_t plain_len = le32_get(h->plain_len), n;
 	int r;
 
-	r = manifest_key(repo, &h->session, &a, err);
+	r = manifest_key(repo, &h->session, err);
 	r = r ? r : buf_reserve(&packed, len, err);
 	r = r ? r
-	      : aead_open(a, 0, h, offsetof(struct format_point, body_crc), body, len, packed.data,
-			  err);
+	      : aead_open(repo->aead, 0, h, offsetof(struct format_point, body_crc), body, len,
+			  packed.data, err);
 	r = r ? r : buf_reserve(ret, plain_len + 1, err);
 	if (r < 0)
 		return r;
-	n = ZSTD_decompress(ret->data, plain_len, packed.data, len - TAG_BYTES);
+	n = ZSTD_decompressDCtx(repo->dctx, ret->data, plain_len, packed.data, len - TAG_BYTES);
 	if (ZSTD_isError(n) || n != plain_len)
 		return error_set(err, TM_E_CORRUPT, "the body cannot be decompressed");
 	ret->len = n;

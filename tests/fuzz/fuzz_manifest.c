@@ -6,7 +6,7 @@
 
 #include <zstd.h>
 
-static const struct repo repo = {.block_bits = 12, .keys = {.has = KEY_HAS_META}};
+static struct repo repo = {.block_bits = 12, .keys = {.has = KEY_HAS_META}};
 static const struct point_name name = {.seq = 1};
 
 static size_t build(const uint8_t *fields, size_t len, uint8_t *out, size_t cap)
@@ -56,6 +56,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
 	if (!object || size > (1u << 20))
 		return 0;
+	if (!repo.aead)
+		FUZZ_MUST(aead_new(&repo.aead, NULL) == 0 && (repo.dctx = ZSTD_createDCtx()));
 	r = manifest_decode(&repo, &name, "key", object, build(data, size, object, cap), &p, &own,
 			    &err);
 	fuzz_result(r, &err);
