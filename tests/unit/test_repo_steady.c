@@ -10,6 +10,7 @@
 #include "repo/segment.h"
 
 #include <stdatomic.h>
+#include <zstd.h>
 
 #define BLOCK 4096U
 #define DISK  (UINT64_C(1) << 30)
@@ -43,19 +44,34 @@ void *__wrap_realloc(void *p, size_t n)
 	return __real_realloc(p, n);
 }
 
+/* ---- and so are passes of zstd over clusters ---- */
+
+static atomic_ulong passes;
+
+size_t __real_ZSTD_compress2(ZSTD_CCtx *c, void *to, size_t room, const void *from, size_t n);
+size_t __wrap_ZSTD_compress2(ZSTD_CCtx *c, void *to, size_t room, const void *from, size_t n);
+
+size_t __wrap_ZSTD_compress2(ZSTD_CCtx *c, void *to, size_t room, const void *from, size_t n)
+{
+	atomic_fetch_add(&passes, 1);
+	return __real_ZSTD_compress2(c, to, room, from, n);
+}
+
 /* ---- a backup of a simulated disk ---- */
 
 struct site {
+	uint32_t block;
 	struct loop *loop;
 	struct pool *pool;
 	struct repo *repo;
 };
 
-static void site_up(struct site *s, unsigned workers)
+static void site_up(struct site *s, uint32_t block, unsigned workers)
 {
-	const struct repo_init_options opt = {.block_size = BLOCK};
+	const struct repo_init_options opt = {.block_size = block};
 	struct store *st;
 
+	s->block = block;
 	assert_int_equal(loop_new(64, &s->loop, NULL), 0);
 	assert_int_equal(pool_new(s->loop, workers, &s->pool, NULL), 0);
 	assert_int_equal(store_memory_new(s->loop, &st, NULL), 0);
@@ -97,7 +113,7 @@ static void backup(struct site *s, struct sim_disk *disk, unsigned pieces, struc
 	static char name[] = "vda", guest[] = "guest", made[] = "point", state[] = "shutoff";
 	struct repo_session_options opt = {.guest = guest, .pool = s->pool};
 	const struct reader_options read = {
-		.map = SOURCE_MAP_DIRTY, .block_size = BLOCK, .pieces = pieces};
+		.map = SOURCE_MAP_DIRTY, .block_size = s->block, .pieces = pieces};
 	struct point_disk pd = {.name = name, .rung = before ? RUNG_BITMAP : RUNG_FULL};
 	const struct point meta = {.guest = guest,
 				   .name = made,
@@ -121,7 +137,7 @@ static void backup(struct site *s, struct sim_disk *disk, unsigned pieces, struc
 			 0);
 	if (reader_run(s->loop, &disk->src, &h->sink, &read, &got, &err))
 		fail_msg("%s", err.text);
-	assert_int_equal(got.read_bytes, disk->ndirty * BLOCK);
+	assert_int_equal(got.read_bytes, disk->ndirty * s->block);
 	assert_int_equal(repo_session_disk_end(session, &counts, &err), 0);
 	if (repo_session_commit(session, &meta, &err))
 		fail_msg("%s", err.text);
@@ -270,7 +286,7 @@ static void runs_on_equal_input_make_equal_segments(void **state)
 	for (unsigned i = 0; i < 2; i++) {
 		struct sim_disk disk;
 
-		site_up(&site[i], i ? 4 : 1);
+		site_up(&site[i], BLOCK, i ? 4 : 1);
 		sim_disk_init(&disk, site[i].loop, DISK, BLOCK);
 		disk.content = content;
 		disk.ncontent = 64;
@@ -301,7 +317,7 @@ static void a_cluster_costs_no_allocation(void **state)
 	struct tm_id sid;
 
 	(void)state;
-	site_up(&site, 2);
+	site_up(&site, BLOCK, 2);
 	sim_disk_init(&disk, site.loop, DISK, BLOCK);
 	sim_disk_choose(&disk, 40000, 1, 1);
 	backup(&site, &disk, 32, &h, NULL, &sid);
@@ -313,11 +329,51 @@ static void a_cluster_costs_no_allocation(void **state)
 	assert_true(h.at_end - h.at_half < 20000 / 1024 * 40);
 }
 
+/* ---- what does not shrink ---- */
+
+/* A disk of `content` in pieces of four frames: how often zstd goes over them. */
+static unsigned long passes_over(const uint8_t *content, uint64_t blocks)
+{
+	enum { CLUSTER = 65536, PIECES = 16 };
+	struct halfway h = {.half = UINT64_MAX, .end = UINT64_MAX};
+	unsigned long before = atomic_load(&passes);
+	struct sim_disk disk;
+	struct site site;
+	struct tm_id sid;
+
+	site_up(&site, CLUSTER, 2);
+	sim_disk_init(&disk, site.loop, DISK, CLUSTER);
+	disk.content = content;
+	disk.ncontent = blocks;
+	sim_disk_choose(&disk, (size_t)PIECES * PIECE_CLUSTERS, PIECE_CLUSTERS, 1);
+	backup(&site, &disk, 32, &h, NULL, &sid);
+	sim_disk_done(&disk);
+	site_down(&site);
+	return (atomic_load(&passes) - before) / PIECES;
+}
+
+static void noise_costs_one_pass_of_four(void **state)
+{
+	enum { BLOCKS = 256 }; /* so many that a frame hardly has the same one twice */
+	auto_free uint8_t *content = malloc((size_t)BLOCKS << 16);
+	uint64_t random = 11;
+
+	(void)state;
+	assert_non_null(content);
+	for (size_t i = 0; i < (size_t)BLOCKS << 16; i++)
+		content[i] = (uint8_t)test_random(&random);
+	assert_int_equal(passes_over(content, BLOCKS), 1);
+	for (size_t i = 0; i < (size_t)BLOCKS << 16; i++)
+		content[i] = (uint8_t)(i / 100);
+	assert_int_equal(passes_over(content, BLOCKS), 4);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(runs_on_equal_input_make_equal_segments),
 		cmocka_unit_test(a_cluster_costs_no_allocation),
+		cmocka_unit_test(noise_costs_one_pass_of_four),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
