@@ -7,7 +7,8 @@
  *
  * A shared node has only shared things below it, so that the walks stop there; a node's
  * number of clusters is kept, so that shared trees are not counted again.  Memory: three bits a
- * slot, and 8 bytes a map node.
+ * slot that is in use, 8 bytes a map node, and the names of the points: their manifests, which grow
+ * with the number of points, are read anew for each walk.
  */
 #include "cache.h"
 #include "map.h"
@@ -22,8 +23,15 @@ struct marks {
 	uint32_t index;
 	bool touched;
 	struct marks *next_touched;
+	uint32_t words;                 /* of each of the bit sets, which grow */
 	uint64_t *seen, *shared, *mine; /* bits by slot */
 	uint64_t *below;                /* map segments: clusters under the node */
+};
+
+/* Where a point is in the list. */
+struct place {
+	struct tm_id id;
+	size_t at;
 };
 
 struct counter {
@@ -33,6 +41,7 @@ struct counter {
 	size_t n, cap;
 	struct marks *touched; /* with mine bits */
 	const struct point_disk *disk;
+	struct place *place; /* of each point, by id */
 };
 
 static bool bit(const uint64_t *bits, uint32_t i)
@@ -88,47 +97,75 @@ static int marks_grow(struct counter *c, struct error *err)
 	return 0;
 }
 
-static int marks_new(const struct tm_id *sid, uint8_t type, uint32_t index, struct marks **ret,
-		     struct error *err)
+/* Room for the slot: most segments of a map use few. */
+static int marks_room(struct marks *m, uint32_t slot, struct error *err)
 {
-	size_t slots = (size_t)1 << seg_slots_log2(type), words = slots / 64;
-	struct marks *m = calloc(1, sizeof(*m));
+	uint32_t words = m->words ? m->words : 1, had = m->words;
+	uint64_t *bits, *below;
 
-	if (!m)
-		return error_nomem(err);
-	*m = (struct marks){.sid = *sid, .type = type, .index = index};
-	m->seen = calloc(3 * words, sizeof(*m->seen));
-	m->below = type == SEGMENT_MAP ? calloc(slots, sizeof(*m->below)) : NULL;
-	if (!m->seen || (type == SEGMENT_MAP && !m->below)) {
-		marks_free(m);
+	if (slot / 64 < had)
+		return 0;
+	while (words <= slot / 64)
+		words *= 2;
+	bits = calloc(3 * (size_t)words, sizeof(*bits));
+	below = m->type == SEGMENT_MAP ? calloc(64 * (size_t)words, sizeof(*below)) : NULL;
+	if (!bits || (m->type == SEGMENT_MAP && !below)) {
+		free(bits);
+		free(below);
 		return error_nomem(err);
 	}
-	m->shared = m->seen + words;
-	m->mine = m->shared + words;
-	*ret = m;
+	if (had) {
+		memcpy(bits, m->seen, had * sizeof(*bits));
+		memcpy(bits + words, m->shared, had * sizeof(*bits));
+		memcpy(bits + 2 * (size_t)words, m->mine, had * sizeof(*bits));
+	}
+	if (had && below)
+		memcpy(below, m->below, 64 * (size_t)had * sizeof(*below));
+	free(m->seen);
+	free(m->below);
+	m->seen = bits;
+	m->shared = bits + words;
+	m->mine = bits + 2 * (size_t)words;
+	m->below = below;
+	m->words = words;
 	return 0;
 }
 
-static int marks_get(struct counter *c, const struct tm_id *sid, uint8_t type, uint32_t index,
-		     struct marks **ret, struct error *err)
+/* Where the segment's marks are or go. */
+static struct marks **marks_find(const struct counter *c, const struct tm_id *sid, uint8_t type,
+				 uint32_t index)
 {
-	size_t at;
+	size_t at = marks_hash(sid, type, index) & (c->cap - 1);
+
+	while (c->v[at] && (c->v[at]->index != index || c->v[at]->type != type ||
+			    !id_equal(&c->v[at]->sid, sid)))
+		at = (at + 1) & (c->cap - 1);
+	return &c->v[at];
+}
+
+/* The marks of the segment that ref leads to, and the slot there. */
+static int marks_get(struct counter *c, uint64_t ref, uint8_t type, struct marks **ret,
+		     uint32_t *ret_slot, struct error *err)
+{
+	const struct tm_id *sid = &c->disk->map->table[ref_session(ref)].session;
+	unsigned log2 = seg_slots_log2(type);
+	uint32_t index = (uint32_t)(ref_ordinal(ref) >> log2);
 	int r = 2 * (c->n + 1) > c->cap ? marks_grow(c, err) : 0;
+	struct marks **m;
 
 	if (r < 0)
 		return r;
-	at = marks_hash(sid, type, index) & (c->cap - 1);
-	for (; c->v[at]; at = (at + 1) & (c->cap - 1)) {
-		*ret = c->v[at];
-		if ((*ret)->index == index && (*ret)->type == type && id_equal(&(*ret)->sid, sid))
-			return 0;
+	m = marks_find(c, sid, type, index);
+	if (!*m) {
+		*m = calloc(1, sizeof(**m));
+		if (!*m)
+			return error_nomem(err);
+		**m = (struct marks){.sid = *sid, .type = type, .index = index};
+		c->n++;
 	}
-	r = marks_new(sid, type, index, ret, err);
-	if (r < 0)
-		return r;
-	c->v[at] = *ret;
-	c->n++;
-	return 0;
+	*ret = *m;
+	*ret_slot = (uint32_t)(ref_ordinal(ref) & ((UINT64_C(1) << log2) - 1));
+	return marks_room(*m, *ret_slot, err);
 }
 
 /* The point that is being walked has the slot; false when it was known already. */
@@ -152,7 +189,7 @@ static void forget_mine(struct counter *c)
 
 		c->touched = m->next_touched;
 		m->touched = false;
-		memset(m->mine, 0, ((size_t)1 << seg_slots_log2(m->type)) / 8);
+		memset(m->mine, 0, m->words * sizeof(*m->mine));
 	}
 }
 
@@ -190,11 +227,9 @@ static bool is_damage(int code)
 
 static int mark_cluster(struct counter *c, uint64_t ref, struct error *err)
 {
-	uint64_t ordinal = ref_ordinal(ref);
-	uint32_t slot = (uint32_t)(ordinal & (DATA_SLOTS - 1));
 	struct marks *m;
-	int r = marks_get(c, &c->disk->map->table[ref_session(ref)].session, SEGMENT_DATA,
-			  (uint32_t)(ordinal >> DATA_SLOTS_LOG2), &m, err);
+	uint32_t slot;
+	int r = marks_get(c, ref, SEGMENT_DATA, &m, &slot, err);
 
 	if (r < 0 || !mark_mine(c, m, slot))
 		return r;
@@ -232,13 +267,12 @@ static int mark_entries(struct counter *c, const struct node *n, uint64_t *ret_b
 static int mark_node(struct counter *c, uint64_t ref, unsigned level, uint64_t pos,
 		     uint64_t *ret_below, struct error *err)
 {
-	uint32_t slot = (uint32_t)(ref_ordinal(ref) & (MAP_SLOTS - 1));
 	struct error one = {0};
 	uint64_t below = 0;
 	struct marks *m;
 	struct node n;
-	int r = marks_get(c, &c->disk->map->table[ref_session(ref)].session, SEGMENT_MAP,
-			  (uint32_t)(ref_ordinal(ref) >> MAP_SLOTS_LOG2), &m, err);
+	uint32_t slot;
+	int r = marks_get(c, ref, SEGMENT_MAP, &m, &slot, err);
 
 	if (r < 0)
 		return r;
@@ -267,15 +301,13 @@ static int own_node(struct counter *c, uint64_t ref, unsigned level, uint64_t po
 
 static int own_entry(struct counter *c, const struct node *n, unsigned i, struct error *err)
 {
-	uint64_t ordinal = ref_ordinal(n->e[i]);
-	uint32_t slot = (uint32_t)(ordinal & (DATA_SLOTS - 1));
 	struct marks *m;
+	uint32_t slot;
 	int r;
 
 	if (n->level > 0)
 		return own_node(c, n->e[i], n->level - 1, n->pos * NODE_CHILDREN + i, err);
-	r = marks_get(c, &c->disk->map->table[ref_session(n->e[i])].session, SEGMENT_DATA,
-		      (uint32_t)(ordinal >> DATA_SLOTS_LOG2), &m, err);
+	r = marks_get(c, n->e[i], SEGMENT_DATA, &m, &slot, err);
 	if (r == 0 && !bit(m->shared, slot))
 		(void)mark_mine(c, m, slot);
 	return r;
@@ -287,10 +319,10 @@ static int own_node(struct counter *c, uint64_t ref, unsigned level, uint64_t po
 	struct error one = {0};
 	struct marks *m;
 	struct node n;
-	int r = marks_get(c, &c->disk->map->table[ref_session(ref)].session, SEGMENT_MAP,
-			  (uint32_t)(ref_ordinal(ref) >> MAP_SLOTS_LOG2), &m, err);
+	uint32_t slot;
+	int r = marks_get(c, ref, SEGMENT_MAP, &m, &slot, err);
 
-	if (r < 0 || bit(m->shared, (uint32_t)(ref_ordinal(ref) & (MAP_SLOTS - 1))))
+	if (r < 0 || bit(m->shared, slot))
 		return r;
 	r = get_node(c, ref, level, pos, &n, &one);
 	if (is_damage(r))
@@ -308,12 +340,12 @@ static uint64_t own_bytes(const struct marks *m, const struct seg_tables *t)
 {
 	uint64_t sum = 0;
 
-	for (uint32_t i = 0; i < t->nframes; i++) {
-		const struct seg_frame *f = &t->frames[i];
+	for (uint32_t k = 0; k < t->nframes; k++) {
+		const struct seg_frame *f = &t->frames[k];
 		uint64_t n = 0;
 
-		for (uint32_t k = 0; k < f->nslots; k++)
-			n += bit(m->mine, (uint32_t)f->first_slot + k);
+		for (uint32_t i = f->first_slot; i < (uint32_t)f->first_slot + f->nslots; i++)
+			n += i / 64 < m->words && bit(m->mine, i);
 		assert(f->nslots > 0); /* seg_read.c has seen to that */
 		sum += f->stored_len * n / f->nslots;
 	}
@@ -391,6 +423,59 @@ static int count_point(struct counter *c, const struct point *p, struct repo_poi
 	return r;
 }
 
+static int compare_ids(const void *a, const void *b)
+{
+	return memcmp(a, b, sizeof(struct tm_id)); /* a place begins with it */
+}
+
+static int note_places(struct counter *c, struct error *err)
+{
+	const struct point_list *l = &c->stats->points;
+
+	c->place = calloc(l->n + 1, sizeof(*c->place));
+	if (!c->place)
+		return error_nomem(err);
+	for (size_t i = 0; i < l->n; i++)
+		c->place[i] = (struct place){.id = l->v[i]->id, .at = i};
+	if (l->n > 1)
+		qsort(c->place, l->n, sizeof(*c->place), compare_ids);
+	return 0;
+}
+
+struct walk {
+	struct points_reader reader;
+	struct counter *c;
+	int (*point)(struct counter *c, const struct point *p, struct repo_point_stats *ret,
+		     struct error *err);
+};
+
+/* One that came since the list was made is not in it. */
+static int walk_one(struct points_reader *reader, const struct point_name *name, struct point *p,
+		    const struct error *why, struct error *err)
+{
+	struct walk *w = container_of(reader, struct walk, reader);
+	struct counter *c = w->c;
+	const struct place *place =
+		p ? bsearch(&p->id, c->place, c->stats->points.n, sizeof(*place), compare_ids)
+		  : NULL;
+	int r = place ? w->point(c, p, &c->stats->point[place->at], err) : 0;
+
+	(void)name;
+	(void)why;
+	point_free(p);
+	return r;
+}
+
+static int walk_points(struct counter *c, const struct name_list *names,
+		       int (*point)(struct counter *, const struct point *,
+				    struct repo_point_stats *, struct error *),
+		       struct error *err)
+{
+	struct walk w = {.reader = {.repo = c->repo, .each = walk_one}, .c = c, .point = point};
+
+	return points_read(&w.reader, names->v, names->n, false, err);
+}
+
 static int add_object(void *data, const char *key, uint64_t size, struct error *err)
 {
 	struct repo_stats *s = data;
@@ -413,23 +498,26 @@ int repo_stats(struct repo *repo, struct repo_stats *ret, struct error *err)
 {
 	struct repo_stats s = {0};
 	struct counter c = {.repo = repo, .stats = &s};
+	struct name_list names = {0};
 	char folder[KEY_MAX];
 	size_t damaged = 0;
-	int r = repo_points(repo, NULL, &s.points, &damaged, err);
+	int r = repo_points_brief(repo, NULL, &s.points, &damaged, err);
 
 	s.damaged = damaged;
 	s.point = calloc(s.points.n + 1, sizeof(*s.point));
 	if (r == 0 && !s.point)
 		r = error_nomem(err);
-	for (size_t i = 0; r == 0 && i < s.points.n; i++)
-		r = mark_point(&c, s.points.v[i], &s.point[i], err);
-	for (size_t i = 0; r == 0 && i < s.points.n; i++)
-		r = count_point(&c, s.points.v[i], &s.point[i], err);
+	r = r ? r : note_places(&c, err);
+	r = r ? r : points_names(repo, NULL, &names, err);
+	r = r ? r : walk_points(&c, &names, mark_point, err);
+	r = r ? r : walk_points(&c, &names, count_point, err);
+	name_list_done(&names);
 	name_domain_folder(repo, folder);
 	r = r ? r : repo->st->ops->list(repo->st, folder, add_object, &s, err);
 	for (size_t i = 0; i < c.cap; i++)
 		marks_free(c.v[i]);
 	free(c.v);
+	free(c.place);
 	if (r < 0)
 		repo_stats_done(&s);
 	else
