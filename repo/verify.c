@@ -213,40 +213,88 @@ int damage_add_range(struct repo_damage *d, const struct tm_id *point, const cha
 
 /* ---- phases ---- */
 
-struct load {
+typedef int disk_fn(struct verifier *, const struct point *, const struct point_disk *,
+		    struct error *);
+
+static int for_disks(struct verifier *v, const struct point *p, disk_fn *fn, struct error *err)
+{
+	int r = 0;
+
+	for (size_t i = 0; r == 0 && i < p->ndisks; i++)
+		r = fn(v, p, &p->disks[i], err);
+	return r;
+}
+
+/* Manifests are read anew for each pass: those of many points are larger than all else. */
+struct pass {
 	struct points_reader reader;
 	struct verifier *v;
+	disk_fn *fn;
 };
 
-static int load_one(struct points_reader *reader, const struct point_name *name, struct point *p,
-		    const struct error *why, struct error *err)
+static int count_point(struct verifier *v, const struct point_name *name, const struct point *p,
+		       const struct error *why, struct error *err)
 {
-	struct verifier *v = container_of(reader, struct load, reader)->v;
 	char key[KEY_MAX];
 	int r = id_set_add(&v->counted, &name->session, err);
 
-	if (r < 0) {
-		point_free(p);
-		return r;
-	}
 	v->report->points++;
 	v->report->objects++;
 	v->report->bytes += name->size;
-	if (p)
-		return point_list_add(&v->points, p, err);
+	if (r < 0 || p)
+		return r;
 	name_point(v->repo, &name->source, name->seq, &name->session, key);
 	return damage_add(v->report, key, why->text, err);
 }
 
-static int load_points(struct verifier *v, struct error *err)
+static int mark_point(struct points_reader *reader, const struct point_name *name, struct point *p,
+		      const struct error *why, struct error *err)
 {
-	struct load load = {.reader = {.repo = v->repo, .each = load_one}, .v = v};
-	struct name_list names = {0};
-	int r = points_names(v->repo, NULL, &names, err);
+	struct verifier *v = container_of(reader, struct pass, reader)->v;
+	int r = count_point(v, name, p, why, err);
 
-	r = r ? r : points_read(&load.reader, names.v, names.n, false, err);
+	if (r == 0 && p)
+		r = for_disks(v, p, verify_mark, err);
+	point_free(p);
+	return r;
+}
+
+/* The first pass, which says what manifests there are. */
+static int mark_points(struct verifier *v, struct error *err)
+{
+	struct pass pass = {.reader = {.repo = v->repo, .each = mark_point}, .v = v};
+	int r = points_names(v->repo, NULL, &v->names, err);
+
+	r = r ? r : points_read(&pass.reader, v->names.v, v->names.n, false, err);
 	id_set_sort(&v->counted);
-	name_list_done(&names);
+	return r;
+}
+
+static int pass_point(struct points_reader *reader, const struct point_name *name, struct point *p,
+		      const struct error *why, struct error *err)
+{
+	struct pass *pass = container_of(reader, struct pass, reader);
+	int r = 0;
+
+	(void)name;
+	(void)why; /* the first pass told */
+	if (p && !id_set_has(&pass->v->gone, &p->id))
+		r = for_disks(pass->v, p, pass->fn, err);
+	point_free(p);
+	return r;
+}
+
+static int for_all_disks(struct verifier *v, disk_fn *fn, struct error *err)
+{
+	const struct point_list *l = v->opt->points;
+	struct pass pass = {.reader = {.repo = v->repo, .each = pass_point}, .v = v, .fn = fn};
+	int r = 0;
+
+	if (!l)
+		return points_read(&pass.reader, v->names.v, v->names.n, false, err);
+	for (size_t i = 0; r == 0 && i < l->n; i++)
+		if (!id_set_has(&v->gone, &l->v[i]->id))
+			r = for_disks(v, l->v[i], fn, err);
 	return r;
 }
 
@@ -279,26 +327,6 @@ int repo_verify_report_add(struct repo_verify_report *to, struct repo_verify_rep
 	return 0;
 }
 
-typedef int disk_fn(struct verifier *, const struct point *, const struct point_disk *,
-		    struct error *);
-
-static int for_all_disks(struct verifier *v, disk_fn *fn, struct error *err)
-{
-	const struct point_list *l = v->opt->points ? v->opt->points : &v->points;
-
-	for (size_t i = 0; i < l->n; i++) {
-		if (id_set_has(&v->gone, &l->v[i]->id))
-			continue;
-		for (size_t k = 0; k < l->v[i]->ndisks; k++) {
-			int r = fn(v, l->v[i], &l->v[i]->disks[k], err);
-
-			if (r < 0)
-				return r;
-		}
-	}
-	return 0;
-}
-
 static int check_tables(struct verifier *v, struct error *err)
 {
 	int r = 0;
@@ -324,17 +352,21 @@ static int compare_damage(const void *a, const void *b)
 /* Points that were deleted while this ran; their space may have been freed already. */
 int verify_find_gone(struct verifier *v, struct error *err)
 {
-	const struct point_list *l = v->opt->points ? v->opt->points : &v->points;
+	const struct point_list *l = v->opt->points;
 	struct name_list names = {0};
 	struct id_set valid = {0};
+	size_t n = l ? l->n : v->names.n;
 	int r = points_names(v->repo, NULL, &names, err);
 
 	for (size_t i = 0; r == 0 && i < names.n; i++)
 		r = id_set_add(&valid, &names.v[i].session, err);
 	id_set_sort(&valid);
-	for (size_t i = 0; r == 0 && i < l->n; i++)
-		if (!id_set_has(&valid, &l->v[i]->id))
-			r = id_set_add(&v->gone, &l->v[i]->id, err);
+	for (size_t i = 0; r == 0 && i < n; i++) {
+		const struct tm_id *id = l ? &l->v[i]->id : &v->names.v[i].session;
+
+		if (!id_set_has(&valid, id))
+			r = id_set_add(&v->gone, id, err);
+	}
 	id_set_sort(&v->gone);
 	name_list_done(&names);
 	id_set_done(&valid);
@@ -432,7 +464,7 @@ static int record(struct verifier *v, struct error *err)
 }
 
 /* Those that were named are here already. */
-static int take_points(struct verifier *v, struct error *err)
+static int mark_named(struct verifier *v, struct error *err)
 {
 	const struct point_list *l = v->opt->points;
 	int r = 0;
@@ -441,7 +473,7 @@ static int take_points(struct verifier *v, struct error *err)
 	for (size_t i = 0; r == 0 && i < l->n; i++)
 		r = id_set_add(&v->counted, &l->v[i]->id, err);
 	id_set_sort(&v->counted);
-	return r;
+	return r ? r : for_all_disks(v, verify_mark, err);
 }
 
 static void count_segments(struct verifier *v)
@@ -456,9 +488,8 @@ static void count_segments(struct verifier *v)
 
 static int run_phases(struct verifier *v, struct error *err)
 {
-	int r = v->opt->points ? take_points(v, err) : load_points(v, err);
+	int r = v->opt->points ? mark_named(v, err) : mark_points(v, err);
 
-	r = r ? r : for_all_disks(v, verify_mark, err);
 	r = r || v->opt->points ? r : verify_lost_points(v, err);
 	r = r ? r : check_tables(v, err);
 	if (r == 0 && v->opt->read_data)
@@ -486,7 +517,7 @@ void verifier_done(struct verifier *v)
 	for (size_t i = 0; i < v->cap; i++)
 		vseg_free(v->seg[i]);
 	free(v->seg);
-	point_list_done(&v->points);
+	name_list_done(&v->names);
 	id_set_done(&v->counted);
 	id_set_done(&v->gone);
 }

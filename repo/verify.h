@@ -44,8 +44,8 @@ struct verifier {
 	struct repo *repo;
 	const struct repo_verify_options *opt;
 	struct repo_verify_report *report;
-	struct point_list points; /* owned when opt->points is NULL */
-	struct vseg **seg;        /* hash table */
+	struct name_list names; /* of all points, when opt->points is NULL */
+	struct vseg **seg;      /* hash table */
 	size_t nseg, cap;
 	bool damage;
 	uint64_t done, total; /* bytes, for tick */
