@@ -136,6 +136,25 @@ static int thawed_early(struct snapshot *s, const struct snapshot_options *opt,
 			     (unsigned long long)res->held_ms);
 }
 
+/* An overlay of its former size would cut off from the guest what a disk has grown by. */
+static int check_sizes(const struct snapshot *s, struct error *err)
+{
+	auto_graph struct block_graph graph = {0};
+	int r = block_graph_load(s->g->qmp, &graph, err);
+
+	for (size_t i = 0; !r && i < s->j->ndisks; i++) {
+		const struct journal_disk *jd = &s->j->disks[i];
+		const struct block_node *active = collapse_look(&graph, jd).active;
+
+		if (active && active->size != jd->size)
+			r = error_set(err, TM_E_STALE,
+				      "disk %s has just been resized: nothing is frozen.  Run the "
+				      "backup again",
+				      jd->name);
+	}
+	return r;
+}
+
 static int freeze_and_switch(struct snapshot *s, const struct snapshot_options *opt,
 			     struct error *err)
 {
@@ -153,7 +172,9 @@ static int freeze_and_switch(struct snapshot *s, const struct snapshot_options *
 		journal_debug_point("quiesced");
 	s->info.created_ms = clock_unix_ms(&clock_system);
 	guest_set_quiet(s->g, true);
-	r = transaction(s, freeze_left_ms(&f), err);
+	r = check_sizes(s, err);
+	if (!r)
+		r = transaction(s, freeze_left_ms(&f), err);
 	if (!r && !frozen)
 		journal_debug_point("switched");
 	rt = freeze_end(s->g, &f, &res, &thaw_err);

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from .base import ROOT, HarnessError, reap, spawn
+from .base import ROOT, HarnessError, reap, spawn, wait_for
 
 # Whatever else a run does, it must not print one of these.
 _SANITIZERS = ("ERROR: AddressSanitizer", "ERROR: LeakSanitizer", "WARNING: ThreadSanitizer",
@@ -98,6 +98,13 @@ class Running:
         if self.running:
             self.process.kill()
             self.process.wait(10)
+
+    def wait_stopped(self, what):
+        """Until TIDEMARK_DEBUG_STOP_AT has stopped it at `what`."""
+        stat = Path(f"/proc/{self.process.pid}/stat")
+        wait_for(what, lambda: not self.running or stat.read_text().rsplit(")", 1)[1].split()[0] == "T", 60)
+        if not self.running:
+            raise HarnessError(f"it never came to '{what}': {self.err}")
 
     def finish(self, expect=0, timeout=120.0):
         """`expect`: the exit status there must be, several, or None for any.

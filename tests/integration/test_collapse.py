@@ -59,7 +59,7 @@ class Rig:
             "TIDEMARK_DEBUG_STOP_AT": phase,
             # No guard, as when the host dies: what it would do at once is done by the test.
             "TIDEMARK_DEBUG_KILL_AT": "nowhere", **(env or {})})
-        wait_stopped(running, phase)
+        running.wait_stopped(phase)
         return running
 
     def backup(self, *options, expect=0):
@@ -86,14 +86,6 @@ class Rig:
                 raise HarnessError(f"{disk['disk']} was read by {disk['source']}: {disk['reason']}")
         self.assert_point(point)
         return point
-
-
-def wait_stopped(running, what):
-    stat = Path(f"/proc/{running.process.pid}/stat")
-    wait_for(what, lambda: not running.running or
-             stat.read_text().rsplit(")", 1)[1].split()[0] == "T", 60)
-    if not running.running:
-        raise HarnessError(f"it never came to '{what}': {running.err}")
 
 
 def small_file_system(path, size):

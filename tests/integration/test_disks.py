@@ -4,10 +4,12 @@
 
 import json
 import os
+import signal
 
 from harness import Tidemark, Vm, assert_clean, image, note_baseline, run
 from harness.base import HarnessError
 from harness.cases import case, main
+from harness.proxy import Proxy
 from harness.vm import Disk
 
 SIZE = 16 * image.MIB + 1024
@@ -359,6 +361,63 @@ def a_grown_disk_goes_on(scratch):
     point = rig.backup()
     rig.expect_sources(point, vda="bitmap")
     rig.assert_point(point)
+
+
+def grow(rig, bytes_more):
+    shadow = rig.shadows["vda"]
+    node = rig.vm.block("vda")["inserted"]["node-name"]
+    size = shadow.size + bytes_more
+    rig.vm.qmp.execute("block_resize", {"node-name": node, "size": size})
+    shadow.resize(size)
+    return size
+
+
+@case
+def a_disk_that_grows_right_before_the_freeze(scratch):
+    rig = Rig(scratch, [Disk(image.create(scratch.dir("disks") / "vda.qcow2", SIZE), "vda")])
+    rig.backup()
+    proxy = Proxy(rig.vm.dir / "proxy.sock", rig.vm.qmp_path)
+    scratch.defer(proxy.close)
+    running = rig.tidemark.start("backup", f"qmp:{proxy.path},name=vm", "--quiesce", "never",
+                                 env={"TIDEMARK_DEBUG_STOP_AT": "freezing"})
+    running.wait_stopped("freezing")
+    size = grow(rig, 1 << 20)
+    proxy.reset()
+    running.signal(signal.SIGCONT)
+    result = running.finish(1)
+    # With an overlay of the old size the guest's disk would have shrunk for a moment.
+    if "has just been resized" not in result.err or "block-commit" in proxy.commands:
+        raise HarnessError(f"{proxy.commands}: {result.err}")
+    assert_clean(rig.vm)
+    rig.write("vda", size - 512, 512)
+    point = rig.backup(expect=(0, 3))
+    rig.expect_sources(point, vda="bitmap")
+    rig.assert_point(point)
+
+
+@case
+def a_disk_that_grows_while_it_is_read(scratch):
+    rig = Rig(scratch, [Disk(image.create(scratch.dir("disks") / "vda.qcow2", SIZE), "vda")])
+    rig.write("vda", SIZE - 512, 512)
+    rig.backup()
+    rig.write("vda", SIZE - 1024, 512)
+    before = rig.shadows["vda"].copy(scratch / "before")
+    running = rig.tidemark.start("backup", rig.vm.target(), "--quiesce", "never",
+                                 env={"TIDEMARK_DEBUG_STOP_AT": "frozen"})
+    running.wait_stopped("frozen")
+    size = grow(rig, 3 * image.MIB + 512)
+    rig.write("vda", size - 512, 512)
+    running.signal(signal.SIGCONT)
+    point = running.finish(0).json
+    assert_clean(rig.vm)
+    disk, = rig.tidemark("restore", point["point"], "--to", scratch.dir("old")).json["disks"]
+    image.assert_same(disk["to"], before, "raw", "raw")
+    rig.write("vda", SIZE)
+    point = rig.backup()
+    rig.expect_sources(point, vda="bitmap")
+    rig.assert_point(point)
+    rig.vm.terminate()
+    image.assert_same(rig.vm.disk("vda").path, rig.shadows["vda"].path)
 
 
 @case

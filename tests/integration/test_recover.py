@@ -81,7 +81,7 @@ class Rig:
             run = self.start_reading("8M", env)
         else:
             run = self.start(env=env)
-        wait_stopped(run, phase)
+        run.wait_stopped(phase)
         if phase in ("switched", "frozen"):
             self.write()
         return run
@@ -112,14 +112,6 @@ class Rig:
                 image.assert_same(disk["to"], self.shadows[disk["disk"]].path, "raw", "raw")
         if journals := list((self.tidemark.state / "journal").glob("*.json")):
             raise HarnessError(f"journals are left: {journals}")
-
-
-def wait_stopped(run, what):
-    stat = Path(f"/proc/{run.process.pid}/stat")
-    wait_for(what, lambda: not run.running or
-             stat.read_text().rsplit(")", 1)[1].split()[0] == "T", 60)
-    if not run.running:
-        raise HarnessError(f"it never came to '{what}': {run.err}")
 
 
 def add_phases():
@@ -700,7 +692,7 @@ def an_overlay_directory_that_was_renamed_is_mentioned(scratch):
     for left_to_recovery in (False, True):
         run = rig.start("--overlay-dir", where, env={
             "TIDEMARK_DEBUG_STOP_AT": "frozen", **(NO_GUARD if left_to_recovery else {})})
-        wait_stopped(run, "frozen")
+        run.wait_stopped("frozen")
         rig.write()
         moved = where.rename(scratch / "moved")
         if left_to_recovery:
@@ -721,7 +713,7 @@ def a_name_that_a_pull_was_to_take_is_taken(scratch):
     rig = Rig(scratch)
     run = rig.start("--full", "--collapse", "pull", "--keep-name",
                     env={"TIDEMARK_DEBUG_STOP_AT": "pulling"})
-    wait_stopped(run, "pulling")
+    run.wait_stopped("pulling")
     exchange = Exchange(rig.paths[0], rig.scratch / "aside")
     rig.write()
     run.signal(signal.SIGCONT)
