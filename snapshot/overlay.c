@@ -2,6 +2,7 @@
 #include "overlay.h"
 
 #include "exports.h"
+#include "qcow2_head.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -10,11 +11,6 @@
 #include <sys/stat.h>
 
 #define POINT_DIGITS ((size_t)12) /* of the point's id in the name of an overlay */
-
-/* The header of a qcow2 image, version 3 (docs/interop/qcow2 of QEMU), big-endian. */
-#define QCOW2_HEAD         80
-#define QCOW2_INCOMPATIBLE 72 /* 8 bytes of flags */
-#define QCOW2_DATA_APART   4  /* its data are in a file of their own */
 
 /*
  * Where the stem of an image's name ends.  One that an earlier pull made, "disk.ID-N.qcow2", has
@@ -216,15 +212,12 @@ int overlay_remove(const char *path, struct error *err)
 	return r ? r : io_remove(data, err);
 }
 
-/* What an image says of itself; a torn header is for qemu-img to complain about. */
+/* A torn header is for qemu-img to complain about. */
 static bool says_data_apart(const char *path)
 {
-	auto_close int fd = open(path, O_RDONLY | O_CLOEXEC);
-	uint8_t head[QCOW2_HEAD];
+	struct qcow2_head head;
 
-	return fd >= 0 && io_pread(fd, path, head, sizeof(head), 0, NULL) == 0 &&
-	       memcmp(head, "QFI\xfb\0\0\0\3", 8) == 0 &&
-	       (head[QCOW2_INCOMPATIBLE + 7] & QCOW2_DATA_APART);
+	return qcow2_head_read(path, &head) && head.data_apart;
 }
 
 int overlay_missing(const char *path, char **ret, struct error *err)
