@@ -214,6 +214,7 @@ static int pulled(struct collapse *c, const struct block_graph *graph, struct er
 		collapse_say(c, "pulled its base into its overlay, which has the base's name now");
 		return 0;
 	}
+	names_tidy(c->d->base, NULL); /* who removes it wants the space */
 	r = text_format(&text, err,
 			"its file is %s now, for good; %s is as it was at the freeze and not used "
 			"any more.  Change the guest's definition before it starts again",

@@ -295,6 +295,25 @@ def a_pulled_disk_keeps_its_name_where_that_is_asked_for(scratch):
 
 
 @case
+def a_base_that_is_left_for_good_keeps_no_second_name(scratch):
+    rig = PullRig(scratch, two_disks(scratch))
+    rig.pull("--keep-name")
+    before = [d.path for d in rig.vm.disks]
+    rig.pull(expect=3)
+    rig.adopt()
+    # Who removes the old base wants its space back.
+    if seconds := [p for path in before for p in path.parent.glob("*.tidemark-name")]:
+        raise HarnessError(f"left: {seconds}")
+    if any(path.stat().st_nlink != 1 for path in before):
+        raise HarnessError(f"{before} have other names")
+    rig.go_on()
+    rig.vm.terminate()
+    rig.assert_images()
+    rig.vm.start()
+    rig.go_on()
+
+
+@case
 def names_do_not_grow_with_each_pull(scratch):
     where = scratch.dir("disks")
     rig = PullRig(scratch, [Disk(image.create(where / "vda.qcow2", SIZE), "vda"),
