@@ -296,6 +296,15 @@ static int check_rules(const struct agent *a, const struct point_list *list, str
 		a->opt.keep_tags.v[0]);
 }
 
+static void tell_damaged(struct agent *a, size_t damaged)
+{
+	if (damaged && !a->opt.args.n)
+		say_warning(a,
+			    "%zu point%s cannot be read, which no rule counts or drops; 'tidemark "
+			    "verify' tells more",
+			    damaged, damaged == 1 ? "" : "s");
+}
+
 int cmd_forget(struct agent *a, enum exit_status *status, struct error *err)
 {
 	auto_point_list struct point_list list = {0};
@@ -323,11 +332,7 @@ int cmd_forget(struct agent *a, enum exit_status *status, struct error *err)
 	r = r ? r : drop(a, v, list.n, err);
 	if (r)
 		return r;
-	if (damaged && !a->opt.args.n)
-		say_warning(a,
-			    "%zu point%s cannot be read, which no rule counts or drops; 'tidemark "
-			    "verify' tells more",
-			    damaged, damaged == 1 ? "" : "s");
+	tell_damaged(a, damaged);
 	if (!a->opt.json)
 		print_choice(a, v, list.n);
 	if (a->opt.prune)
