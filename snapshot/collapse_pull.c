@@ -75,7 +75,7 @@ static int start_pull(struct collapse *c, const struct collapse_view *v, struct 
 	r = guest_do(c->g, "block-stream", args, &e);
 	if (r == TM_E_PEER)
 		return commit_instead(c, e.text, err);
-	return r ? error_set(err, r, "%s", e.text) : 0;
+	return r ? error_pass(err, r, &e) : 0;
 }
 
 /*
@@ -119,7 +119,7 @@ static int complete(struct collapse *c, struct error *err)
 	if (r == TM_E_PEER || r == TM_E_IO || r == TM_E_NOSPACE)
 		return commit_instead(c, e.text, err);
 	if (r)
-		return error_set(err, r, "%s", e.text);
+		return error_pass(err, r, &e);
 	c->d->pivot = PIVOT_BEGUN;
 	r = journal_write(c->j, JOURNAL_PULLING, err);
 	journal_debug_point("completed");

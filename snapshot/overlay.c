@@ -293,7 +293,7 @@ int overlay_check(const char *path, struct error *err)
 	if (r == TM_E_PEER)
 		found = json_loadb((const char *)out.data, out.len, 0, &je);
 	if (!found || !jsonx_u64(found, "check-errors", &unchecked) || unchecked)
-		return error_set(err, r, "%s", e.text);
+		return error_pass(err, r, &e);
 	(void)jsonx_u64(found, "corruptions", &bad);
 	if (!bad)
 		return 0;

@@ -410,7 +410,7 @@ static int collapse_qmp(struct snapshot *s, struct error *err)
 	}
 	if (r) {
 		migration_explain(s->g, &e);
-		return error_set(err, r, "%s", e.text);
+		return error_pass(err, r, &e);
 	}
 	if (collapse_resume(s->g, s->j, &e))
 		r = text_list_add(&s->info.warnings, err, "the guest may still be paused: %s",
