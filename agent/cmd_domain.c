@@ -12,6 +12,17 @@ static json_t *domain_json(const struct repo_domain *d)
 			 d->problem);
 }
 
+/* What opening has not told of already. */
+static void warn_copies(struct agent *a, const struct repo_domain *d)
+{
+	if (d->copies == 1 &&
+	    !(id_equal(&d->id, repo_domain(a->repo)) && repo_worn_copy(a->repo, REPO_TWIN_DOMAIN)))
+		say_warning(a,
+			    "of the two copies of domain %s one is damaged or missing; "
+			    "'tidemark key repair' puts it again",
+			    shown(d->name).s);
+}
+
 static int domain_list(struct agent *a, enum exit_status *status, struct error *err)
 {
 	auto_domain_list struct repo_domain_list l = {0};
@@ -20,9 +31,11 @@ static int domain_list(struct agent *a, enum exit_status *status, struct error *
 
 	if (r)
 		return r;
-	for (size_t i = 0; i < l.n; i++)
+	for (size_t i = 0; i < l.n; i++) {
 		if (l.v[i].problem)
 			*status = EXIT_DAMAGE;
+		warn_copies(a, &l.v[i]);
+	}
 	if (!a->opt.json) {
 		for (size_t i = 0; i < l.n; i++)
 			(void)printf("%.12s  %s%s%s\n", id_text(&l.v[i].id).s,

@@ -60,6 +60,16 @@ static void print_key(const struct repo_key *k, const struct repo_domain_list *d
 		     k->copies < 2 ? "  (one copy is damaged or missing: key repair)" : "");
 }
 
+/* What opening has not told of already. */
+static void warn_copies(struct agent *a, const struct repo_key *k)
+{
+	if (!k->problem && k->copies < 2 && !(k->own && repo_worn_copy(a->repo, REPO_TWIN_SLOT)))
+		say_warning(a,
+			    "of the two copies of key %.12s one is damaged or missing; "
+			    "'tidemark key repair' puts it again",
+			    id_text(&k->id).s);
+}
+
 static int key_list(struct agent *a, struct error *err)
 {
 	auto_domain_list struct repo_domain_list domains = {0};
@@ -70,6 +80,8 @@ static int key_list(struct agent *a, struct error *err)
 	r = r ? r : repo_domains(a->repo, &domains, err);
 	if (r)
 		return r;
+	for (size_t i = 0; i < l.n; i++)
+		warn_copies(a, &l.v[i]);
 	if (!a->opt.json) {
 		(void)printf("%-12s  %-8s %-9s %-19s  %-12s  %s\n", "KEY", "ROLE", "KIND",
 			     "CREATED", "DOMAIN", "LABEL");

@@ -162,8 +162,8 @@ static int read_copy(const struct repo *repo, const struct domain_id *id, unsign
 	return r;
 }
 
-int domain_load(const struct repo *repo, const struct domain_id *id, struct domain *ret,
-		struct error *err)
+int domain_load(const struct repo *repo, const struct domain_id *id, bool every_copy,
+		struct domain *ret, struct error *err)
 {
 	struct error first = {0};
 	char worn[KEY_MAX] = "";
@@ -179,6 +179,8 @@ int domain_load(const struct repo *repo, const struct domain_id *id, struct doma
 		auto_domain struct domain d = *ret;
 		struct error one = {0};
 
+		if (whole && !every_copy && id->there[copy])
+			continue;
 		if (read_copy(repo, id, copy, &d, &b, &one) == 0) {
 			if (!whole)
 				*ret = d;
@@ -328,7 +330,7 @@ int domain_use(struct repo *repo, const struct tm_id *id, struct error *err)
 	struct domain_id newest;
 	int r = domain_find(repo, id, &newest, err);
 
-	r = r ? r : domain_load(repo, &newest, &d, err);
+	r = r ? r : domain_load(repo, &newest, false, &d, err);
 	if (r < 0)
 		return r;
 	cache_drop(repo->cache); /* nothing of one domain is taken for something of another */
@@ -378,7 +380,7 @@ static int there_already(struct repo *repo, const struct domain_id *id, const ch
 
 	if (r < 0 || n > 0)
 		return r;
-	if (domain_load(repo, id, &d, NULL) < 0)
+	if (domain_load(repo, id, false, &d, NULL) < 0)
 		return domain_restore(repo, id, name, err);
 	return error_set(err, TM_E_EXISTS, "there is a domain '%s' already", name);
 }
@@ -425,7 +427,7 @@ static int fill(const struct repo *repo, const struct domain_id *id, struct repo
 {
 	auto_domain struct domain d;
 	struct error one = {0};
-	int r = domain_load(repo, id, &d, &one);
+	int r = domain_load(repo, id, true, &d, &one);
 
 	*ret = (struct repo_domain){.id = id->id};
 	memcpy(ret->name, d.name, sizeof(ret->name));

@@ -22,16 +22,17 @@ struct domain {
 	struct tm_id id;
 	char name[DOMAIN_NAME_BYTES + 1];
 	struct domain_keys keys;
-	char worn[KEY_MAX]; /* of domain_load(): a copy that is missing or damaged, or "" */
+	char worn[KEY_MAX]; /* of domain_load(): a copy that is known to be lost, or "" */
 };
 void domain_done(struct domain *d);
 #define auto_domain __attribute__((cleanup(domain_done)))
 
 /* Those that the key opens, by their names in the store alone. */
 int domains_list(struct repo *repo, struct domain_ids *ret, struct error *err) TM_WUR;
-/* Reads and proves one: one whole copy is enough. */
-int domain_load(const struct repo *repo, const struct domain_id *id, struct domain *ret,
-		struct error *err) TM_WUR;
+/* Reads and proves one: one whole copy is enough, the other is read only when it is needed, or
+ * every_copy. */
+int domain_load(const struct repo *repo, const struct domain_id *id, bool every_copy,
+		struct domain *ret, struct error *err) TM_WUR;
 /* The newest generation of one by the names in the store alone.  TM_E_NOTFOUND. */
 int domain_find(struct repo *repo, const struct tm_id *id, struct domain_id *ret,
 		struct error *err) TM_WUR;

@@ -2,6 +2,7 @@
 /* Making and opening a repository. */
 #include "cache.h"
 #include "domain.h"
+#include "keyring.h"
 #include "repo_object.h"
 
 #include <inttypes.h>
@@ -155,29 +156,31 @@ static int use_first_domain(struct repo *repo, bool mend, struct error *err)
 	return r;
 }
 
-static int try_copy(struct repo *repo, const struct format_repo *h,
+static int try_copy(struct keyring *g, const struct format_repo *h,
 		    const struct repo_credentials *cred, struct error *err)
 {
 	int r;
 
-	repo_object_adopt(repo, h);
-	r = keyring_open(repo, cred, err);
-	return r ? r : repo_object_prove(repo, h, err);
+	repo_object_adopt(g->repo, h);
+	r = keyring_open(g, cred, err);
+	return r ? r : repo_object_prove(g->repo, h, err);
 }
 
 static int open_keys(struct repo *repo, const struct repo_credentials *cred, struct error *err)
 {
+	auto_keyring struct keyring *g = NULL;
 	auto_repo_object struct repo_object o;
 	struct error one = {0};
 	unsigned copy = 0;
 	int r;
 
+	repo_object_ask(repo, &o);
+	r = keyring_list(repo, &g, &one);
 	repo_object_load(repo, false, &o);
-	r = repo_object_choose(&o, &copy, &one);
-	r = r ? r : try_copy(repo, &o.h[copy], cred, &one);
+	r = r ? r : repo_object_choose(&o, &copy, &one);
+	r = r ? r : try_copy(g, &o.h[copy], cred, &one);
 	/* its checksum is right, and still it is not what belongs to the keys */
-	if (r == TM_E_CORRUPT && repo_object_differs(&o) &&
-	    try_copy(repo, &o.h[1], cred, NULL) == 0) {
+	if (r == TM_E_CORRUPT && repo_object_differs(&o) && try_copy(g, &o.h[1], cred, NULL) == 0) {
 		copy = 1;
 		r = 0;
 	}

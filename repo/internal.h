@@ -41,8 +41,6 @@ struct repo {
 
 /* ---- keys: key_open.c, keyring.c ---- */
 
-/* Opens the slot that cred fits: fills in master, role, kid. */
-int keyring_open(struct repo *repo, const struct repo_credentials *cred, struct error *err) TM_WUR;
 /* The first slot; secret NULL: stored unwrapped. */
 int keyring_init(struct repo *repo, const char *label, const struct repo_secret *secret,
 		 struct error *err) TM_WUR;

@@ -51,7 +51,7 @@ int repo_keys(struct repo *repo, struct repo_key_list *ret, struct error *err)
 {
 	auto_keyring struct keyring *g = NULL;
 	auto_key_list struct repo_key_list list = {0};
-	int r = keyring_load(repo, true, &g, err);
+	int r = keyring_load(repo, &g, err);
 
 	if (r < 0)
 		return r;
@@ -151,7 +151,7 @@ int repo_key_add(struct repo *repo, const struct repo_key_options *opt,
 	int r = keyring_check_change(repo, err);
 
 	take_keys(repo, opt->one_domain, &keys);
-	r = r ? r : keyring_load(repo, true, &g, err);
+	r = r ? r : keyring_load(repo, &g, err);
 	if (r == 0 && secret->kind == REPO_SECRET_KEY_FILE)
 		r = find_opened(g, secret, NULL, &there, err);
 	if (r < 0)
@@ -201,7 +201,7 @@ int repo_key_remove(struct repo *repo, const struct tm_id *id, struct error *err
 	const struct key_slot *s;
 	int r = keyring_check_change(repo, err);
 
-	r = r ? r : keyring_load(repo, true, &g, err);
+	r = r ? r : keyring_load(repo, &g, err);
 	if (r < 0)
 		return r;
 	s = keyring_find(g, id);
@@ -223,7 +223,7 @@ int repo_key_change(struct repo *repo, const struct repo_secret *secret, struct 
 	if (!repo->encrypted)
 		return keyring_check_change(repo, err);
 	r = repo_check_writable(repo, err);
-	r = r ? r : keyring_load(repo, true, &g, err);
+	r = r ? r : keyring_load(repo, &g, err);
 	if (r < 0)
 		return r;
 	s = keyring_find(g, &repo->kid);
@@ -259,7 +259,7 @@ int repo_keys_repair(struct repo *repo, size_t *ret, struct error *err)
 	auto_keyring struct keyring *g = NULL;
 	int r = repo_check_writable(repo, err);
 
-	r = r ? r : keyring_load(repo, true, &g, err);
+	r = r ? r : keyring_load(repo, &g, err);
 	*ret = repo->mended;
 	for (size_t i = 0; r == 0 && i < g->n; i++) {
 		struct copy_names n = name_keys(&g->v[i].kid);

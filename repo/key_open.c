@@ -14,7 +14,7 @@ static void opened(const struct keyring *g, const struct key_slot *s)
 
 	repo->kid = s->kid;
 	repo->role = s->slot.role;
-	keyring_worn(g, s, repo->worn_slot);
+	keyring_worn(s, repo->worn_slot);
 }
 
 /* Why no slot opened, of those that could not even be tried. */
@@ -103,15 +103,14 @@ static int open_paper(struct repo *repo, const struct repo_secret *secret, struc
 	return paper_decode(secret, &repo->id, &repo->master, err);
 }
 
-static int open_secret(struct repo *repo, const struct repo_secret *secret, struct error *err)
+static int open_secret(struct keyring *g, const struct repo_secret *secret, struct error *err)
 {
-	auto_keyring struct keyring *g = NULL;
 	auto_secret struct secret key = {{0}};
 	struct repo_secret raw = *secret;
 	int r;
 
 	if (is_paper(secret))
-		return open_paper(repo, secret, err);
+		return open_paper(g->repo, secret, err);
 	if (secret->kind == REPO_SECRET_KEY_FILE) {
 		r = key_file_decode(secret, &key, err);
 		if (r < 0)
@@ -119,29 +118,28 @@ static int open_secret(struct repo *repo, const struct repo_secret *secret, stru
 		raw.bytes = key.b;
 		raw.len = sizeof(key.b);
 	}
-	r = keyring_load(repo, false, &g, err);
+	r = keyring_read(g, false, err);
 	return r ? r : open_with(g, &raw, err);
 }
 
-int keyring_open(struct repo *repo, const struct repo_credentials *cred, struct error *err)
+int keyring_open(struct keyring *g, const struct repo_credentials *cred, struct error *err)
 {
-	auto_keyring struct keyring *g = NULL;
 	struct repo_secret secret;
 	int r;
 
-	if (repo->encrypted) {
+	if (g->repo->encrypted) {
 		if (!cred)
 			return error_set(err, TM_E_DENIED,
 					 "the repository is encrypted: a password or a key file is "
 					 "needed");
 		r = cred->get(cred->data, &secret, err);
-		return r ? r : open_secret(repo, &secret, err);
+		return r ? r : open_secret(g, &secret, err);
 	}
 	if (cred && cred->given)
 		return error_set(err, TM_E_DENIED,
 				 "a password or key file is given, but the repository is not "
 				 "encrypted");
-	r = keyring_load(repo, false, &g, err);
+	r = keyring_read(g, false, err);
 	return r ? r : open_with(g, NULL, err);
 }
 
@@ -249,7 +247,7 @@ static int check_present(struct repo *repo, struct error *err)
 
 		if (l->v[i].generation <= repo->master.generation)
 			continue;
-		r = domain_load(repo, &l->v[i], &d, err); /* not by its name alone */
+		r = domain_load(repo, &l->v[i], false, &d, err); /* not by its name alone */
 		r = r ? r : outdated(err);
 	}
 	free(l);
@@ -259,7 +257,7 @@ static int check_present(struct repo *repo, struct error *err)
 int keyring_check_newest(struct repo *repo, struct error *err)
 {
 	auto_keyring struct keyring *g = NULL;
-	int r = keyring_load(repo, true, &g, err);
+	int r = keyring_load(repo, &g, err);
 
 	for (size_t i = 0; r == 0 && i < g->n; i++)
 		if (g->v[i].usable && g->v[i].slot.generation > repo->master.generation)

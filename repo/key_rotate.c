@@ -73,7 +73,7 @@ static int publish(const struct repo *repo, const struct domain_id *id, struct e
 
 	if (id->generation >= repo->master.generation)
 		return domain_mend(repo, id, &n, err);
-	r = domain_load(repo, id, &d, err);
+	r = domain_load(repo, id, false, &d, err);
 	return r ? r : domain_put(repo, &id->id, d.name, err);
 }
 
@@ -110,7 +110,7 @@ int repo_key_rotate(struct repo *repo, bool one_domain, const struct repo_secret
 	bool interrupted = false;
 	int r = check_rotate(repo, err);
 
-	r = r ? r : keyring_load(repo, true, &g, err);
+	r = r ? r : keyring_load(repo, &g, err);
 	if (r < 0)
 		return r;
 	for (size_t i = 0; i < g->n; i++)

@@ -78,89 +78,131 @@ static int list_slot(void *data, const char *key, uint64_t size, struct error *e
 }
 
 /* What a copy says; b gets its bytes. */
-static int read_copy(const struct keyring *g, const struct key_slot *s, unsigned copy,
+static int read_copy(const struct keyring *g, const struct key_slot *s, struct store_reading *rd,
 		     struct slot *ret, struct buf *b, struct error *err)
 {
-	char key[KEY_MAX];
-	int r;
+	int r = store_read_end(g->repo->st, rd, MAX_KEY_OBJECT, b, err);
 
-	name_key(&s->kid, copy, key);
-	r = store_read(g->repo->st, key, MAX_KEY_OBJECT, b, err);
-	r = r ? r : slot_parse(&g->repo->id, key, b->data, b->len, ret, err);
+	r = r ? r : slot_parse(&g->repo->id, rd->key, b->data, b->len, ret, err);
 	if (r == 0 && !id_equal(&ret->kid, &s->kid))
-		return error_set(err, TM_E_CORRUPT, "%s: this is the slot of another key", key);
+		return error_set(err, TM_E_CORRUPT, "%s: this is the slot of another key", rd->key);
 	return r;
 }
 
-static int load_slot(const struct keyring *g, struct key_slot *s, struct error *err)
+static int take_copy(const struct keyring *g, struct key_slot *s, unsigned copy,
+		     struct store_reading *rd, struct error *err)
 {
-	for (unsigned copy = 0; copy < COPIES; copy++) {
-		auto_buf struct buf b = {0};
-		struct error own = {0};
-		struct slot slot;
-		int r;
+	auto_buf struct buf b = {0};
+	struct error own = {0};
+	struct slot slot;
+	int r = read_copy(g, s, rd, &slot, &b, &own);
 
-		if (!s->copies.there[copy] || (s->usable && !g->every_copy))
-			continue;
-		r = read_copy(g, s, copy, &slot, &b, &own);
-		if (r == 0) {
-			if (copies_take(&s->copies, copy, &b))
-				s->slot = slot;
-			s->usable = true;
-		} else if (s->code == 0) {
-			s->code = r;
-			s->err = own;
-		}
-		if (b.data)
-			OPENSSL_cleanse(b.data, b.len);
-		if (r < 0 && g->every_copy && r != TM_E_CORRUPT && r != TM_E_UNSUPPORTED) {
-			if (err && !err->code)
-				*err = own;
-			return r;
-		}
+	if (r == 0) {
+		if (copies_take(&s->copies, copy, &b))
+			s->slot = slot;
+		s->usable = true;
+	} else if (s->code == 0) {
+		s->code = r;
+		s->err = own;
+	}
+	s->bad[copy] = r == TM_E_NOTFOUND || r == TM_E_CORRUPT;
+	if (b.data)
+		OPENSSL_cleanse(b.data, b.len);
+	if (r < 0 && g->every_copy && r != TM_E_CORRUPT && r != TM_E_UNSUPPORTED) {
+		if (err && !err->code)
+			*err = own;
+		return r;
 	}
 	return 0;
 }
 
-int keyring_load(struct repo *repo, bool every_copy, struct keyring **ret, struct error *err)
+/* One copy of each slot where it is wanted, all at once: `second` of those that may have two. */
+static int read_copies(struct keyring *g, bool second, struct store_reading *rd, struct error *err)
 {
-	auto_keyring struct keyring *g = calloc(1, sizeof(*g));
-	int r;
+	bool asked[MAX_KEY_SLOTS] = {false};
+	int r = 0;
+
+	for (size_t i = 0; i < g->n; i++) {
+		const struct key_slot *s = &g->v[i];
+		char key[KEY_MAX];
+
+		asked[i] = s->copies.there[second] && (!s->usable || g->every_copy);
+		name_key(&s->kid, second, key);
+		if (asked[i])
+			store_read_begin(g->repo->st, key, &rd[i]);
+	}
+	for (size_t i = 0; i < g->n; i++) {
+		struct error one = {0};
+		int code = asked[i] ? take_copy(g, &g->v[i], second, &rd[i], &one) : 0;
+
+		if (r == 0 && code < 0 && err && !err->code)
+			*err = one;
+		r = r ? r : code;
+	}
+	return r;
+}
+
+int keyring_list(struct repo *repo, struct keyring **ret, struct error *err)
+{
+	struct keyring *g = calloc(1, sizeof(*g));
 
 	if (!g)
 		return error_nomem(err);
 	g->repo = repo;
+	g->code = repo->st->ops->list(repo->st, "keys/", list_slot, g, &g->err);
+	*ret = g;
+	return 0;
+}
+
+static void forget_slots(struct keyring *g)
+{
+	for (size_t i = 0; i < g->n; i++) {
+		struct key_slot *s = &g->v[i];
+		struct key_slot fresh = {.kid = s->kid};
+
+		for (unsigned copy = 0; copy < COPIES; copy++)
+			fresh.copies.there[copy] = s->copies.there[copy];
+		if (s->copies.bytes.data)
+			OPENSSL_cleanse(s->copies.bytes.data, s->copies.bytes.len);
+		buf_done(&s->copies.bytes);
+		*s = fresh;
+	}
+}
+
+int keyring_read(struct keyring *g, bool every_copy, struct error *err)
+{
+	auto_free struct store_reading *rd = calloc(MAX_KEY_SLOTS, sizeof(*rd));
+	int r = g->code;
+
+	if (!rd)
+		return error_nomem(err);
+	if (r < 0 && err && !err->code)
+		*err = g->err;
 	g->every_copy = every_copy;
-	r = repo->st->ops->list(repo->st, "keys/", list_slot, g, err);
-	for (size_t i = 0; r == 0 && i < g->n; i++)
-		r = load_slot(g, &g->v[i], err);
+	forget_slots(g);
+	r = r ? r : read_copies(g, false, rd, err);
+	return r ? r : read_copies(g, true, rd, err);
+}
+
+int keyring_load(struct repo *repo, struct keyring **ret, struct error *err)
+{
+	auto_keyring struct keyring *g = NULL;
+	int r = keyring_list(repo, &g, err);
+
+	r = r ? r : keyring_read(g, true, err);
 	/* Who changes keys, or tells which there are, relies on what is there and what is not. */
-	if (r == 0 && every_copy)
-		r = repo->st->ops->sync(repo->st, "keys/", err);
+	r = r ? r : repo->st->ops->sync(repo->st, "keys/", err);
 	if (r == 0)
 		*ret = tm_steal(g);
 	return r;
 }
 
-void keyring_worn(const struct keyring *g, const struct key_slot *s, char key[KEY_MAX])
+void keyring_worn(const struct key_slot *s, char key[KEY_MAX])
 {
-	for (unsigned copy = 0; copy < COPIES; copy++) {
-		auto_buf struct buf b = {0};
-		struct slot slot;
-		int r = TM_E_NOTFOUND;
-
-		if (s->copies.whole[copy])
-			continue;
-		if (s->copies.there[copy])
-			r = read_copy(g, s, copy, &slot, &b, NULL);
-		if (b.data)
-			OPENSSL_cleanse(b.data, b.len);
-		if (r == TM_E_NOTFOUND || r == TM_E_CORRUPT) {
-			name_key(&s->kid, copy, key);
-			return;
-		}
-	}
 	key[0] = 0;
+	for (unsigned copy = COPIES; copy-- > 0;)
+		if (!s->copies.there[copy] || s->bad[copy])
+			name_key(&s->kid, copy, key);
 }
 
 struct key_slot *keyring_find(struct keyring *g, const struct tm_id *kid)

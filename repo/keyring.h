@@ -10,25 +10,35 @@ struct key_slot {
 	struct slot slot; /* when usable */
 	bool usable;
 	struct copies copies;
-	int code; /* when not usable: why */
+	bool bad[COPIES]; /* was read, and is damaged or gone */
+	int code;         /* when not usable: why */
 	struct error err;
 };
 
 struct keyring {
 	struct repo *repo;
 	bool every_copy; /* both were read, and what the store could not read was an error */
+	int code;        /* of the listing */
+	struct error err;
 	struct key_slot v[MAX_KEY_SLOTS];
 	size_t n;
 };
 
-int keyring_load(struct repo *repo, bool every_copy, struct keyring **ret,
-		 struct error *err) TM_WUR;
+/* Which slots there are, by their names alone.  A listing that fails is an error of
+ * keyring_read(). */
+int keyring_list(struct repo *repo, struct keyring **ret, struct error *err) TM_WUR;
+/* Reads one whole copy of each, or every one.  May be called again. */
+int keyring_read(struct keyring *g, bool every_copy, struct error *err) TM_WUR;
+/* Both, of every copy; what it shows lasts. */
+int keyring_load(struct repo *repo, struct keyring **ret, struct error *err) TM_WUR;
+/* Opens the slot that cred fits: fills in master, role, kid of the repository. */
+int keyring_open(struct keyring *g, const struct repo_credentials *cred, struct error *err) TM_WUR;
 void keyring_free(struct keyring *g);
 TM_CLEANUP(struct keyring, keyring_free)
 #define auto_keyring auto_clean(keyring_free)
 
-/* The name of a copy of a usable slot that is missing or damaged, or "". */
-void keyring_worn(const struct keyring *g, const struct key_slot *s, char key[KEY_MAX]);
+/* The name of a copy of a usable slot that is missing, or was read and is damaged, or "". */
+void keyring_worn(const struct key_slot *s, char key[KEY_MAX]);
 
 struct key_slot *keyring_find(struct keyring *g, const struct tm_id *kid);
 

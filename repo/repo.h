@@ -184,9 +184,10 @@ int repo_check_right(const struct repo *repo, enum repo_right right, struct erro
 /* Remarks on the key the repository was opened with, NULL: none. */
 const char *repo_key_remark(const struct repo *repo);
 
-/* Objects that lie in the store twice and were opened with one copy of them only. */
+/* Objects that lie in the store twice. */
 enum repo_twin { REPO_TWIN_REPO, REPO_TWIN_SLOT, REPO_TWIN_DOMAIN };
-/* The copy that is missing or damaged; repo_keys_repair() puts it again.  NULL: both are whole. */
+/* The copy that was missing at opening, or was read and is damaged; repo_keys_repair() puts it
+ * again.  NULL: there was none. */
 const char *repo_worn_copy(const struct repo *repo, enum repo_twin twin);
 
 struct repo_key {

@@ -73,19 +73,25 @@ static int parse(const char *key, const struct tm_id *repo, const struct buf *b,
 	return 0;
 }
 
-void repo_object_load(const struct repo *repo, bool proved, struct repo_object *ret)
+void repo_object_ask(const struct repo *repo, struct repo_object *ret)
 {
 	*ret = (struct repo_object){0};
+	for (unsigned copy = 0; copy < COPIES; copy++)
+		store_read_begin(repo->st, names[copy], &ret->asked[copy]);
+}
+
+void repo_object_load(const struct repo *repo, bool proved, struct repo_object *o)
+{
 	for (unsigned copy = 0; copy < COPIES; copy++) {
 		auto_buf struct buf b = {0};
-		struct error *err = &ret->read.err[copy];
-		int r = store_read(repo->st, names[copy], 64 << 10, &b, err);
+		struct error *err = &o->read.err[copy];
+		int r = store_read_end(repo->st, &o->asked[copy], 64 << 10, &b, err);
 
-		ret->read.copies.there[copy] = r != TM_E_NOTFOUND;
-		r = r ? r : parse(names[copy], proved ? &repo->id : NULL, &b, &ret->h[copy], err);
-		r = r || !proved ? r : repo_object_prove(repo, &ret->h[copy], err);
+		o->read.copies.there[copy] = r != TM_E_NOTFOUND;
+		r = r ? r : parse(names[copy], proved ? &repo->id : NULL, &b, &o->h[copy], err);
+		r = r || !proved ? r : repo_object_prove(repo, &o->h[copy], err);
 		if (r == 0)
-			(void)copies_take(&ret->read.copies, copy, &b);
+			(void)copies_take(&o->read.copies, copy, &b);
 	}
 }
 
@@ -184,6 +190,7 @@ int repo_object_mend(const struct repo *repo, size_t *count, struct error *err)
 	struct copy_names n = repo_object_names();
 	auto_repo_object struct repo_object o;
 
+	repo_object_ask(repo, &o);
 	repo_object_load(repo, true, &o);
 	return copies_mend_read(repo, &n, &o.read, count, err);
 }

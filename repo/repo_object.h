@@ -5,14 +5,17 @@
 #include "copies.h"
 
 struct repo_object {
+	struct store_reading asked[COPIES];
 	struct copies_read read;
 	struct format_repo h[COPIES]; /* where read.err says nothing */
 };
 
 struct copy_names repo_object_names(void);
 bool is_repo_object(const char *key);
-/* Reads both copies.  proved: what the keys of the open repository prove is right only. */
-void repo_object_load(const struct repo *repo, bool proved, struct repo_object *ret);
+/* Asks for both copies; repo_object_load() has to follow. */
+void repo_object_ask(const struct repo *repo, struct repo_object *ret);
+/* Waits for them.  proved: what the keys of the open repository prove is right only. */
+void repo_object_load(const struct repo *repo, bool proved, struct repo_object *o);
 void repo_object_done(struct repo_object *o);
 #define auto_repo_object __attribute__((cleanup(repo_object_done)))
 /* The copy to open with, where nothing is proved yet.  TM_E_NOTFOUND: this is no repository. */

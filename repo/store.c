@@ -21,18 +21,21 @@ static void wait_done(struct store_req *req, int code)
 	w->done = true;
 }
 
-/*
- * Runs the loop until the request has come back.  A request cannot be taken back, so an error
- * of the loop itself is remembered while waiting goes on.
- */
-static int wait_for(struct store *st, struct waiting *w, struct error *err)
+/* Runs the loop until *done.  A request cannot be taken back, so an error of the loop itself is
+ * logged only. */
+static void run_until(struct store *st, const bool *done)
 {
-	while (!w->done) {
+	while (!*done) {
 		struct error loop_err = {0};
 
 		if (loop_run_once(st->loop, -1, &loop_err) < 0)
 			log_debug("loop: %s", loop_err.text);
 	}
+}
+
+static int wait_for(struct store *st, struct waiting *w, struct error *err)
+{
+	run_until(st, &w->done);
 	if (w->code < 0 && err && !err->code)
 		*err = w->req.err;
 	return w->code;
@@ -71,32 +74,71 @@ static int read_on(struct store *st, const char *key, size_t len, struct buf *b,
 	return r;
 }
 
-int store_read(struct store *st, const char *key, size_t max, struct buf *ret, struct error *err)
+static void reading_done(struct store_req *req, int code)
 {
-	auto_buf struct buf b = {0};
-	uint64_t size;
-	int r = read_on(st, key, FIRST_READ, &b, err);
+	struct store_reading *rd = container_of(req, struct store_reading, req);
 
-	if (r < 0)
-		return r;
-	size = b.len;
-	if (b.len == FIRST_READ)
-		r = st->ops->head(st, key, &size, err);
+	rd->code = code;
+	rd->b.len = code < 0 ? 0 : req->got;
+	rd->done = true;
+}
+
+void store_read_begin(struct store *st, const char *key, struct store_reading *rd)
+{
+	*rd = (struct store_reading){.req.done = reading_done};
+	memcpy(rd->key, key, strlen(key) + 1);
+	rd->code = buf_reserve(&rd->b, FIRST_READ, &rd->req.err);
+	if (rd->code < 0)
+		rd->done = true;
+	else
+		st->ops->get(st, rd->key, rd->b.data, FIRST_READ, 0, &rd->req);
+}
+
+/* What the first request has not brought. */
+static int read_rest(struct store *st, struct store_reading *rd, size_t max, struct error *err)
+{
+	uint64_t size = rd->b.len;
+	int r = 0;
+
+	if (rd->b.len == FIRST_READ)
+		r = st->ops->head(st, rd->key, &size, err);
 	if (r == 0 && size > max)
 		return error_set(err, TM_E_CORRUPT,
-				 "%s is %" PRIu64 " bytes, more than the %zu allowed", key, size,
-				 max);
-	if (r == 0 && size > b.len)
-		r = read_on(st, key, (size_t)size, &b, err);
-	if (r < 0)
-		return r;
-	if (b.len != size)
-		return error_set(err, TM_E_CORRUPT, "%s ends at %zu of %" PRIu64 " bytes", key,
-				 b.len, size);
-	buf_done(ret);
-	*ret = b;
-	b = (struct buf){0};
-	return 0;
+				 "%s is %" PRIu64 " bytes, more than the %zu allowed", rd->key,
+				 size, max);
+	if (r == 0 && size > rd->b.len)
+		r = read_on(st, rd->key, (size_t)size, &rd->b, err);
+	if (r == 0 && rd->b.len != size)
+		return error_set(err, TM_E_CORRUPT, "%s ends at %zu of %" PRIu64 " bytes", rd->key,
+				 rd->b.len, size);
+	return r;
+}
+
+int store_read_end(struct store *st, struct store_reading *rd, size_t max, struct buf *ret,
+		   struct error *err)
+{
+	int r;
+
+	run_until(st, &rd->done);
+	r = rd->code;
+	if (r < 0 && err && !err->code)
+		*err = rd->req.err;
+	r = r ? r : read_rest(st, rd, max, err);
+	if (r == 0) {
+		buf_done(ret);
+		*ret = rd->b;
+		rd->b = (struct buf){0};
+	}
+	buf_done(&rd->b);
+	return r;
+}
+
+int store_read(struct store *st, const char *key, size_t max, struct buf *ret, struct error *err)
+{
+	struct store_reading rd;
+
+	store_read_begin(st, key, &rd);
+	return store_read_end(st, &rd, max, ret, err);
 }
 
 void store_reserve(struct store *st, bool use)

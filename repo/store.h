@@ -10,7 +10,19 @@
 int store_put_wait(struct store *st, const char *key, const void *bytes, size_t len,
 		   struct error *err) TM_WUR;
 
-/* The whole object, at most max bytes.  TM_E_NOTFOUND. */
+/* An object that is being read beside others: each that was begun has to be ended. */
+struct store_reading {
+	struct store_req req;
+	char key[KEY_MAX];
+	struct buf b;
+	int code;
+	bool done;
+};
+void store_read_begin(struct store *st, const char *key, struct store_reading *rd);
+/* Waits for it: the whole object, at most max bytes.  TM_E_NOTFOUND. */
+int store_read_end(struct store *st, struct store_reading *rd, size_t max, struct buf *ret,
+		   struct error *err) TM_WUR;
+/* Both. */
 int store_read(struct store *st, const char *key, size_t max, struct buf *ret,
 	       struct error *err) TM_WUR;
 

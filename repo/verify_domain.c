@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What all points hang on: both copies of the repository's object and of each domain's, and points
- * that have no domain. */
+/* What all points hang on: both copies of the repository's object, of each domain's and of key
+ * slots, and points that have no domain. */
 #include "domain.h"
+#include "keyring.h"
 #include "repo_object.h"
 #include "verify.h"
 
@@ -40,6 +41,7 @@ static int check_repo_object(struct repo *repo, struct repo_verify_report *repor
 	struct copy_names n = repo_object_names();
 	auto_repo_object struct repo_object o;
 
+	repo_object_ask(repo, &o);
 	repo_object_load(repo, true, &o);
 	return check_copies(&o.read, &n, report, err);
 }
@@ -53,6 +55,24 @@ static int check_domain(struct repo *repo, const struct domain_id *id,
 
 	r = r ? r : check_copies(&c, &n, report, err);
 	buf_done(&c.copies.bytes);
+	return r;
+}
+
+/* One copy that is missing may be what an interrupted change of keys left. */
+static int check_slots(struct repo *repo, struct repo_verify_report *report, struct error *err)
+{
+	auto_keyring struct keyring *g = NULL;
+	int r = keyring_list(repo, &g, err);
+
+	r = r ? r : keyring_read(g, true, err);
+	for (size_t i = 0; r == 0 && i < g->n; i++) {
+		struct copy_names n = name_keys(&g->v[i].kid);
+
+		for (unsigned copy = 0; r == 0 && copy < COPIES; copy++)
+			if (g->v[i].bad[copy])
+				r = damage_add(report, n.key[copy], "a copy of a key is damaged",
+					       err);
+	}
 	return r;
 }
 
@@ -112,6 +132,7 @@ int repo_verify_domains(struct repo *repo, struct repo_verify_report *ret, struc
 	struct find_folders f = {0};
 	int r = l ? check_repo_object(repo, ret, err) : error_nomem(err);
 
+	r = r ? r : check_slots(repo, ret, err);
 	/* folders first: what lies in one was put after its domain */
 	if (r == 0 && id_is_zero(&repo->master.scope))
 		r = repo->st->ops->list(repo->st, "d/", see_object, &f, err);

@@ -153,7 +153,9 @@ def copies_of_a_domain_are_missed_and_put_again(scratch):
                 copy.write_bytes(good[:40] + b"oops" + good[44:])
             for who in keys:
                 check(named(who) == [f"domains/{copy.name}"], f"{copy} {lost} {who}")
-            same(scratch, tidemark, path, point, *keys["acme"], expect=3)
+            # Of two copies that are there the second is not read by who only opens.
+            told = lost or copy == copies[0]
+            same(scratch, tidemark, path, point, *keys["acme"], expect=3 if told else 0)
             shown, = tidemark("domain", "list", *keys["acme"], expect=3).json
             check(shown["copies"] == 1 and shown["domain"] == "acme", f"{shown}")
             check(tidemark("key", "repair", *keys[None]).json["repaired"] == 1, "repair")

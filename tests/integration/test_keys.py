@@ -335,13 +335,16 @@ def damaged_slots(scratch):
         tidemark("list", *secret)
         damage(b)
         check([k["copies"] for k in tidemark("key", "list", *secret, expect=3).json] == [1], "copies")
-        check(b.name in tidemark("list", *secret, expect=3).err, "the copy is not named")
+        tidemark("list", *secret)  # which reads the first one
+        named = {d["object"] for d in tidemark("verify", *secret, expect=4).json["damaged"]}
+        check(named == {f"keys/{b.name}"}, f"{named}")
         damage(a)
         says(tidemark("list", *secret, expect=(1, 4)), "keys")
         a.write_bytes(good)
         tidemark("key", "repair", *secret)
         check(b.read_bytes() == good, "not the same bytes")
     b.unlink()
+    check(b.name in tidemark("list", *secret, expect=3).err, "the copy is not named")
     check(tidemark("key", "repair", *secret).json["repaired"] == 1, "a missing copy")
     same(scratch, tidemark, secret, path)
 
