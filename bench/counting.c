@@ -6,14 +6,16 @@
 #include "bench.h"
 
 #include <inttypes.h>
+#include <time.h>
 
-struct counted_get {
+struct counted_req {
 	struct store_req req;
 	struct loop_op late;
 	int code;
+	uint64_t due_ms; /* on the monotonic clock */
 	struct counting *c;
 	struct store_req *above;
-	struct counted_get *next;
+	struct counted_req *next;
 };
 
 static struct counting *counting_of(struct store *st)
@@ -61,18 +63,9 @@ static void count_put(struct counting *c, const char *key, const void *bytes, si
 	}
 }
 
-static void counting_put(struct store *st, const char *key, const void *bytes, size_t len,
-			 struct store_req *req)
-{
-	struct counting *c = counting_of(st);
-
-	count_put(c, key, bytes, len);
-	c->below->ops->put_new(c->below, key, bytes, len, req);
-}
-
 static void counted_answer(struct loop_op *op, int res)
 {
-	struct counted_get *g = container_of(op, struct counted_get, late);
+	struct counted_req *g = container_of(op, struct counted_req, late);
 	struct store_req *above = g->above;
 
 	(void)res;
@@ -86,32 +79,58 @@ static void counted_answer(struct loop_op *op, int res)
 
 static void counted(struct store_req *req, int code)
 {
-	struct counted_get *g = container_of(req, struct counted_get, req);
+	struct counted_req *g = container_of(req, struct counted_req, req);
+
+	uint64_t at_ms = clock_monotonic_ms(&clock_system);
 
 	g->code = code;
 	g->late.done = counted_answer;
-	if (g->c->rtt_ms)
-		loop_timer(g->c->st.loop, &g->late, g->c->rtt_ms);
+	if (g->due_ms > at_ms)
+		loop_timer(g->c->st.loop, &g->late, (unsigned)(g->due_ms - at_ms));
 	else
 		counted_answer(&g->late, 0);
 }
 
-static void counting_get(struct store *st, const char *key, void *bytes, size_t len,
-			 uint64_t offset, struct store_req *req)
+static struct store_req *counted_begin(struct counting *c, struct store_req *above)
 {
-	struct counting *c = counting_of(st);
-	struct counted_get *g = c->idle;
+	struct counted_req *g = c->idle;
 
 	if (g)
 		c->idle = g->next;
 	else
 		g = calloc(1, sizeof(*g));
 	must(g, "memory");
+	*g = (struct counted_req){.req.done = counted, .c = c, .above = above};
+	if (c->rtt_ms)
+		g->due_ms = clock_monotonic_ms(&clock_system) + c->rtt_ms;
+	return &g->req;
+}
+
+static void counting_get(struct store *st, const char *key, void *bytes, size_t len,
+			 uint64_t offset, struct store_req *req)
+{
+	struct counting *c = counting_of(st);
+
 	c->gets++;
-	g->c = c;
-	g->above = req;
-	g->req.done = counted;
-	c->below->ops->get(c->below, key, bytes, len, offset, &g->req);
+	c->below->ops->get(c->below, key, bytes, len, offset, counted_begin(c, req));
+}
+
+static void counting_put(struct store *st, const char *key, const void *bytes, size_t len,
+			 struct store_req *req)
+{
+	struct counting *c = counting_of(st);
+
+	count_put(c, key, bytes, len);
+	c->below->ops->put_new(c->below, key, bytes, len, counted_begin(c, req));
+}
+
+/* Of requests that block. */
+static void far_away(const struct counting *c)
+{
+	struct timespec t = {.tv_sec = c->rtt_ms / 1000, .tv_nsec = c->rtt_ms % 1000 * 1000000};
+
+	while (nanosleep(&t, &t) < 0)
+		;
 }
 
 static int counting_list(struct store *st, const char *prefix, store_list_fn *fn, void *data,
@@ -120,6 +139,7 @@ static int counting_list(struct store *st, const char *prefix, store_list_fn *fn
 	struct counting *c = counting_of(st);
 
 	c->lists++;
+	far_away(c);
 	return c->below->ops->list(c->below, prefix, fn, data, err);
 }
 
@@ -128,6 +148,7 @@ static int counting_head(struct store *st, const char *key, uint64_t *ret, struc
 	struct counting *c = counting_of(st);
 
 	c->heads++;
+	far_away(c);
 	return c->below->ops->head(c->below, key, ret, err);
 }
 
@@ -153,7 +174,7 @@ static void counting_free(struct store *st)
 	struct counting *c = counting_of(st);
 
 	while (c->idle) {
-		struct counted_get *g = c->idle;
+		struct counted_req *g = c->idle;
 
 		c->idle = g->next;
 		free(g);

@@ -13,8 +13,8 @@ struct counting {
 	uint64_t put_bytes, got_bytes;
 	/* of put_bytes: frames of data, what lies before them, map segments, manifests */
 	uint64_t payload, tables, map, points;
-	unsigned rtt_ms; /* that every get takes longer */
-	struct counted_get *idle;
+	unsigned rtt_ms; /* that every put, get, list and head takes longer */
+	struct counted_req *idle;
 };
 
 /* The directory store of `dir`, counted; freed by its ops like any store. */

@@ -38,6 +38,7 @@ COLUMNS = [
     ("puts", "puts", 1, 0),
     ("gets", "gets", 1, 0),
     ("requests", "requests", 1, 0),
+    ("round_trips", "round trips", 1, 0),
     ("freeze_ms", "freeze ms", 1, 0),
     ("beyond_qemu", "beyond QEMU s", 1, 3),
     ("first", "first byte s", 1, 3),

@@ -4,7 +4,9 @@
  * the real ones, only the disk is not.
  *
  *	sim fill DIR [KEY=VALUE…]   makes a repository, one guest, one disk, many points; rtt=MS: so
- *	                            much longer does every get of the last point's backup take
+ *	                            much longer does every request of the last point's backup take
+ *	sim find DIR GUEST MS       opens a repository and finds the guest's newest point, every
+ *	                            request taking so much longer
  *	sim read DIR POINT          reads a point to nowhere
  *	sim nbd SOCKET [BITMAP]     reads a disk of an NBD server, or what its bitmap names
  *
@@ -126,7 +128,8 @@ static void describe(struct fill *f, const struct point *parent, uint64_t at_ms,
 		p->parent = pd->parent = parent->id;
 }
 
-static void make_point(struct fill *f, struct point **last, uint64_t at_ms)
+/* Frees *last. */
+static void make_point(struct fill *f, struct point **last, uint64_t at_ms, struct tm_id *ret)
 {
 	struct repo_session_options opt = {.guest = f->guest, .pool = f->pool};
 	const struct reader_options read = {
@@ -154,7 +157,8 @@ static void make_point(struct fill *f, struct point **last, uint64_t at_ms)
 	must_do(repo_session_commit(s, &meta, &err), &err);
 	repo_session_free(s);
 	point_free(*last);
-	must_do(repo_point_get(f->repo, f->guest, &opt.id, last, &err), &err);
+	*last = NULL;
+	*ret = opt.id;
 }
 
 /* As a backup does: in a process of its own, which remembers nothing. */
@@ -176,6 +180,7 @@ static int fill(const char *dir, int n, char **args)
 	struct point *last = NULL;
 	struct error err = {0};
 	double began, cpu_began;
+	struct tm_id id = {{0}};
 	struct fill f;
 
 	parse(&f, n, args);
@@ -203,16 +208,17 @@ static int fill(const char *dir, int n, char **args)
 		}
 		began = now();
 		cpu_began = cpu();
-		make_point(&f, &last, clock_unix_ms(&clock_system) - (f.points - i) * day);
-		if (is_last)
+		make_point(&f, &last, clock_unix_ms(&clock_system) - (f.points - i) * day, &id);
+		if (!is_last)
+			must_do(repo_point_get(f.repo, f.guest, &id, &last, &err), &err);
+		else
 			(void)printf("\"seconds\": %.6f, \"cpu\": %.6f, ", now() - began,
 				     cpu() - cpu_began);
 	}
 	counting_print(f.store);
 	(void)printf(", \"dirty_bytes\": %" PRIu64 ", \"read_bytes\": %" PRIu64
 		     ", \"point\": \"%s\"}\n",
-		     f.disk.ndirty * f.block, f.disk.read_bytes, last ? id_text(&last->id).s : "");
-	point_free(last);
+		     f.disk.ndirty * f.block, f.disk.read_bytes, id_text(&id).s);
 	sim_disk_done(&f.disk);
 	repo_free(f.repo);
 	pool_free(f.pool);
@@ -241,6 +247,32 @@ static int nowhere_put(struct piece_sink *sink, struct piece *p, struct error *e
 	return 0;
 }
 
+/* As a backup of the guest does.  What has to be waited for one after the other shows in the time.
+ */
+static int find_newest(const char *dir, const char *guest, unsigned rtt_ms)
+{
+	struct error err = {0};
+	struct point *p = NULL;
+	struct repo *repo = NULL;
+	struct counting *c;
+	struct loop *loop;
+	double began;
+
+	must_do(loop_new(128, &loop, &err), &err);
+	c = counting_open(loop, dir, false);
+	c->rtt_ms = rtt_ms;
+	began = now();
+	must_do(repo_open(&c->st, &repo, &err), &err);
+	must_do(repo_point_newest(repo, guest, NULL, NULL, NULL, &p, &err), &err);
+	(void)printf("{\"seconds\": %.6f, ", now() - began);
+	counting_print(c);
+	(void)printf("}\n");
+	point_free(p);
+	repo_free(repo);
+	loop_free(loop);
+	return 0;
+}
+
 static int read_point(const char *dir, const char *name)
 {
 	struct nowhere to = {.sink.put = nowhere_put};
@@ -257,17 +289,13 @@ static int read_point(const char *dir, const char *name)
 	must_do(pool_new(loop, 0, &pool, &err), &err);
 	opt.pool = pool;
 	c = counting_open(loop, dir, false);
-	began = now();
 	must_do(repo_open(&c->st, &repo, &err), &err);
 	must_do(repo_point_find(repo, name, &p, &err), &err);
-	(void)printf("{\"open\": {\"seconds\": %.6f, ", now() - began);
-	counting_print(c);
-	(void)printf("}, ");
 	counting_reset(c);
 	to.block = repo_block_size(repo);
 	began = now();
 	must_do(repo_read_disk(repo, p, p->disks, &to.sink, &opt, &err), &err);
-	(void)printf("\"seconds\": %.6f, \"cpu\": %.6f, ", now() - began, cpu());
+	(void)printf("{\"seconds\": %.6f, \"cpu\": %.6f, ", now() - began, cpu());
 	counting_print(c);
 	(void)printf(", \"bytes\": %" PRIu64 "}\n", to.bytes);
 	point_free(p);
@@ -310,11 +338,13 @@ int main(int argc, char **argv)
 {
 	if (argc >= 3 && strcmp(argv[1], "fill") == 0)
 		return fill(argv[2], argc - 3, argv + 3);
+	if (argc == 5 && strcmp(argv[1], "find") == 0)
+		return find_newest(argv[2], argv[3], (unsigned)strtoul(argv[4], NULL, 10));
 	if (argc == 4 && strcmp(argv[1], "read") == 0)
 		return read_point(argv[2], argv[3]);
 	if (argc >= 3 && argc <= 4 && strcmp(argv[1], "nbd") == 0)
 		return read_nbd(argv[2], argv[3]);
-	(void)fprintf(stderr, "usage: sim fill DIR [KEY=VALUE...] | read DIR POINT | "
-			      "nbd SOCKET [BITMAP]\n");
+	(void)fprintf(stderr, "usage: sim fill DIR [KEY=VALUE...] | find DIR GUEST MS | "
+			      "read DIR POINT | nbd SOCKET [BITMAP]\n");
 	return 2;
 }
