@@ -122,6 +122,35 @@ static void only_manifests_that_are_needed_are_read(void **state)
 }
 
 /* A damaged newest point is not silently replaced by the one before. */
+/* A store may be far away. */
+static void to_open_and_to_find_the_newest_few_things_are_asked_for(void **state)
+{
+	auto_clean(point_free) struct point *p = NULL;
+	struct repo *repo = NULL;
+	struct error err = {0};
+	struct failing *f;
+	struct rig rig;
+
+	(void)state;
+	rig_up(&rig, BS, seed);
+	for (uint8_t i = 1; i < 100; i++)
+		commit(&rig, "web", "point", UINT64_C(1700000000000) + i, i);
+	f = rig_store(&rig);
+	store_free(f->below);
+	f->below = rig.store->below;
+	f->keep = true;
+	f->of = REQUEST_GET | REQUEST_LIST | REQUEST_HEAD;
+	assert_int_equal(repo_open(&f->st, &repo, &err), 0);
+	assert_int_equal(repo_point_newest(repo, "web", NULL, NULL, NULL, &p, &err), 0);
+	assert_int_equal(p->id.b[0], 99);
+	/* repo, its copy, the lists of keys and of the domain, a slot, the domain; the lists of
+	 * tombstones, verdicts and points, a manifest */
+	assert_int_equal(f->calls, 10);
+	repo_free(repo);
+	free(f);
+	rig_down(&rig);
+}
+
 static void a_damaged_point_that_was_meant_is_an_error(void **state)
 {
 	struct tm_id source, id;
@@ -320,6 +349,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(points_are_found_by_what_people_type),
 		cmocka_unit_test(only_manifests_that_are_needed_are_read),
+		cmocka_unit_test(to_open_and_to_find_the_newest_few_things_are_asked_for),
 		cmocka_unit_test(a_damaged_point_that_was_meant_is_an_error),
 		cmocka_unit_test(a_point_is_gone_with_its_tombstone),
 		cmocka_unit_test(the_protocol_is_kept),

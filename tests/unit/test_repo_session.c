@@ -2,7 +2,9 @@
 /* Sessions, points and reads on a memory store, against images kept beside them. */
 #include "test_repo.h"
 
+#include "repo/cache.h"
 #include "repo/crypt.h"
+#include "repo/internal.h"
 #include "repo/scrub.h"
 
 #define BS     4096
@@ -204,12 +206,62 @@ static void a_failing_store_fails_the_read(void **state)
 	rig_down(&rig);
 }
 
+/*
+ * Each block was stored by another session, so that comparing each needs other tables: that many
+ * are not worth it.  Which ones are loaded is the same whatever the cache holds, and in
+ * whatever order the store answers; so is what is stored.
+ */
+static void what_is_compared_depends_on_nothing_but_the_input(void **state)
+{
+	const unsigned sessions = 80, worth = 64;
+	struct error err = {0};
+	struct rig rig;
+	struct image im;
+	struct tm_id id;
+
+	(void)state;
+	rig_up(&rig, BS, seed);
+	image_init(&im, (uint64_t)sessions * 3 * BS, BS);
+	for (unsigned i = 0; i < sessions; i++) {
+		auto_clean(point_free) struct point *p = NULL;
+
+		if (i > 0)
+			assert_int_equal(repo_point_get(rig.repo, NULL, &id, &p, &err), 0);
+		image_noise(&im, &rig.random, 3 * i, 3 * i + 1);
+		assert_int_equal(rig_backup(&rig, &im, p, &id, &err), 0);
+	}
+	rig.give_up = true;
+	for (unsigned how = 0; how < 8; how++) {
+		auto_clean(point_free) struct point *p = NULL;
+
+		assert_int_equal(repo_point_get(rig.repo, NULL, &id, &p, &err), 0);
+		for (unsigned i = 0; i < sessions; i++)
+			im.dirty[3 * i] = true;
+		if (how > 0)
+			cache_drop(rig.repo->cache);
+		rig.store->fault = FAULT_DELAY;
+		rig.store->of = REQUEST_GET;
+		rig.store->calls = rig.store->hits = 0;
+		rig.store->for_good = true;
+		rig.store->fail_at = how / 2;
+		error_clear(&err);
+		assert_int_equal(rig_backup(&rig, &im, p, &(struct tm_id){{0}}, &err),
+				 TM_E_CANCELED);
+		rig.store->fail_at = 0;
+		assert_int_equal(rig.counts.same_bytes, worth * BS);
+		assert_int_equal(rig.counts.new_bytes, (sessions - worth) * BS);
+	}
+	image_done(&im);
+	rig_down(&rig);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(every_point_reads_back_what_was_backed_up),
 		cmocka_unit_test(a_failing_store_fails_the_backup_and_nothing_else),
 		cmocka_unit_test(a_failing_store_fails_the_read),
+		cmocka_unit_test(what_is_compared_depends_on_nothing_but_the_input),
 	};
 
 	seed = test_seed();
