@@ -19,7 +19,8 @@ def repo_open(bench):
     """`list` of a guest with 1000 points, and `show latest`; what is asked of the store to open
     the repository and find the newest point, as a guest's backup does: how many requests, and
     how many round trips, which is how often an answer has to be waited for. These are counted as
-    the time in a store whose every request takes 50 ms longer."""
+    the time in a store whose every request takes 50 ms longer. And what goes through all points,
+    for its memory."""
     points = 20 if bench.small else 1000
     agent, _ = simulated(bench, "open", size=64 * GIB, points=points, dirty=16)
 
@@ -31,7 +32,9 @@ def repo_open(bench):
     outcome = bench.compare({"list": lambda: agent("list", "--guest", "guest"),
                              "show latest": lambda: agent("show", "latest"),
                              "open and find": lambda: find(0),
-                             "open and find, far away": lambda: find(50)})
+                             "open and find, far away": lambda: find(50),
+                             "stats": lambda: agent("stats"),
+                             "verify": lambda: agent("verify")})
     listed = agent("list", "--guest", "guest")["json"]
     if len(listed) != points:
         raise HarnessError(f"{len(listed)} points instead of {points}")
@@ -39,6 +42,7 @@ def repo_open(bench):
     bench.target("seconds of list", outcome.median("list", "seconds"), 0.05)
     bench.target("requests to open and find the newest point", outcome.median("open and find", "requests"), 5)
     bench.target("seconds of that 50 ms away", outcome.median("open and find, far away", "seconds"), 0.5)
+    bench.target("peak memory, MiB", max(outcome.median(name, "rss_mib") for name in ("list", "stats", "verify")), 64)
 
 
 def year(bench, run):
