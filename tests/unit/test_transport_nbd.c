@@ -441,7 +441,7 @@ static void put_odd_disk(struct disk_sink *sink, uint8_t *data, bool zero_end, s
 
 static void the_end_of_a_disk_is_written_in_the_servers_blocks(void **state)
 {
-	enum { ODD = 3 * BLOCK + 512, ROOM = 4 * BLOCK };
+	enum { END = 3 * BLOCK, ODD = END + 512, ROOM = 4 * BLOCK };
 	char target[100];
 
 	(void)state;
@@ -481,8 +481,8 @@ static void the_end_of_a_disk_is_written_in_the_servers_blocks(void **state)
 		if (i % 2)
 			(void)memcpy(want, data, BLOCK);
 		else
-			(void)memset(want, 0, 3 * BLOCK);
-		(void)memset(want + 3 * BLOCK, i % 2 ? 0 : 0x11, 512);
+			(void)memset(want, 0, END);
+		(void)memset(want + END, i % 2 ? 0 : 0x11, ODD - END);
 		assert_memory_equal(got.data, want, ODD);
 	}
 	(void)unlink(target);
