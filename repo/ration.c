@@ -24,7 +24,9 @@ void ration_done(struct ration *r)
 
 static bool has_one_left(const struct ration *r)
 {
-	return r->loads < FREE_LOADS + r->asked / (CLUSTERS_A_LOAD * LOADS_AT_ONCE) * LOADS_AT_ONCE;
+	uint64_t batches = r->asked / ((uint64_t)CLUSTERS_A_LOAD * LOADS_AT_ONCE);
+
+	return r->loads < FREE_LOADS + batches * LOADS_AT_ONCE;
 }
 
 int ration_ask(struct ration *r, uint64_t ref, bool *ret, struct error *err)
