@@ -19,6 +19,14 @@ static json_t *lines_json(const struct text_list *lines)
 	return a;
 }
 
+/* Whole, for it may be a command that helps. */
+static void print_line(const char *label, const char *line)
+{
+	(void)fputs(label, stdout);
+	show_text(stdout, line);
+	(void)putchar('\n');
+}
+
 /* ---- recover ---- */
 
 /* A backup whose guest has just died is putting things in order itself: worth waiting for. */
@@ -96,7 +104,7 @@ int cmd_recover(struct agent *a, enum exit_status *status, struct error *err)
 				r ? NULL : err);
 	} else {
 		for (size_t i = 0; i < report.lines.n; i++)
-			(void)printf("%s\n", shown(report.lines.v[i]).s);
+			print_line("", report.lines.v[i]);
 		if (!report.lines.n && !r && !a->opt.before_start)
 			(void)printf("nothing is left of interrupted runs\n");
 	}
@@ -250,7 +258,7 @@ static void print_status(const struct guest *g, const struct outlook *o,
 	for (size_t i = 0; i < guest_ndisks(g); i++)
 		print_disk(guest_disk(g, i), o ? &o[i] : NULL);
 	for (size_t i = 0; i < left->lines.n; i++)
-		(void)printf("left over: %s\n", shown(left->lines.v[i]).s);
+		print_line("left over: ", left->lines.v[i]);
 	if (left->left)
 		(void)printf("An interrupted run left something; 'tidemark recover' or the next "
 			     "backup puts it right.\n");
@@ -301,7 +309,7 @@ static int tell_running(struct agent *a, const struct recover_report *left, stru
 
 	if (!a->opt.json) {
 		for (size_t i = 0; i < left->lines.n; i++)
-			(void)printf("%s\n", shown(left->lines.v[i]).s);
+			print_line("", left->lines.v[i]);
 		return 0;
 	}
 	time_format_utc(id_time_ms(&v->point), since);

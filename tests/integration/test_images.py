@@ -267,6 +267,20 @@ def restores_go_to_files_devices_and_servers(scratch):
 
 
 @case
+def what_is_left_is_told_whole(scratch):
+    """However long its name is: it may be a command that the line ends with."""
+    where = scratch.dir("/".join((200 * "a", 200 * "b", 100 * "c")))
+    base = image.create(where / "base.qcow2", SIZE)
+    overlay = where / "base.qcow2.0123456789ab-0.tidemark-overlay"
+    run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "qcow2", overlay])
+    tidemark = Tidemark(scratch)
+    tidemark("init")
+    said = tidemark("recover", "--check", f"image:{base}", expect=5, json_output=False).out
+    if f"{overlay}, and its journal is lost" not in said or "recovery removes it" not in said:
+        raise HarnessError(f"it says: {said}")
+
+
+@case
 def what_a_killed_restore_leaves_is_gone_with_the_next(scratch):
     path, tidemark = setup(scratch)
     qemu_io(path, *(f"write -P {n} {n}M 1M" for n in range(2, 20)))
