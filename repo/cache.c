@@ -97,6 +97,7 @@ void cache_free(struct cache *c)
 		return;
 	assert(!c->tables_loads && !c->page_loads);
 	cache_drop(c);
+	free(c->pages);
 	free(c);
 }
 

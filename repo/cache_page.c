@@ -12,12 +12,11 @@
 #define MAX_AHEAD 8
 
 struct page {
-	struct page *next;
 	struct tm_id sid;
 	uint32_t index;
 	unsigned first_slot, nslots;
 	size_t len;
-	uint8_t bytes[];
+	uint8_t *bytes; /* owned */
 };
 
 /* Loading a page, and some that follow it: its segment's tables first. */
@@ -41,37 +40,59 @@ struct page_load {
 
 void cache_trim_pages(struct cache *c, size_t max)
 {
-	size_t sum = 0;
-	struct page **p = &c->pages;
+	size_t sum = 0, keep = 0;
 
-	while (*p) {
-		struct page *g = *p;
+	while (keep < c->npages) {
+		const struct page *g = &c->pages[c->npages - keep - 1];
 
 		sum += sizeof(*g) + g->len;
-		if (sum <= max) {
-			p = &g->next;
-			continue;
-		}
-		*p = g->next;
-		free(g);
+		if (sum > max)
+			break;
+		keep++;
 	}
+	for (size_t i = 0; i < c->npages - keep; i++)
+		free(c->pages[i].bytes);
+	if (keep > 0 && keep < c->npages)
+		memmove(c->pages, c->pages + (c->npages - keep), keep * sizeof(*c->pages));
+	c->npages = keep;
 }
 
 static struct page *find_page(struct cache *c, const struct tm_id *sid, uint32_t index,
 			      uint32_t slot)
 {
-	for (struct page **p = &c->pages; *p; p = &(*p)->next) {
-		struct page *g = *p;
+	for (size_t i = c->npages; i-- > 0;) {
+		struct page *last = &c->pages[c->npages - 1], *g = &c->pages[i];
 
 		if (g->index != index || slot < g->first_slot ||
 		    slot - g->first_slot >= g->nslots || !id_equal(&g->sid, sid))
 			continue;
-		*p = g->next;
-		g->next = c->pages;
-		c->pages = g;
-		return g;
+		if (g != last) {
+			struct page hit = *g;
+
+			memmove(g, g + 1, (size_t)(last - g) * sizeof(*g));
+			*last = hit;
+		}
+		return last;
 	}
 	return NULL;
+}
+
+/* Takes g->bytes. */
+static int add_page(struct cache *c, const struct page *g, struct error *err)
+{
+	if (c->npages == c->pages_cap) {
+		size_t cap = c->pages_cap ? 2 * c->pages_cap : 64;
+		struct page *v = reallocarray(c->pages, cap, sizeof(*v));
+
+		if (!v) {
+			free(g->bytes);
+			return error_nomem(err);
+		}
+		c->pages = v;
+		c->pages_cap = cap;
+	}
+	c->pages[c->npages++] = *g;
+	return 0;
 }
 
 const uint8_t *cache_node(struct cache *c, const struct tm_id *sid, uint64_t ordinal,
@@ -169,66 +190,59 @@ static void page_load_end(struct page_load *l)
 
 /* From a stored frame to a checked page. */
 static int page_decode(const struct page_load *l, const struct seg_frame *f, uint8_t *stored,
-		       struct page **ret, struct error *err)
+		       struct page *ret, struct error *err)
 {
-	auto_free struct page *g = malloc(sizeof(*g) + PAGE_MAX_BYTES);
 	const struct seg_tables *t = l->tables->t;
-	struct cache *c = l->c;
+	struct repo *repo = l->c->repo;
+	uint8_t *bytes = l->c->scratch;
 	size_t len = f->stored_len - TAG_BYTES - 1, n;
 	int r;
 
-	if (!g)
-		return error_nomem(err);
 	r = frame_check_crc(f, stored, err);
 	if (r == 0)
-		r = aead_set_key(c->repo->aead, &t->key, err);
+		r = aead_set_key(repo->aead, &t->key, err);
 	if (r == 0)
-		r = frame_open(t, f, c->repo->aead, stored, stored, err);
+		r = frame_open(t, f, repo->aead, stored, stored, err);
 	if (r < 0)
 		return r;
 	if (stored[0] == FRAME_RAW && len <= PAGE_MAX_BYTES) {
-		memcpy(g->bytes, stored + 1, len);
+		memcpy(bytes, stored + 1, len);
 		n = len;
 	} else if (stored[0] == FRAME_ZSTD) {
-		n = ZSTD_decompressDCtx(c->repo->dctx, g->bytes, PAGE_MAX_BYTES, stored + 1, len);
+		n = ZSTD_decompressDCtx(repo->dctx, bytes, PAGE_MAX_BYTES, stored + 1, len);
 		if (ZSTD_isError(n))
 			return error_set(err, TM_E_CORRUPT, "map page: %s", ZSTD_getErrorName(n));
 	} else {
 		return error_set(err, TM_E_UNSUPPORTED, "map page of unknown encoding %u",
 				 stored[0]);
 	}
-	r = page_check(g->bytes, n, f->nslots, err);
+	r = page_check(bytes, n, f->nslots, err);
 	if (r < 0)
 		return r;
-	*g = (struct page){.sid = l->sid,
-			   .index = l->index,
-			   .first_slot = f->first_slot,
-			   .nslots = f->nslots,
-			   .len = n};
-	*ret = realloc(g, sizeof(*g) + n);
-	if (!*ret)
+	*ret = (struct page){.sid = l->sid,
+			     .index = l->index,
+			     .first_slot = f->first_slot,
+			     .nslots = f->nslots,
+			     .len = n,
+			     .bytes = malloc(n)};
+	if (!ret->bytes)
 		return error_nomem(err);
-	g = NULL;
+	memcpy(ret->bytes, bytes, n);
 	return 0;
 }
 
 static int page_take(struct page_load *l, const struct seg_frame *f, struct error *err)
 {
 	uint64_t at = f->offset - l->frame->offset;
-	struct cache *c = l->c;
-	struct page *g = NULL;
+	struct page g;
 	int r;
 
-	if (find_page(c, &l->sid, l->index, f->first_slot))
+	if (find_page(l->c, &l->sid, l->index, f->first_slot))
 		return 0;
 	if (l->req.got < at + f->stored_len)
 		return error_set(err, TM_E_CORRUPT, "the object ends inside a map page");
 	r = page_decode(l, f, l->buf + at, &g, err);
-	if (r < 0)
-		return r;
-	g->next = c->pages;
-	c->pages = g;
-	return 0;
+	return r ? r : add_page(l->c, &g, err);
 }
 
 /* The object is gone: compacted meanwhile. */

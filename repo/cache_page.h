@@ -10,12 +10,14 @@
 struct cache {
 	struct repo *repo;
 	struct tables *tables; /* most recently used first */
-	struct page *pages;    /* the same */
+	struct page *pages;    /* most recently used last; an array, for it is gone through often */
+	size_t npages, pages_cap;
+	uint8_t scratch[PAGE_MAX_BYTES]; /* of a page that is being decoded */
 	struct tables_load *tables_loads;
 	struct page_load *page_loads;
 };
 
-/* Drops pages from the list's end beyond `max` bytes. */
+/* Drops the pages that were used least recently, beyond `max` bytes. */
 void cache_trim_pages(struct cache *c, size_t max);
 
 /* Answers all that wait. */
