@@ -199,9 +199,7 @@ int domain_load(const struct repo *repo, const struct domain_id *id, bool every_
 		return 0;
 	}
 	domain_wipe(&ret->keys);
-	if (err && !err->code)
-		*err = first;
-	return first.code;
+	return error_pass(err, first.code, &first);
 }
 
 int domain_copies_load(const struct repo *repo, const struct domain_id *id, struct copies_read *ret,

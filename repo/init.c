@@ -118,11 +118,8 @@ static int restore_default(struct repo *repo, struct error *err)
 	if (r < 0)
 		return r;
 	r = domain_find(repo, &repo->default_domain, &id, &none);
-	if (r < 0 && r != TM_E_NOTFOUND) {
-		if (err && !err->code)
-			*err = none;
-		return r;
-	}
+	if (r < 0 && r != TM_E_NOTFOUND)
+		return error_pass(err, r, &none);
 	r = domain_restore(repo, &id, DEFAULT_DOMAIN_NAME, err);
 	if (r == 0)
 		repo->mended = COPIES;
@@ -186,8 +183,8 @@ static int open_keys(struct repo *repo, const struct repo_credentials *cred, str
 	}
 	if (r == 0)
 		repo_object_worn(&o, copy, repo->worn_object);
-	else if (err && !err->code)
-		*err = one;
+	else
+		(void)error_pass(err, r, &one);
 	return r;
 }
 

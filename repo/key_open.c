@@ -34,8 +34,7 @@ static int nothing_opens(const struct keyring *g, const char *what, struct error
 			first = s;
 	}
 	if (usable == 0 && first) {
-		if (err && !err->code)
-			*err = first->err;
+		(void)error_pass(err, first->code, &first->err);
 		error_prefix(err, "the repository's keys cannot be read");
 		return first->code;
 	}

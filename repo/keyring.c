@@ -108,11 +108,8 @@ static int take_copy(const struct keyring *g, struct key_slot *s, unsigned copy,
 	s->bad[copy] = r == TM_E_NOTFOUND || r == TM_E_CORRUPT;
 	if (b.data)
 		OPENSSL_cleanse(b.data, b.len);
-	if (r < 0 && g->every_copy && r != TM_E_CORRUPT && r != TM_E_UNSUPPORTED) {
-		if (err && !err->code)
-			*err = own;
-		return r;
-	}
+	if (r < 0 && g->every_copy && r != TM_E_CORRUPT && r != TM_E_UNSUPPORTED)
+		return error_pass(err, r, &own);
 	return 0;
 }
 

@@ -120,9 +120,7 @@ int repo_object_choose(const struct repo_object *o, unsigned *ret, struct error 
 	if (!why)
 		return error_set(err, TM_E_NOTFOUND,
 				 "this is not a Tidemark repository (it has no object 'repo')");
-	if (err && !err->code)
-		*err = *why;
-	return why->code;
+	return error_pass(err, why->code, why);
 }
 
 bool repo_object_differs(const struct repo_object *o)

@@ -22,9 +22,7 @@ static int check_copies(const struct copies_read *c, const struct copy_names *n,
 		}
 		if (c->err[copy].code && !verify_is_damage(c->err[copy].code) &&
 		    c->err[copy].code != TM_E_NOTFOUND) {
-			r = c->err[copy].code;
-			if (err && !err->code)
-				*err = c->err[copy];
+			r = error_pass(err, c->err[copy].code, &c->err[copy]);
 		} else {
 			r = damage_add(report, n->key[copy],
 				       c->err[copy].code ? c->err[copy].text
