@@ -100,8 +100,10 @@ class Writer:
         self.dead = False
         self.failure = None
         self.writes = 0
+        self.reads = 0
         self._open = {}         # generation: what to do with the answer
-        self._flushes = 1 << 31
+        self._numbers = 1 << 31         # of what is no write
+        self._found = None
         self._stopping = threading.Event()
         self._room = threading.Semaphore(WINDOW)
         self._threads = [threading.Thread(target=t, daemon=True) for t in (self._write, self._hear)]
@@ -141,13 +143,19 @@ class Writer:
                 status, op, generation = answer
                 if op == "q":
                     return
+                if op == "R":
+                    self._found = generation
+                    continue
                 if status:
-                    self.failure = f"the guest's {op} {generation} failed: {status}"
+                    raise HarnessError(f"the guest's {op} {generation} failed: {status}")
                 done, *args = self._open.pop(generation)
                 done(*args)
                 self._room.release()
         except (OSError, AttributeError):
             pass
+        except HarnessError as error:       # a request failed, or what it read was wrong
+            self.failure = str(error)
+            self._open.clear()
         self.dead = True
 
     def _write(self):
@@ -170,6 +178,8 @@ class Writer:
         content = self.contents[slot]
         if self.rng.random() < 0.03:
             return self._flush(slot, content)
+        if self.rng.random() < 0.1:
+            return self._read(slot, content)
         sectors = content.size // SECTOR
         count = min(sectors, self.rng.choice((1, 1, 2, 8, 8, 8, 16, 31, 128, SECTORS_MAX)))
         lba = self.rng.randrange(sectors - count + 1)
@@ -220,7 +230,22 @@ class Writer:
     def _flush(self, slot, content):
         with self.model.lock:
             issued = self.model.tick()
-        self._flushes += 1
-        self._open[self._flushes] = (self.model.flushed, content, issued)
-        self.vm.ask("f", slot, 0, 0, 0, self._flushes)
+        self._numbers += 1
+        self._open[self._numbers] = (self.model.flushed, content, issued)
+        self.vm.ask("f", slot, 0, 0, 0, self._numbers)
         return True
+
+    def _read(self, slot, content):
+        """One sector, one that was written of late if there is one."""
+        with self.model.lock:
+            issued = self.model.tick()
+            written = list(content.changes)
+        lba = self.rng.choice(written) if written else self.rng.randrange(content.size // SECTOR)
+        self._numbers += 1
+        self.reads += 1
+        self._open[self._numbers] = (self._have_read, content, lba, issued)
+        self.vm.ask("r", slot, 1, content.number, lba, self._numbers)
+        return True
+
+    def _have_read(self, content, lba, issued):
+        self.model.read(content, lba, self._found, issued)

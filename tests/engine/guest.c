@@ -23,7 +23,8 @@
 
 struct command {
 	/* w(rite), c(hained write: after the one before has ended), z(ero, may unmap), Z(ero),
-	 * d(iscard), f(lush); others are refused */
+	 * d(iscard), f(lush), r(ead of one sector: an answer "R" before its own has the generation
+	 * found there, 0 for zeroes); others are refused */
 	uint8_t op;
 	uint8_t slot; /* of the disk on the PCI bus: 0, 1, … */
 	uint16_t count;
@@ -120,7 +121,7 @@ enum {
 #define FEATURE_DISCARD (1u << 13)
 #define FEATURE_ZEROES  (1u << 14)
 
-enum { TYPE_OUT = 1, TYPE_FLUSH = 4, TYPE_DISCARD = 11, TYPE_ZEROES = 13 };
+enum { TYPE_IN = 0, TYPE_OUT = 1, TYPE_FLUSH = 4, TYPE_DISCARD = 11, TYPE_ZEROES = 13 };
 enum { DESC_NEXT = 1, DESC_WRITE = 2 };
 
 struct desc {
@@ -226,6 +227,23 @@ static void fill(uint32_t *to, const struct command *c)
 	}
 }
 
+/* The generation of a sector's tag, 0 for zeroes, all ones for what is neither. */
+static uint32_t recognize(const uint32_t *sector, const struct command *c)
+{
+	static uint32_t expected[SECTOR / 4];
+	struct command tagged = *c;
+	uint32_t any = 0, wrong = 0;
+
+	tagged.count = 1;
+	tagged.generation = sector[3];
+	fill(expected, &tagged);
+	for (unsigned i = 0; i < SECTOR / 4; i++) {
+		any |= sector[i];
+		wrong |= sector[i] ^ expected[i];
+	}
+	return !any ? 0 : wrong ? 0xffffffff : sector[3];
+}
+
 /* ---- requests ---- */
 
 static void say(uint8_t status, uint8_t op, uint32_t generation)
@@ -256,6 +274,8 @@ static uint32_t type_of(uint8_t op)
 		return TYPE_DISCARD;
 	case 'f':
 		return TYPE_FLUSH;
+	case 'r':
+		return TYPE_IN;
 	default:
 		return TYPE_ZEROES;
 	}
@@ -267,17 +287,20 @@ static void submit(unsigned n)
 	const struct command *c = &r->command;
 	struct queue *q = &queues[c->slot];
 	uint16_t at = (uint16_t)(n * 3), next = at;
-	bool writes;
+	bool reads, writes;
 
 	r->head.type = type_of(c->op);
+	reads = r->head.type == TYPE_IN;
 	writes = r->head.type == TYPE_OUT;
 	r->head.priority = 0;
-	r->head.sector = writes ? c->lba : 0;
+	r->head.sector = reads || writes ? c->lba : 0;
 	r->status = 0xff;
 	describe(q->desc, next++, &r->head, sizeof(r->head), DESC_NEXT);
 	if (writes) {
 		fill(data[n], c);
 		describe(q->desc, next++, data[n], c->count * SECTOR, DESC_NEXT);
+	} else if (reads) {
+		describe(q->desc, next++, data[n], SECTOR, DESC_NEXT | DESC_WRITE);
 	} else if (c->op != 'f') {
 		r->range.sector = c->lba;
 		r->range.count = c->count;
@@ -300,8 +323,11 @@ static bool reap(void)
 		struct queue *q = &queues[slot];
 
 		for (; seen[slot] != q->used_index; seen[slot]++, any = true) {
-			struct request *r = &requests[q->used[seen[slot] % QUEUE_MAX].id / 3];
+			uint32_t n = q->used[seen[slot] % QUEUE_MAX].id / 3;
+			struct request *r = &requests[n];
 
+			if (r->command.op == 'r')
+				say(r->status, 'R', recognize(data[n], &r->command));
 			say(r->status, r->command.op, r->command.generation);
 			r->busy = false;
 			chain_runs = chain_runs && r->command.op != 'c';
@@ -337,7 +363,7 @@ static bool go_on_with_chain(void)
 static void take(const struct command *c)
 {
 	bool known = c->op == 'w' || c->op == 'c' || c->op == 'z' || c->op == 'Z' || c->op == 'd' ||
-		     c->op == 'f';
+		     c->op == 'f' || c->op == 'r';
 
 	if (!known || c->slot >= ndisks || c->count > SECTORS_MAX) {
 		say(0xff, c->op, c->generation);

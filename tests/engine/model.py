@@ -56,12 +56,15 @@ class Content:
     busy: set = field(default_factory=set)          # sectors with an open write
     durable: float = 0           # what was answered before is on the disk
     reuses: bool = False         # in qcow2, what one sector gave up is soon another's
+    former: set = field(default_factory=set)        # sizes since it was looked at
+    pending: int = 0             # a size it may have got, as far as is known
 
     @property
     def size(self):
         return len(self.settled)
 
     def resize(self, size):
+        self.former.add(self.size)
         del self.settled[size:]
         self.settled.extend(bytes(size - len(self.settled)))
         self.changes = {s: w for s, w in self.changes.items() if (s + 1) * SECTOR <= size}
@@ -70,6 +73,14 @@ class Content:
         if self.changes:
             raise HarnessError("a copy of a disk that changes")
         return Content(self.number, bytearray(self.settled), reuses=self.reuses)
+
+    def at_its_size(self, data):
+        """A copy that was made before the disk grew, or after it did and nobody heard."""
+        if len(data) in self.former:
+            return data.ljust(self.size, b"\0")
+        if len(data) == self.pending and not any(data[self.size:]):
+            return data[:self.size]
+        return data
 
     def sector_of(self, lba, index):
         """The content of version `index`; 0 is what was settled."""
@@ -194,6 +205,19 @@ class Model:
         with self.lock:
             content.durable = max(content.durable, issued)
 
+    def read(self, content, lba, found, issued):
+        """The guest read a generation, 0 for zeroes, in a sector; it asked at `issued`."""
+        with self.lock:
+            answered, writes = self.tick(), content.changes.get(lba, ())
+            data = tag(content.number, lba, found) if found else _ZERO
+            fits = content.fits(lba, data) if writes else [0] * (content.sector_of(lba, 0) == data)
+            if not any((writes[i - 1].issued if i else 0) <= answered and
+                       (writes[i].answered if i < len(writes) else _NEVER) >= issued for i in fits):
+                raise HarnessError(
+                    f"the guest read generation {found:#x} in sector {lba} of disk {content.number} between {issued} "
+                    f"and {answered}; there was {say_sector(content.sector_of(lba, 0))}, then "
+                    f"{[(w.generation, w.kind, w.issued, w.answered) for w in writes]}")
+
     # --- judging ------------------------------------------------------------------
 
     def instant(self, copies, earliest, latest):
@@ -226,6 +250,8 @@ class Model:
         """The disk's content is `data` from now on. It must have all that was flushed,
         or all that was answered. Returns how many sectors were forgiven."""
         with self.lock:
+            if len(data) == content.pending:
+                content.resize(content.pending)
             durable = self.clock if all_answered else content.durable
             seen, forgiven = (data, 0) if all_answered else content.forgive(data)
             for lba, writes, fits in content.versions(seen):
@@ -236,4 +262,5 @@ class Model:
                         f"lost is generation {writes[must - 1].generation}, which had been flushed")
             content.settled = bytearray(data)
             content.changes, content.busy, content.durable = {}, set(), 0
+            content.former, content.pending = set(), 0
             return forgiven

@@ -4,6 +4,7 @@ dead; `cycle` brings it up again as a start script would, and looks at everythin
 
 import os
 import shutil
+import threading
 import time
 
 from harness.base import HarnessError, run
@@ -24,19 +25,22 @@ def doze(rng, longest):
 def choose(world, rng):
     """(options, names of the disks) of a backup."""
     options, names = [], [d.name for d in world.drives]
-    if len(names) > 1 and rng.random() < 0.15:
+    fit = [d.name for d in world.drives if d.persistent and d.kind != "v2"]
+    pull = fit and rng.random() < 0.25
+    if pull:
+        names = fit
+    elif len(names) > 1 and rng.random() < 0.15:
         names = sorted(rng.sample(names, rng.randrange(1, len(names))))
-        for name in names:
-            options += ["--disk", name]
+    for name in names if len(names) < len(world.drives) else ():
+        options += ["--disk", name]
     if rng.random() < 0.1:
         options.append("--full")
     if rng.random() < 0.5:
         options += ["--limit-rate", rng.choice(("6M", "16M", "32M"))]
     if rng.random() < 0.2:
         options += ["--audit", rng.choice(("0", "10", "100"))]
-    pulled = [d.persistent and d.kind != "v2" for d in world.drives if d.name in names]
-    if all(pulled) and rng.random() < 0.25:
-        options += ["--collapse", "pull", "--keep-name"]
+    if pull:
+        options += ["--collapse", "pull", *rng.choice((["--keep-name"], []))]
     elif rng.random() < 0.2:
         options += ["--overlay-dir", str(world.overlays)]
     elif rng.random() < 0.15 and world.host.small:
@@ -48,7 +52,7 @@ def expect_epochs(world, repo, names, result):
     """A bitmap that had to be good was used; from now on this point's has to be."""
     point = result.json
     for disk in point["disks"]:
-        drive = next(d for d in world.drives if d.name == disk["disk"])
+        drive = world.drive_of(disk["disk"])
         world.counts[f"read by {disk['source']}"] += 1
         if (disk["audit"] or {}).get("differed"):
             raise HarnessError(f"the audit says that a change of {drive.name} was missed: {disk}")
@@ -56,7 +60,7 @@ def expect_epochs(world, repo, names, result):
             raise HarnessError(f"{drive.name} should have been read by the bitmap of point "
                                f"{drive.epochs[repo]}: {disk}")
         drive.epochs[repo] = point["point"]
-    if {d["disk"] for d in point["disks"]} != set(names):
+    if {world.drive_of(d["disk"]).name for d in point["disks"]} != set(names):
         raise HarnessError(f"not the disks that were asked for, {names}: {point}")
 
 
@@ -69,23 +73,81 @@ def backup(world, rng):
     if small and death.expect:
         death.expect += (1, 5)      # given up, perhaps with a guest that stood
     pause = rng.choice((0.0005, 0.002, 0.01))
-    print(f"#   repository {repo}, {' '.join(options) or 'no options'}; {death}", flush=True)
+    grows = Growth(world, rng, names) if rng.random() < 0.2 else None
+    print(f"#   repository {repo}, {' '.join(options) or 'no options'}; {grows or ''}{death}", flush=True)
     world.start_writer(rng.random(), pause)
     doze(rng, 0.15)
     running = world.tidemarks[repo].start("backup", world.target, "--quiesce", "never", *options,
                                           env=death.env)
+    if grows:
+        grows.start()
+        death.expect = death.expect and (*death.expect, 1)
     result = death.strike(running)
+    if grows and not grows.finish(result) and result.status == 1 and death.kind == "none" and not small:
+        raise HarnessError(f"{result}: {result.err}")
     world.counts["backups"] += 1
     world.counts["backups with a pull"] += "pull" in options
     world.counts["backups with too little room"] += small
     world.counts["... given up for that"] += small and result.status == 1
     finish_backup(world, rng, repo, names, death, result)
+    if grows:
+        grows.forget()
+
+
+class Growth:
+    """A disk that grows while it is backed up."""
+
+    def __init__(self, world, rng, names):
+        self.world = world
+        self.drive = rng.choice([d for d in world.drives if d.name in names])
+        self.delay = rng.uniform(0, 0.6)
+        self.size = self.drive.content.size + rng.randrange(1, 2048) * SECTOR
+        self.at, self.said = 0, "nothing yet"
+        self._thread = threading.Thread(target=self._grow, daemon=True)
+
+    def __str__(self):
+        return f"{self.drive.name} grows after {self.delay:.2f} s; "
+
+    def start(self):
+        self.drive.content.pending = self.size
+        self._thread.start()
+
+    def _grow(self):
+        time.sleep(self.delay)
+        vm = self.world.vm
+        try:
+            node = vm.block(self.drive.name)["inserted"]["node-name"]
+            vm.qmp.execute("block_resize", {"node-name": node, "size": self.size})
+            # A node may be the disk's no more by now.
+            if vm.block(self.drive.name)["inserted"]["image"]["virtual-size"] == self.size:
+                with self.world.model.lock:
+                    self.drive.content.resize(self.size)
+                    self.drive.content.pending = 0
+                    self.at = self.world.model.clock
+            self.said = "done"
+        except (OSError, AttributeError, HarnessError) as error:
+            self.said = str(error)
+
+    def finish(self, result):
+        self._thread.join(60)
+        print(f"#   {self.drive.name} grew at {self.at}: {self.said}; exit {result.status}", flush=True)
+        self.world.counts["disks that grew during a backup"] += self.said == "done"
+        given_up = result.status == 1 and "resized" in result.err
+        self.world.counts["... and it was given up for that"] += given_up
+        self.forget()
+        return given_up
+
+    def forget(self):
+        if self.drive.fmt == "raw":
+            self.drive.forget_epochs()
 
 
 def finish_backup(world, rng, repo, names, death, result):
     """What is right after a backup and its death; recovery, while the guest writes on."""
     if world.host.failed:
         world.vm.kill()
+    else:
+        world.adopt_moves()
     if result.status in (0, 3) and not result.out.strip():
         raise HarnessError(f"{result}: no point")
     if not world.vm.running:
@@ -109,12 +171,15 @@ def finish_backup(world, rng, repo, names, death, result):
         recover(world, rng)
     doze(rng, 0.05)
     world.stop_writer()
+    if not world.host.failed:
+        world.adopt_moves()
 
 
 def recover(world, rng):
     """By the command for it, or by the next backup."""
     if rng.random() < 0.5:
-        world.tidemarks[0]("recover", world.target)
+        world.tidemarks[0]("recover", world.target, expect=(0, 3))
+        world.adopt_moves()
     else:
         repo = rng.randrange(REPOS)
         expect_epochs(world, repo, [d.name for d in world.drives],
@@ -135,7 +200,7 @@ def images_at_rest(world, rng):
         world.counts["backups of images"] += 1
         if result.status in (0, 3):
             for disk in result.json["disks"]:
-                drive = next(d for d in world.drives if d.name == disk["disk"])
+                drive = world.drive_of(disk["disk"])
                 if drive.epochs[repo] and disk["source"] != "bitmap":
                     raise HarnessError(f"{drive.name}: no bitmap: {disk}")
                 if drive.persistent:
@@ -342,6 +407,7 @@ def bring_up(world):
         # What a QEMU that was killed had not flushed is seen by the next one, which
         # never syncs it (it flushes what it wrote itself).
         run(["sync", "-f", world.images])
+    world.adopt_moves()
     world.tidemarks[0]("recover", "--before-start", world.image_target, json_output=False)
     world.settle(world.clean_death)
     world.start()

@@ -31,6 +31,7 @@ class Drive:
     below: list = field(default_factory=list)       # images that `path` stands on
     discard: bool = True        # whether QEMU lets the guest's discards through
     iothread: bool = False
+    copy_on_read: bool = False
     # For each repository the point whose bitmap must still be of use, or None.
     epochs: list = field(default_factory=lambda: [None] * REPOS)
 
@@ -57,6 +58,7 @@ class World:
         self.scratch = scratch
         self.model = Model()
         self.host = Host(scratch)
+        self.old_bases = set()          # that QEMU has open still
         self.images = self._dir("disks")
         self.overlays = self._dir("overlays")
         self.state = self._dir("state")
@@ -113,7 +115,26 @@ class World:
             image.create(path, size, "raw" if kind == "raw" else "qcow2", options)
         # A person who makes a disk waits for it, too.
         run(["sync", "-f", path])
-        return Drive(name, kind, path, content, below, rng.random() < 0.7, rng.random() < 0.3)
+        return Drive(name, kind, path, content, below, rng.random() < 0.7, rng.random() < 0.3,
+                     rng.random() < (0.5 if below else 0.1) and self.style == "blockdev")
+
+    def drive_of(self, disk):
+        """Of a disk as points call it: by its device, or by its file where the guest was off."""
+        return next(d for d in self.drives if disk in (d.name, d.path.stem))
+
+    def adopt_moves(self):
+        """What a person does who reads that a pull has made another file the disk: the guest is
+        defined with that, and the old one goes."""
+        for drive in self.drives:
+            note = Path(f"{drive.path}.tidemark-moved")
+            if Path(f"{drive.path}.tidemark-journal").exists() or not note.exists():
+                continue
+            old, drive.path = drive.path, Path(note.read_text().rstrip("\n"))
+            print(f"#   {drive.name} is {drive.path.name} now", flush=True)
+            self.old_bases.add(str(old))
+            old.unlink()
+            note.unlink()
+            run(["sync", "-f", self.images])
 
     def files(self):
         """All images there have to be."""
@@ -146,7 +167,9 @@ class World:
 
     def start(self):
         self.vm.disks = [Disk(d.path, d.name, fmt=d.fmt, style=self.style, fsync=True, discard=d.discard,
+                              copy_on_read=d.copy_on_read,
                               device={"iothread": "io0"} if d.iothread else {}) for d in self.drives]
+        self.old_bases = set()
         self.vm.start()
         for drive in self.drives:
             if not drive.persistent:
@@ -159,6 +182,7 @@ class World:
         writer, self.writer = self.writer, None
         if writer:
             self.counts["guest writes"] += writer.writes
+            self.counts["guest reads"] += writer.reads
             writer.stop()
 
     def look(self, drive):
@@ -206,11 +230,11 @@ class World:
                 self._examine(repo, point, since)
 
     def _examine(self, repo, point, since):
-        contents = {d.name: d.content for d in self.drives}
         found = self.restore(repo, point)
+        contents = {name: self.drive_of(name).content for name in found}
         try:
-            self.model.instant([(contents[name], data) for name, data in found.items()],
-                               since, self.model.clock)
+            self.model.instant([(contents[name], contents[name].at_its_size(data))
+                                for name, data in found.items()], since, self.model.clock)
         except HarnessError as error:
             raise HarnessError(f"point {point} of repository {repo}: {error}") from None
         digests = {name: hashlib.sha256(data).digest() for name, data in found.items()}
@@ -251,7 +275,7 @@ class World:
         known = {str(p) for p in self.files()}
         for node in self.vm.nodes():
             name = plain_filename(node["file"])
-            if name not in known and not any(self.is_active(d, name) for d in self.drives):
+            if name not in known | self.old_bases and not any(self.is_active(d, name) for d in self.drives):
                 found.append(f"node {node['node-name']} of {node['file']}")
         for drive in self.drives:
             if not self.is_active(drive, active := self.vm.active_file(drive.name)):
@@ -267,9 +291,11 @@ class World:
     def assert_bitmaps(self, point):
         """After a backup: one bitmap of the repository on each disk, and a good one."""
         for disk in point["disks"]:
-            drive = next(d for d in self.drives if d.name == disk["disk"])
+            drive = self.drive_of(disk["disk"])
             owner = "-".join(disk["bitmap"].split("-")[:3]) + "-"
             ours = [b for n, b in self.bitmaps(drive).items() if n.startswith(owner)]
+            if not ours and drive.fmt == "raw" and drive.content.former:
+                continue        # it is of no use for a raw disk that grew
             if len(ours) != 1 or not ours[0]["recording"] or ours[0]["busy"] or ours[0].get("inconsistent"):
                 raise HarnessError(f"{drive.name} has these bitmaps of point {point['point']}'s repository: {ours}")
 

@@ -34,6 +34,7 @@ class Disk:
     device: dict = field(default_factory=dict)       # of the device, e.g. logical_block_size
     discard: bool = True
     throttle: bool = False              # puts a throttle filter on top
+    copy_on_read: bool = False          # puts a copy-on-read filter on top
     # Whether a guest's flush goes down to the host's disk. Without, tests run far
     # quicker, and what the guest flushed still outlives a kill -9 of QEMU, for
     # it is in the host's page cache then; only a power cut could lose it.
@@ -64,6 +65,9 @@ class Disk:
             argv += ["-object", f"throttle-group,id={self.id}-group",
                      "-blockdev", f"driver=throttle,node-name={top},file={self.node},"
                                   f"throttle-group={self.id}-group,discard={discard}"]
+        if self.copy_on_read:
+            argv += ["-blockdev", f"driver=copy-on-read,node-name={self.id}-cor,file={top},discard={discard}"]
+            top = f"{self.id}-cor"
         if self.bus == "virtio-scsi":
             return argv + ["-device", f"scsi-hd,drive={top},id={self.id},bus={scsi_bus}{device}"]
         return argv + ["-device", f"virtio-blk-pci,drive={top},id={self.id}{device}"]

@@ -111,6 +111,45 @@ def the_model_knows_what_a_discard_may_leave(_scratch):
 
 
 @case
+def the_model_knows_what_a_guest_may_read(_scratch):
+    disks = Disks()
+    model, content = disks.model, disks.contents[0]
+    first, asked = model.generation + 1, model.tick()
+    disks.write(0, 1)
+    for found in (0, first):        # it was asked before the write, and answered after it
+        model.read(content, 1, found, asked)
+    asked = model.tick()
+    model.read(content, 1, first, asked)
+    model.read(content, 5, 0, asked)
+    refused("a read of what was there before", model.read, content, 1, 0, asked)
+    refused("a read of what is nowhere", model.read, content, 5, first, asked)
+    refused("a read of neither zeroes nor a tag", model.read, content, 1, 0xffffffff, asked)
+    disks.write(0, 1, answered=False)
+    for found in (first, first + 1):
+        model.read(content, 1, found, asked)
+
+
+@case
+def the_model_knows_copies_of_a_disk_that_grew(_scratch):
+    disks = Disks()
+    model, content = disks.model, disks.contents[0]
+    older, rest = disks.write(0, 1)
+    content.resize(10 * SECTOR)
+    disks.instant([content.at_its_size(older), rest])
+    since = model.clock
+    disks.data[0] += bytes(2 * SECTOR)
+    newer, rest = disks.write(0, 9)
+    disks.instant([newer, rest])
+    refused("a small copy of later", disks.instant, [content.at_its_size(older), rest], model.tick())
+    disks.instant([content.at_its_size(older), rest], since)
+    refused("a size it never had", disks.instant, [content.at_its_size(older[:-SECTOR]), rest])
+    content.pending = 11 * SECTOR
+    model.settle(content, newer + bytes(SECTOR), True)
+    if content.size != 11 * SECTOR:
+        raise HarnessError(f"it has {content.size} bytes")
+
+
+@case
 def the_model_forgives_what_qemu_does_to_qcow2_alone(_scratch):
     for reuses in (True, False):
         disks = Disks()
