@@ -216,6 +216,32 @@ static char *find_journal(const char *journal, char *const bases[])
 	return NULL;
 }
 
+static void remove_tmp(const char *path, const char *suffix)
+{
+	auto_free char *tmp = NULL;
+
+	if (text_format(&tmp, NULL, "%s%s" IO_PUBLISH_TMP, path, suffix) == 0 &&
+	    io_remove(tmp, NULL))
+		log_debug("cannot remove %s", tmp);
+}
+
+/* It died while it wrote its first journal: nothing was done, and nobody looks for what is there.
+ */
+static void remove_unborn(const char *state_dir, const char *journal, char *const bases[])
+{
+	auto_free char *key = NULL, *path = NULL;
+	auto_close int lock = -1;
+
+	if (journal_key_of(journal, &key, NULL) || journal_lock(state_dir, key, &lock, NULL))
+		return; /* who has the lock writes over them */
+	path = find_journal(journal, bases);
+	if (path)
+		return;
+	remove_tmp(journal, "");
+	for (size_t i = 0; bases[i]; i++)
+		remove_tmp(bases[i], JOURNAL_SUFFIX);
+}
+
 static void put_in_order(const char *state_dir, const char *journal, char *const bases[])
 {
 	const struct recover_options opt = {.state_dir = state_dir, .unguarded = true};
@@ -231,6 +257,8 @@ static void put_in_order(const char *state_dir, const char *journal, char *const
 		if (!r) {
 			for (size_t i = 0; i < report.lines.n; i++)
 				syslog(LOG_NOTICE, "%s", report.lines.v[i]);
+			if (!path)
+				remove_unborn(state_dir, journal, bases);
 			return;
 		}
 		if (strcmp(err.text, last.text) != 0)

@@ -250,6 +250,14 @@ int journal_remove(const struct journal *j, struct error *err)
 #define FNV_PRIME  UINT64_C(0x100000001b3)
 #define KEY_NAME   48 /* readable characters of a key */
 
+int journal_key_of(const char *path, char **ret, struct error *err)
+{
+	const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
+	const char *dot = strrchr(name, '.');
+
+	return text_format(ret, err, "%.*s", dot ? (int)(dot - name) : (int)strlen(name), name);
+}
+
 int journal_key(const char *path, char **ret, struct error *err)
 {
 	const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;

@@ -122,6 +122,8 @@ int journal_remove(const struct journal *j, struct error *err) TM_WUR;
 
 /* A file name for a guest, made from its socket's or first image's path. */
 int journal_key(const char *path, char **ret, struct error *err) TM_WUR;
+/* The key in the path of a journal. */
+int journal_key_of(const char *path, char **ret, struct error *err) TM_WUR;
 /* <state>/journal/<key>.json */
 int journal_path(const char *state_dir, const char *key, char **ret, struct error *err) TM_WUR;
 /*

@@ -201,13 +201,10 @@ static int reach(struct guest *g, const struct journal *j, bool *ret_alive, stru
 static int lock_journal_of(struct guest *g, const struct journal *j, bool *ret_gone,
 			   struct error *err)
 {
-	const char *slash = strrchr(j->path, '/'), *name = slash ? slash + 1 : j->path;
-	const char *dot = strrchr(name, '.');
 	auto_free char *key = NULL;
-	int r;
+	int r = journal_key_of(j->path, &key, err);
 
 	*ret_gone = false;
-	r = text_format(&key, err, "%.*s", dot ? (int)(dot - name) : (int)strlen(name), name);
 	if (r || strcmp(key, g->key) == 0)
 		return r;
 	r = journal_lock(g->state_dir, key, &g->lock_journal, err);

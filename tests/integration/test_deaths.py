@@ -5,6 +5,7 @@ backup, puts everything right, and the guest never stops."""
 
 import shutil
 import signal
+from pathlib import Path
 
 from harness import Tidemark, Vm, assert_clean, image, make_rng, note_baseline, wait_for
 from harness.base import HarnessError
@@ -69,6 +70,26 @@ class Rig:
         self.assert_incremental(point)
         assert_clean(self.vm)
         self.assert_newest(point["point"])
+
+
+@case
+def in_the_middle_of_the_first_journal(scratch):
+    rig = Rig(scratch)
+    rig.backup()
+    state = rig.tidemark.state / "journal"
+    unborn = [state / f"{path.stem}.json.tmp" for path in state.glob("*.lock")]
+    unborn += [Path(f"{disk.path}.tidemark-journal.tmp") for disk in rig.vm.disks]
+    # Written and synced, and none has its name; strace ends when the guard has.
+    rig.tidemark.wrapper = ["strace", "-f", "-qq", "-b", "execve", "-o", scratch / "strace.log",
+                            "-e", "inject=/^rename:signal=SIGKILL:when=1",
+                            *[word for path in unborn for word in ("-P", path)]]
+    rig.backup(expect=-9, env={"ASAN_OPTIONS": "detect_leaks=0"})
+    rig.tidemark.wrapper = []
+    if not all(path.name in (scratch / "strace.log").read_text(errors="replace") for path in unborn):
+        raise HarnessError("it did not die there")
+    wait_for("the guard", lambda: not any(path.exists() for path in unborn), 30)
+    rig.write()
+    rig.go_on()
 
 
 def check_recover(scratch, phase, style, lose_state=False):
