@@ -421,6 +421,7 @@ def cycle(world, rng):
     operation(world, rng)
     world.counts[f"operation: {operation.__name__}"] += 1
     world.powerless = world.host.failed
+    world.cut_off |= world.powerless
     if world.powerless:
         world.host.power_on()
     if not world.state.exists():

@@ -75,6 +75,7 @@ class World:
         self.born = 0
         self.clean_death = True         # what ended the guest last let it write all
         self.powerless = False          # the power failed in this cycle
+        self.cut_off = False            # it has failed
         self.copied = None              # images: {drive: paths}, {drive: Content}
         self.copied_repos = [None] * REPOS      # their points then
         self.vm = BareVm(scratch, [], build(scratch))
@@ -253,6 +254,8 @@ class World:
     def leftovers(self):
         known = self.files() | {n for d in self.drives + self.parked for n in self.second_names(d)
                                 if self.is_active(d, n)}
+        if self.cut_off:        # a journal that was never born; the next backup writes over it
+            known |= set(self.images.glob("*.tidemark-journal.tmp"))
         found = [f"file {p}" for p in sorted(set(self.images.iterdir()) - known)]
         found += [f"file {p} is gone" for p in sorted(self.files() - set(self.images.iterdir()))]
         for directory in (self.overlays, self.host.small):
