@@ -7,9 +7,9 @@
 #include <inttypes.h>
 #include <string.h>
 
-#define MAX_PAGES_BYTES (32u << 20)
+#define MAX_PAGES_BYTES (20u << 20)
 /* Pages that are read together at most, where a segment's pages are wanted one after the other. */
-#define MAX_AHEAD 8
+#define MAX_AHEAD 4
 
 struct page {
 	struct tm_id sid;
