@@ -15,9 +15,10 @@
 #include <string.h>
 #include <sys/wait.h>
 
-#define OUT_MAX     ((size_t)64 << 20) /* of a child's stdout */
-#define EXEC_FAILED 127 /* exit status where posix_spawn(3) cannot report it otherwise */
-#define ERR_MAX     ((size_t)8 << 10) /* of a child's stderr */
+#define OUT_MAX       ((size_t)64 << 20) /* of a child's stdout */
+#define EXEC_FAILED   127 /* exit status where posix_spawn(3) cannot report it otherwise */
+#define ERR_MAX       ((size_t)8 << 10) /* of a child's stderr */
+#define TERM_AGAIN_MS 200
 
 struct child {
 	pid_t pid;
@@ -242,6 +243,18 @@ bool spawn_ended(pid_t pid)
 
 void spawn_stop(pid_t pid, unsigned timeout_ms)
 {
-	(void)kill(pid, SIGTERM);
-	(void)reap(pid, clock_monotonic_ms(&clock_system) + timeout_ms);
+	uint64_t now = clock_monotonic_ms(&clock_system), again = now;
+	uint64_t deadline = now + timeout_ms;
+
+	for (; !spawn_ended(pid); now = clock_monotonic_ms(&clock_system)) {
+		if (now >= again) {
+			(void)kill(pid, SIGTERM);
+			again = now + TERM_AGAIN_MS;
+		}
+		if (now >= deadline) {
+			(void)reap(pid, now); /* kills it */
+			return;
+		}
+		clock_sleep_ms(&clock_system, 1);
+	}
 }

@@ -25,7 +25,10 @@ int spawn_run(const char *const argv[], unsigned timeout_ms, struct buf *ret_out
  */
 int spawn_start(const char *const argv[], int in, int errors, pid_t *ret, struct error *err) TM_WUR;
 
-/* SIGTERM, then SIGKILL after timeout_ms; reaps.  Returns when the process is gone. */
+/*
+ * SIGTERM, again and again, for a qemu-nbd that has just been started forgets the first one; then
+ * SIGKILL after timeout_ms; reaps.  Returns when the process is gone.
+ */
 void spawn_stop(pid_t pid, unsigned timeout_ms);
 
 /* True when the process started by spawn_start has ended (and is reaped). */

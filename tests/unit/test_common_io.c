@@ -158,6 +158,27 @@ static void spawn_takes_output_and_status(void **state)
 	assert_true(spawn_ended(pid));
 }
 
+/* As a qemu-nbd does that is told to end before its main loop has begun. */
+static void a_server_that_forgets_a_signal_is_told_again(void **state)
+{
+	char script[256], ready[PATH_MAX], ended[PATH_MAX];
+	const char *const argv[] = {"sh", "-c", script, NULL};
+	pid_t pid;
+
+	(void)state;
+	(void)snprintf(ready, sizeof(ready), "%s/ready", dir);
+	(void)snprintf(ended, sizeof(ended), "%s/ended", dir);
+	(void)snprintf(script, sizeof(script),
+		       "cd %s; trap 'trap \"touch ended; exit\" TERM' TERM; touch ready;"
+		       "while :; do sleep 0.01; done",
+		       dir);
+	assert_int_equal(spawn_start(argv, -1, -1, &pid, NULL), 0);
+	for (int i = 0; i < 10000 && access(ready, F_OK); i++)
+		clock_sleep_ms(&clock_system, 1);
+	spawn_stop(pid, 60000);
+	assert_int_equal(access(ended, F_OK), 0);
+}
+
 static void what_a_server_said_is_told(void **state)
 {
 	static const char *const fails[] = {
@@ -214,6 +235,7 @@ int main(void)
 		cmocka_unit_test(short_files_are_corrupt),
 		cmocka_unit_test(mkdirs_makes_parents),
 		cmocka_unit_test(spawn_takes_output_and_status),
+		cmocka_unit_test(a_server_that_forgets_a_signal_is_told_again),
 	};
 
 	return cmocka_run_group_tests(tests, make_dir, remove_dir);
