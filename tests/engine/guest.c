@@ -24,7 +24,7 @@
 struct command {
 	/* w(rite), c(hained write: after the one before has ended), z(ero, may unmap), Z(ero),
 	 * d(iscard), f(lush), r(ead of one sector: an answer "R" before its own has the generation
-	 * found there, 0 for zeroes); others are refused */
+	 * found there, see recognize()); others are refused */
 	uint8_t op;
 	uint8_t slot; /* of the disk on the PCI bus: 0, 1, … */
 	uint16_t count;
@@ -227,7 +227,7 @@ static void fill(uint32_t *to, const struct command *c)
 	}
 }
 
-/* The generation of a sector's tag, 0 for zeroes, all ones for what is neither. */
+/* The generation of a sector's tag; 0xfffffffe: zeroes, 0xffffffff: neither. */
 static uint32_t recognize(const uint32_t *sector, const struct command *c)
 {
 	static uint32_t expected[SECTOR / 4];
@@ -241,7 +241,7 @@ static uint32_t recognize(const uint32_t *sector, const struct command *c)
 		any |= sector[i];
 		wrong |= sector[i] ^ expected[i];
 	}
-	return !any ? 0 : wrong ? 0xffffffff : sector[3];
+	return !any ? 0xfffffffe : wrong ? 0xffffffff : sector[3];
 }
 
 /* ---- requests ---- */

@@ -15,6 +15,7 @@ SECTOR = 512
 _ZERO = bytes(SECTOR)
 _MAGIC = 0x4b4d4454
 _NEVER = float("inf")
+ZEROES = 0xfffffffe     # what a guest says that it read instead of a generation
 
 
 def tag(disk, lba, generation):
@@ -206,10 +207,10 @@ class Model:
             content.durable = max(content.durable, issued)
 
     def read(self, content, lba, found, issued):
-        """The guest read a generation, 0 for zeroes, in a sector; it asked at `issued`."""
+        """The guest read a generation, or ZEROES, in a sector; it asked at `issued`."""
         with self.lock:
             answered, writes = self.tick(), content.changes.get(lba, ())
-            data = tag(content.number, lba, found) if found else _ZERO
+            data = _ZERO if found == ZEROES else tag(content.number, lba, found)
             fits = content.fits(lba, data) if writes else [0] * (content.sector_of(lba, 0) == data)
             if not any((writes[i - 1].issued if i else 0) <= answered and
                        (writes[i].answered if i < len(writes) else _NEVER) >= issued for i in fits):

@@ -8,7 +8,7 @@ from collections import Counter
 from harness import make_rng
 from harness.base import HarnessError
 from harness.cases import case, main
-from engine.model import SECTOR, Model, tag
+from engine.model import SECTOR, ZEROES, Model, tag
 from engine.runs import run_worlds
 
 CYCLES, SECONDS = 40, 110
@@ -116,13 +116,14 @@ def the_model_knows_what_a_guest_may_read(_scratch):
     model, content = disks.model, disks.contents[0]
     first, asked = model.generation + 1, model.tick()
     disks.write(0, 1)
-    for found in (0, first):        # it was asked before the write, and answered after it
+    for found in (ZEROES, first):        # it was asked before the write, and answered after it
         model.read(content, 1, found, asked)
     asked = model.tick()
     model.read(content, 1, first, asked)
-    model.read(content, 5, 0, asked)
-    refused("a read of what was there before", model.read, content, 1, 0, asked)
+    model.read(content, 5, ZEROES, asked)
+    refused("a read of what was there before", model.read, content, 1, ZEROES, asked)
     refused("a read of what is nowhere", model.read, content, 5, first, asked)
+    refused("a tag of the first generation for zeroes", model.read, content, 5, 0, asked)
     refused("a read of neither zeroes nor a tag", model.read, content, 1, 0xffffffff, asked)
     disks.write(0, 1, answered=False)
     for found in (first, first + 1):
