@@ -156,8 +156,10 @@ int snapshot_tick(void *data, const struct snapshot_progress *p, struct error *e
 {
 	struct agent *a = data;
 
-	if (p->remark)
+	if (p->remark && p->disk)
 		say_warning(a, "disk %s: %s", p->disk, p->remark);
+	else if (p->remark)
+		say_warning(a, "%s", p->remark);
 	else if (p->total)
 		progress_show(a, p->phase, p->disk ? p->disk : "-", p->done, p->total);
 	return agent_check_interrupt(err);

@@ -232,7 +232,7 @@ static void remove_unborn(const char *state_dir, const char *journal, char *cons
 	auto_free char *key = NULL, *path = NULL;
 	auto_close int lock = -1;
 
-	if (journal_key_of(journal, &key, NULL) || journal_lock(state_dir, key, &lock, NULL))
+	if (journal_key_of(journal, &key, NULL) || journal_lock(state_dir, key, NULL, &lock, NULL))
 		return; /* who has the lock writes over them */
 	path = find_journal(journal, bases);
 	if (path)

@@ -85,7 +85,7 @@ int guest_new(const struct guest_target *target, const struct guest_options *opt
 	if (!r && target->name)
 		r = text_copy(target->name, &g->name, err);
 	if (!r && opt->exclusive)
-		r = journal_lock(g->state_dir, g->key, &g->lock, err);
+		r = journal_lock(g->state_dir, g->key, &g->qmp_hooks, &g->lock, err);
 	if (r)
 		return r;
 	*ret = tm_steal(g);

@@ -244,7 +244,8 @@ int journal_remove(const struct journal *j, struct error *err)
 	return r;
 }
 
-#define GUARD_WAIT_MS 30000
+#define GUARD_WAIT_MS UINT64_C(600000) /* as long as it tries itself */
+#define GUARD_TOLD_MS 10000            /* until the person hears of it */
 
 #define FNV_OFFSET UINT64_C(0xcbf29ce484222325)
 #define FNV_PRIME  UINT64_C(0x100000001b3)
@@ -287,30 +288,55 @@ static pid_t lock_holder(int fd)
 	return (pid_t)strtol(pid, NULL, 10);
 }
 
-/* The guard of a run that died puts the guest in order, which is worth waiting for. */
-static int take_lock(int fd, const char *path, const char *key, struct error *err)
+/* Between two looks at a lock that a guard has. */
+static int wait_for_guard(pid_t guard, bool tell, const struct snapshot_hooks *hooks,
+			  struct error *err)
 {
-	uint64_t deadline = clock_monotonic_ms(&clock_system) + GUARD_WAIT_MS;
+	struct snapshot_progress p = {.phase = "wait"};
+	char text[128];
+
+	(void)snprintf(text, sizeof(text),
+		       "process %d puts in order what an interrupted run left; waiting for it",
+		       (int)guard);
+	if (tell)
+		p.remark = text;
+	clock_sleep_ms(&clock_system, 50);
+	return hooks->tick ? hooks->tick(hooks->data, &p, err) : 0;
+}
+
+/* The guard of a run that died puts the guest in order, which is worth waiting for. */
+static int take_lock(int fd, const char *path, const char *key, const struct snapshot_hooks *hooks,
+		     struct error *err)
+{
+	uint64_t began = clock_monotonic_ms(&clock_system);
+	bool told = false;
 
 	for (;;) {
+		uint64_t waited = clock_monotonic_ms(&clock_system) - began;
+		bool tell = !told && waited >= GUARD_TOLD_MS;
 		pid_t holder;
+		int r;
 
 		if (flock(fd, LOCK_EX | LOCK_NB) == 0)
 			return 0;
 		if (errno != EWOULDBLOCK)
 			return error_errno(err, errno, "cannot lock %s", path);
 		holder = lock_holder(fd);
-		if (!proc_is_guard(holder) || holder == getpid() ||
-		    clock_monotonic_ms(&clock_system) >= deadline)
+		if (!hooks || !proc_is_guard(holder) || holder == getpid() ||
+		    waited >= GUARD_WAIT_MS)
 			return error_set(err, TM_E_BUSY,
 					 "another tidemark, process %d, is at work on this guest "
 					 "(lock %s)",
 					 (int)holder, key);
-		clock_sleep_ms(&clock_system, 50);
+		r = wait_for_guard(holder, tell, hooks, err);
+		if (r)
+			return r;
+		told = told || tell;
 	}
 }
 
-int journal_lock(const char *state_dir, const char *key, int *ret, struct error *err)
+int journal_lock(const char *state_dir, const char *key, const struct snapshot_hooks *hooks,
+		 int *ret, struct error *err)
 {
 	auto_free char *dir = NULL, *path = NULL;
 	auto_close int fd = -1;
@@ -327,7 +353,7 @@ int journal_lock(const char *state_dir, const char *key, int *ret, struct error 
 	fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
 	if (fd < 0)
 		return error_errno(err, errno, "cannot open the lock %s", path);
-	r = take_lock(fd, path, key, err);
+	r = take_lock(fd, path, key, hooks, err);
 	if (r)
 		return r;
 	n = snprintf(pid, sizeof(pid), "%d\n", (int)getpid());

@@ -128,6 +128,8 @@ int journal_key_of(const char *path, char **ret, struct error *err) TM_WUR;
 int journal_path(const char *state_dir, const char *key, char **ret, struct error *err) TM_WUR;
 /*
  * Takes the guest's lock, held until *ret is closed or the process ends.  TM_E_BUSY names the
- * process that has it; a guard that is just recovering the guest is waited for, 30 s at most.
+ * process that has it.  With hooks, a guard that is just recovering the guest is waited for, ten
+ * minutes at most.
  */
-int journal_lock(const char *state_dir, const char *key, int *ret, struct error *err) TM_WUR;
+int journal_lock(const char *state_dir, const char *key, const struct snapshot_hooks *hooks,
+		 int *ret, struct error *err) TM_WUR;

@@ -207,7 +207,7 @@ static int lock_journal_of(struct guest *g, const struct journal *j, bool *ret_g
 	*ret_gone = false;
 	if (r || strcmp(key, g->key) == 0)
 		return r;
-	r = journal_lock(g->state_dir, key, &g->lock_journal, err);
+	r = journal_lock(g->state_dir, key, &g->qmp_hooks, &g->lock_journal, err);
 	*ret_gone = !r && !journal_exists(j);
 	return r;
 }

@@ -168,6 +168,7 @@ def finish_backup(world, rng, repo, names, death, result):
     if world.vm.running and result.status not in (0, 3):
         # Before the guest's writes are waited for: with a commit that is to be
         # finalized they stand.
+        world.writer.calm()
         recover(world, rng)
     doze(rng, 0.05)
     world.stop_writer()

@@ -91,6 +91,17 @@ def guards(state):
     return found
 
 
+def opened(pid):
+    """The files that a process has open."""
+    found = []
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            found.append(fd.readlink())
+        except OSError:
+            pass
+    return found
+
+
 def pending(scratch, end, within):
     """The guest's writes stand; after `end` of the agent they go on by themselves."""
     rig = Rig(scratch)
@@ -202,6 +213,25 @@ def the_next_backup_waits_for_the_guard(scratch):
             rig.write()
         run.kill()
         rig.go_on()
+
+
+@case
+def who_waits_for_the_guard_can_be_interrupted(scratch):
+    """QEMU does not answer, so the guard has long to do."""
+    rig = Rig(scratch)
+    run = rig.stop_at("frozen")
+    os.kill(rig.vm.pid, signal.SIGSTOP)
+    try:
+        run.kill()
+        lock, = (rig.tidemark.state / "journal").glob("*.lock")
+        wait_for("the guard's lock", lambda: lock.read_text().split() == guards(rig.tidemark.state), 20)
+        waits = rig.tidemark.start("backup", rig.vm.target(), "--quiesce", "never")
+        wait_for("the wait", lambda: not waits.running or lock in opened(waits.process.pid), 20)
+        waits.signal(signal.SIGINT)
+        waits.finish(130)
+    finally:
+        os.kill(rig.vm.pid, signal.SIGCONT)
+    rig.go_on()
 
 
 if __name__ == "__main__":

@@ -340,12 +340,12 @@ static void the_lock_names_its_holder(void **state)
 
 	(void)state;
 	assert_non_null(mkdtemp(dir));
-	assert_int_equal(journal_lock(dir, "k", &one, NULL), 0);
-	assert_int_equal(journal_lock(dir, "k", &two, &err), TM_E_BUSY);
+	assert_int_equal(journal_lock(dir, "k", NULL, &one, NULL), 0);
+	assert_int_equal(journal_lock(dir, "k", NULL, &two, &err), TM_E_BUSY);
 	(void)snprintf(pid, sizeof(pid), "process %d", (int)getpid());
 	assert_non_null(strstr(err.text, pid));
 	(void)close(one);
-	assert_int_equal(journal_lock(dir, "k", &two, NULL), 0);
+	assert_int_equal(journal_lock(dir, "k", NULL, &two, NULL), 0);
 	(void)close(two);
 	(void)snprintf(path, sizeof(path), "%s/journal/k.lock", dir);
 	(void)unlink(path);
