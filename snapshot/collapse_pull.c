@@ -166,6 +166,13 @@ static int drive_job(struct collapse *c, const struct job_view *job, struct erro
 
 /* ---- its end ---- */
 
+/* QEMU may know it by the second name that a pull before gave it. */
+static bool is_base(const struct collapse *c, const char *file)
+{
+	return strcmp(file, c->d->base) == 0 ||
+	       (names_is_second(file, c->d->base) && strcmp(file, c->d->overlay) != 0);
+}
+
 /* The nodes of a base that has lost its name: its space is free when QEMU closes it. */
 static void drop_base(struct collapse *c, const struct block_graph *graph)
 {
@@ -173,8 +180,7 @@ static void drop_base(struct collapse *c, const struct block_graph *graph)
 		const struct block_node *n = &graph->nodes[i], *file = n->file_child;
 		struct error e = {0};
 
-		if (!file || strcmp(block_node_storage(n)->file, c->d->base) != 0 ||
-		    n->name[0] == '#')
+		if (!file || n->name[0] == '#' || !is_base(c, block_node_storage(n)->file))
 			continue;
 		/* A node that somebody uses stays; so does the space, until QEMU ends. */
 		if (guest_delete_node(c->g, n->name, &e) ||

@@ -42,6 +42,14 @@ int names_true(const char *file, char **ret, struct error *err)
 	return text_copy(file, ret, err);
 }
 
+bool names_is_second(const char *name, const char *file)
+{
+	size_t len = strlen(file);
+
+	return strncmp(name, file, len) == 0 && name[len] == '.' &&
+	       text_ends_with(name, NAME_SUFFIX);
+}
+
 void names_tidy(const char *file, const char *except)
 {
 	auto_free char *dir_path = NULL;
@@ -54,11 +62,8 @@ void names_tidy(const char *file, const char *except)
 	dir = opendir(dir_path);
 	while (dir && (e = readdir(dir))) {
 		auto_free char *path = NULL;
-		size_t len = strlen(name);
 
-		if (strncmp(e->d_name, name, len) != 0 || e->d_name[len] != '.' ||
-		    !text_ends_with(e->d_name, NAME_SUFFIX) ||
-		    io_join(dir_path, e->d_name, &path, NULL))
+		if (!names_is_second(e->d_name, name) || io_join(dir_path, e->d_name, &path, NULL))
 			continue;
 		if ((except && strcmp(path, except) == 0) || !same_inode(path, file))
 			continue;

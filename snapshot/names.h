@@ -13,6 +13,10 @@
 /* The name for people of an image that QEMU calls `file`: another one only after a pull. */
 int names_true(const char *file, char **ret, struct error *err) TM_WUR;
 
+/* Has `name` the form of a second name of `file`?  Neither has to be there; both with a folder or
+ * not. */
+bool names_is_second(const char *name, const char *file);
+
 /* Removes second names of `file` other than `except` (or NULL), which no QEMU uses any more. */
 void names_tidy(const char *file, const char *except);
 

@@ -277,6 +277,8 @@ def a_pulled_disk_keeps_its_name_where_that_is_asked_for(scratch):
     names = [p for p in rig.surplus() if not p.name.endswith(".tidemark-name")]
     if names or len(rig.surplus()) != 2:
         raise HarnessError(f"left: {rig.surplus()}")
+    if gone := [n["file"] for n in rig.vm.nodes() if n["file"][0] == "/" and not Path(n["file"]).exists()]:
+        raise HarnessError(f"QEMU holds files that nobody can use: {gone}")
     # A death now, and recovery of a guest whose disks have two names.
     running = rig.start_stopped("frozen")
     rig.write_all()
