@@ -166,21 +166,25 @@ static int drive_job(struct collapse *c, const struct job_view *job, struct erro
 
 /* ---- its end ---- */
 
-/* QEMU may know it by the second name that a pull before gave it. */
-static bool is_base(const struct collapse *c, const char *file)
+/*
+ * Is `file` of a base that has lost its name?  QEMU may know the base by the second name that a
+ * pull before gave it; the nodes are ours then, whatever becomes of the base.
+ */
+static bool is_done_with(const struct collapse *c, const char *file)
 {
-	return strcmp(file, c->d->base) == 0 ||
-	       (names_is_second(file, c->d->base) && strcmp(file, c->d->overlay) != 0);
+	if (names_is_second(file, c->d->base))
+		return strcmp(file, c->d->overlay) != 0;
+	return c->d->how == COLLAPSE_PULL_KEEP && strcmp(file, c->d->base) == 0;
 }
 
-/* The nodes of a base that has lost its name: its space is free when QEMU closes it. */
+/* The nodes of the base: its space is free when QEMU closes it. */
 static void drop_base(struct collapse *c, const struct block_graph *graph)
 {
 	for (size_t i = 0; i < graph->nnodes; i++) {
 		const struct block_node *n = &graph->nodes[i], *file = n->file_child;
 		struct error e = {0};
 
-		if (!file || n->name[0] == '#' || !is_base(c, block_node_storage(n)->file))
+		if (!file || n->name[0] == '#' || !is_done_with(c, block_node_storage(n)->file))
 			continue;
 		/* A node that somebody uses stays; so does the space, until QEMU ends. */
 		if (guest_delete_node(c->g, n->name, &e) ||
@@ -214,9 +218,10 @@ static int pulled(struct collapse *c, const struct block_graph *graph, struct er
 	if (r)
 		return r;
 	base_unlock(c->d);
-	if (keep) {
+	if (keep)
 		journal_debug_point("renamed");
-		drop_base(c, graph);
+	drop_base(c, graph);
+	if (keep) {
 		collapse_say(c, "pulled its base into its overlay, which has the base's name now");
 		return 0;
 	}

@@ -228,6 +228,10 @@ class PullRig(Rig):
             if disk.fmt == "qcow2":
                 image.check((paths or {}).get(disk.id, disk.path), leaks_ok=True)
 
+    def assert_files_have_names(self):
+        if gone := [n["file"] for n in self.vm.nodes() if n["file"][0] == "/" and not Path(n["file"]).exists()]:
+            raise HarnessError(f"QEMU holds files that nobody can use: {gone}")
+
     def surplus(self):
         wanted = {Path(disk.path) for disk in self.vm.disks}
         return {p for p in self.where.iterdir() if p not in wanted}
@@ -241,9 +245,11 @@ def two_disks(scratch):
 @case
 def a_pull_leaves_the_guest_on_its_overlays_and_says_so(scratch):
     rig = PullRig(scratch, two_disks(scratch))
+    rig.pull("--keep-name")         # QEMU knows the disks by their second names then
     before = {d.id: d.path for d in rig.vm.disks}
     result = rig.pull(expect=3)
     after = rig.adopt()
+    rig.assert_files_have_names()
     if "pull" not in {event["phase"] for event in result.events}:
         raise HarnessError(f"no progress of the pull: {result.events}")
     for name in rig.names:
@@ -277,8 +283,7 @@ def a_pulled_disk_keeps_its_name_where_that_is_asked_for(scratch):
     names = [p for p in rig.surplus() if not p.name.endswith(".tidemark-name")]
     if names or len(rig.surplus()) != 2:
         raise HarnessError(f"left: {rig.surplus()}")
-    if gone := [n["file"] for n in rig.vm.nodes() if n["file"][0] == "/" and not Path(n["file"]).exists()]:
-        raise HarnessError(f"QEMU holds files that nobody can use: {gone}")
+    rig.assert_files_have_names()
     # A death now, and recovery of a guest whose disks have two names.
     running = rig.start_stopped("frozen")
     rig.write_all()
