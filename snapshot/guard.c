@@ -35,6 +35,8 @@
 #define TRY_AGAIN_MS  500
 #define FAILURES_MAX  3
 #define TRY_AGAIN_FOR (UINT64_C(600) * 1000) /* after which it is left to the next command */
+#define UNBORN_MS     50 /* and so often: how soon a dead agent's lock is free */
+#define UNBORN_TRIES  20
 
 #define GUARD_WORDS 5 /* of its command line, before the bases of the run */
 
@@ -231,8 +233,16 @@ static void remove_unborn(const char *state_dir, const char *journal, char *cons
 {
 	auto_free char *key = NULL, *path = NULL;
 	auto_close int lock = -1;
+	int r = journal_key_of(journal, &key, NULL);
 
-	if (journal_key_of(journal, &key, NULL) || journal_lock(state_dir, key, NULL, &lock, NULL))
+	if (!r)
+		r = journal_lock(state_dir, key, NULL, &lock, NULL);
+	/* One that is just dying has closed its socket, but not yet its lock. */
+	for (unsigned i = 0; r == TM_E_BUSY && i < UNBORN_TRIES; i++) {
+		clock_sleep_ms(&clock_system, UNBORN_MS);
+		r = journal_lock(state_dir, key, NULL, &lock, NULL);
+	}
+	if (r)
 		return; /* who has the lock writes over them */
 	path = find_journal(journal, bases);
 	if (path)
