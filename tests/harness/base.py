@@ -115,7 +115,19 @@ def _exit_on_signal(number, _frame):
     sys.exit(128 + number)
 
 
-class Scratch:
+class _Folder:
+    """What a test has in common with a part of it: a place for files, which `dir` makes."""
+
+    def __truediv__(self, name):
+        return self.path / name
+
+    def dir(self, name):
+        path = self.path / name
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return path
+
+
+class Scratch(_Folder):
     """A private directory which is removed at the end, after everything that was
     registered with `defer` is undone, last first. With TIDEMARK_TEST_KEEP set, or
     `keep`, the files stay. Use it as a context manager, or call `close`."""
@@ -136,14 +148,6 @@ class Scratch:
 
     def __str__(self):
         return str(self.path)
-
-    def __truediv__(self, name):
-        return self.path / name
-
-    def dir(self, name):
-        path = self.path / name
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return path
 
     def defer(self, function, *args):
         self._undo.append((function, args))
@@ -169,17 +173,9 @@ class Scratch:
         self.close()
 
 
-class Sub:
+class Sub(_Folder):
     """A part of a Scratch with the same manners."""
 
     def __init__(self, scratch, name):
-        self.path = scratch / name
+        self.path = scratch.dir(name)
         self.defer = scratch.defer
-
-    def __truediv__(self, name):
-        return self.path / name
-
-    def dir(self, name):
-        path = self.path / name
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return path

@@ -12,7 +12,7 @@ import os
 import re
 import signal
 
-from harness import (Tidemark, Vm, assert_clean, image, make_rng, nbd_faults, note_baseline, run,
+from harness import (Sub, Tidemark, Vm, assert_clean, image, make_rng, nbd_faults, note_baseline, run,
                      wait_for)
 from harness.base import HarnessError
 from harness.cases import case, main
@@ -200,7 +200,7 @@ def run_table(scratch, rig_class, head, faults, some):
             bad.append(f"{row} {fault}: {error}")
             outcome[row, fault] = "WRONG"
             rig.end()
-            rig = rig_class(Again(scratch, len(bad)))
+            rig = rig_class(Sub(scratch, f"again{len(bad)}"))
         print(f"# {row} {fault}: {outcome[row, fault]}", flush=True)
     if TABLE:
         _sections[head] = head + "".join(
@@ -442,21 +442,6 @@ class ImageRig(JournalRig):
 @case
 def each_write_of_the_journal_of_an_image_spoilt_in_each_way(scratch):
     run_table(scratch, ImageRig, IMAGE_HEAD, IMAGE_FAULTS, 2)
-
-
-class Again:
-    """A fresh part of a Scratch."""
-
-    def __init__(self, scratch, number):
-        self.path, self.defer = scratch.dir(f"again{number}"), scratch.defer
-
-    def __truediv__(self, name):
-        return self.path / name
-
-    def dir(self, name):
-        path = self.path / name
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return path
 
 
 if __name__ == "__main__":
