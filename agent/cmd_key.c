@@ -23,23 +23,16 @@ static json_t *key_json(const struct repo_key *k, const struct repo_domain_list 
 {
 	struct tm_id_text id;
 	char created[TIME_TEXT_MAX];
-	json_t *o;
 
 	if (k->problem)
 		return json_pack("{s:s, s:n, s:n, s:n, s:n, s:n, s:b, s:i, s:s}", "key",
 				 id_text(&k->id).s, "role", "label", "kdf", "created", "domain",
 				 "own", 0, "copies", 0, "problem", k->problem);
 	time_format_utc(k->created_ms, created);
-	o = json_pack("{s:s, s:s, s:s, s:s, s:s?, s:b, s:i}", "key", id_text(&k->id).s, "role",
-		      repo_role_name(k->role), "kdf", k->kdf, "created", created, "domain",
-		      domain_of(k, domains, &id), "own", (int)k->own, "copies", (int)k->copies);
-	/* what somebody else wrote there may be no UTF-8 */
-	if (o && json_object_set_new(o, "label", json_text(k->label)) &&
-	    json_object_set_new(o, "label", json_null())) {
-		json_decref(o);
-		return NULL;
-	}
-	return o;
+	return json_pack("{s:s, s:s, s:s, s:s, s:s?, s:b, s:i, s:o}", "key", id_text(&k->id).s,
+			 "role", repo_role_name(k->role), "kdf", k->kdf, "created", created,
+			 "domain", domain_of(k, domains, &id), "own", (int)k->own, "copies",
+			 (int)k->copies, "label", json_text(k->label));
 }
 
 static void print_key(const struct repo_key *k, const struct repo_domain_list *domains)
