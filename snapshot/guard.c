@@ -26,17 +26,16 @@
 #include <sys/socket.h>
 #include <syslog.h>
 
-#define AGENT_FD      0     /* the socket to the agent */
-#define SILENCE_MS    5000  /* while the guest's I/O may stand */
-#define WORK_MS       60000 /* the same of one that waits for a disk */
-#define BEAT_MS       500   /* how often the agent says that it lives */
-#define END_MS        500   /* for a guard to end */
-#define KILL_MS       60000
-#define TRY_AGAIN_MS  500
-#define FAILURES_MAX  3
-#define TRY_AGAIN_FOR (UINT64_C(600) * 1000) /* after which it is left to the next command */
-#define UNBORN_MS     50 /* and so often: how soon a dead agent's lock is free */
-#define UNBORN_TRIES  20
+#define AGENT_FD     0     /* the socket to the agent */
+#define SILENCE_MS   5000  /* while the guest's I/O may stand */
+#define WORK_MS      60000 /* the same of one that waits for a disk */
+#define BEAT_MS      500   /* how often the agent says that it lives */
+#define END_MS       500   /* for a guard to end */
+#define KILL_MS      60000
+#define TRY_AGAIN_MS 500
+#define FAILURES_MAX 3
+#define UNBORN_MS    50 /* and so often: how soon a dead agent's lock is free */
+#define UNBORN_TRIES 20
 
 #define GUARD_WORDS 5 /* of its command line, before the bases of the run */
 
@@ -255,7 +254,7 @@ static void remove_unborn(const char *state_dir, const char *journal, char *cons
 static void put_in_order(const char *state_dir, const char *journal, char *const bases[])
 {
 	const struct recover_options opt = {.state_dir = state_dir, .unguarded = true};
-	uint64_t deadline = now_ms() + TRY_AGAIN_FOR;
+	uint64_t deadline = now_ms() + GUARD_TRIES_MS;
 	struct error last = {0};
 
 	for (unsigned failures = 0; failures < FAILURES_MAX && now_ms() < deadline;) {

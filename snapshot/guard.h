@@ -4,6 +4,9 @@
 
 #include "journal.h"
 
+/* How long a guard tries to put a guest in order; then it is left to the next command. */
+#define GUARD_TRIES_MS (UINT64_C(600) * 1000)
+
 struct guard;
 
 /*

@@ -3,6 +3,7 @@
 #include "journal.h"
 
 #include "base_lock.h"
+#include "guard.h"
 #include "guest.h"
 #include "proc.h"
 
@@ -244,8 +245,7 @@ int journal_remove(const struct journal *j, struct error *err)
 	return r;
 }
 
-#define GUARD_WAIT_MS UINT64_C(600000) /* as long as it tries itself */
-#define GUARD_TOLD_MS 10000            /* until the person hears of it */
+#define GUARD_TOLD_MS 10000 /* until the person hears of it */
 
 #define FNV_OFFSET UINT64_C(0xcbf29ce484222325)
 #define FNV_PRIME  UINT64_C(0x100000001b3)
@@ -292,14 +292,12 @@ static pid_t lock_holder(int fd)
 static int wait_for_guard(pid_t guard, bool tell, const struct snapshot_hooks *hooks,
 			  struct error *err)
 {
-	struct snapshot_progress p = {.phase = "wait"};
 	char text[128];
+	const struct snapshot_progress p = {.phase = "wait", .remark = tell ? text : NULL};
 
 	(void)snprintf(text, sizeof(text),
 		       "process %d puts in order what an interrupted run left; waiting for it",
 		       (int)guard);
-	if (tell)
-		p.remark = text;
 	clock_sleep_ms(&clock_system, 50);
 	return hooks->tick ? hooks->tick(hooks->data, &p, err) : 0;
 }
@@ -323,7 +321,7 @@ static int take_lock(int fd, const char *path, const char *key, const struct sna
 			return error_errno(err, errno, "cannot lock %s", path);
 		holder = lock_holder(fd);
 		if (!hooks || !proc_is_guard(holder) || holder == getpid() ||
-		    waited >= GUARD_WAIT_MS)
+		    waited >= GUARD_TRIES_MS)
 			return error_set(err, TM_E_BUSY,
 					 "another tidemark, process %d, is at work on this guest "
 					 "(lock %s)",
