@@ -132,9 +132,8 @@ static int read_copies(struct keyring *g, bool second, struct store_reading *rd,
 		struct error one = {0};
 		int code = asked[i] ? take_copy(g, &g->v[i], second, &rd[i], &one) : 0;
 
-		if (r == 0 && code < 0 && err && !err->code)
-			*err = one;
-		r = r ? r : code;
+		if (r == 0 && code < 0)
+			r = error_pass(err, code, &one);
 	}
 	return r;
 }
@@ -173,8 +172,8 @@ int keyring_read(struct keyring *g, bool every_copy, struct error *err)
 
 	if (!rd)
 		return error_nomem(err);
-	if (r < 0 && err && !err->code)
-		*err = g->err;
+	if (r < 0)
+		(void)error_pass(err, r, &g->err);
 	g->every_copy = every_copy;
 	forget_slots(g);
 	r = r ? r : read_copies(g, false, rd, err);

@@ -143,7 +143,7 @@ static int make_copy(struct guest *g, const struct journal *j, size_t i, const s
 		r = merge_copy(g, node, e, err);
 		rd = guest_delete_node(g, node, &e_del);
 		if (!r && rd)
-			r = error_set(err, rd, "%s", e_del.text);
+			r = error_pass(err, rd, &e_del);
 	}
 	return r;
 }

@@ -240,7 +240,7 @@ static int check_base(const struct journal *j, const struct journal_disk *d, str
 	if (check_base_unchanged(j, d, &e) != TM_E_STALE)
 		return 0;
 	r = overlay_empty(d->overlay, &empty, err);
-	return r || empty ? r : error_set(err, TM_E_STALE, "%s", e.text);
+	return r || empty ? r : error_pass(err, TM_E_STALE, &e);
 }
 
 /*

@@ -182,7 +182,7 @@ static int freeze_and_switch(struct snapshot *s, const struct snapshot_options *
 	s->info.quiesced = res.quiesced;
 	s->info.freeze_ms = res.held_ms;
 	if (!r && rt)
-		r = error_set(err, rt, "%s", thaw_err.text);
+		r = error_pass(err, rt, &thaw_err);
 	if (!r && frozen && !res.quiesced)
 		r = thawed_early(s, opt, &res, err);
 	else if (!r && frozen && res.count == 0)
@@ -498,7 +498,7 @@ int snapshot_finish(struct snapshot *s, bool committed, struct error *err)
 			r = journal_remove(s->j, err);
 	}
 	if (!r && rs)
-		r = error_set(err, rs, "%s", e.text);
+		r = error_pass(err, rs, &e);
 	snapshot_free(s);
 	return r;
 }
