@@ -352,22 +352,24 @@ static bool ahead_piece(struct repo_session *s, const struct piece *p)
 	return true;
 }
 
+static void ahead_go_to(struct repo_session *s, uint64_t seq)
+{
+	s->ahead_at.seq = seq;
+	s->ahead_at.in_run = 0;
+	s->ahead_at.run = 0;
+}
+
 static void ahead_leaves(struct repo_session *s)
 {
 	while (!s->ahead.off) {
 		const struct work *w;
 
-		if (s->ahead_at.seq < s->next_append) {
-			s->ahead_at.seq = s->next_append;
-			s->ahead_at.in_run = 0;
-			s->ahead_at.run = 0;
-		}
+		if (s->ahead_at.seq < s->next_append)
+			ahead_go_to(s, s->next_append);
 		w = find_seq(s, s->ahead_at.seq);
 		if (!w || !ahead_piece(s, w->piece))
 			return;
-		s->ahead_at.seq++;
-		s->ahead_at.in_run = 0;
-		s->ahead_at.run = 0;
+		ahead_go_to(s, s->ahead_at.seq + 1);
 	}
 }
 
