@@ -3,11 +3,14 @@
  * The public header of repo/: a repository of points.  The format and its rules
  * are in docs/format.md, which is normative.
  *
- *   store_dir_open()                 where the objects lie
- *   repo_init(), repo_open_with()    takes the store over; a domain is in use
- *     repo_session_begin() …         a backup: pieces of its disks in, repo_session_commit() at the
- * end repo_point_find(), repo_read_disk()                        a restore repo_forget(),
- * repo_prune(), repo_verify(), repo_repair()  upkeep repo_free()
+ *   store_dir_open()                     where the objects lie
+ *   repo_init(), repo_open_with()        takes the store over; a domain is in use
+ *   repo_session_begin() …               a backup: pieces of its disks in, then
+ *   repo_session_commit()                  … its point
+ *   repo_point_find(), repo_read_disk()  a restore
+ *   repo_forget(), repo_prune()          upkeep,
+ *   repo_verify(), repo_repair()           … and damage
+ *   repo_free()
  *
  * All calls on a repository, its store and its sessions belong on the thread that runs the store's
  * loop, and block it until they are done; one that "runs the loop" calls others back meanwhile.
