@@ -4,8 +4,8 @@
 
 #include <string.h>
 
-#define READ_PIECES \
-	24 /* buffers of PIECE_CLUSTERS clusters: 24 MiB, and as much for their frames */
+/* Buffers of PIECE_CLUSTERS clusters: 24 MiB, and as much for their frames. */
+#define READ_PIECES     24
 #define NBD_CONNECTIONS 4
 #define NBD_CONNECT_MS  10000
 #define STALL_MS        120000 /* QEMU answers no read for so long: the backup is given up */

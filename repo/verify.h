@@ -88,7 +88,7 @@ struct verify_cache_wait {
 void verify_cache_there(struct cache_wait *wait, int code);
 int verify_cache_wait(struct verifier *v, struct verify_cache_wait *w, struct error *err) TM_WUR;
 /* Runs the loop once and tells the caller about progress.  Requests cannot be taken back: an error
- * of the loop is remembered while waiting goes on. */
+ * of the loop is logged, and waiting goes on. */
 void verify_wait(struct verifier *v);
 
 int vseg_get(struct verifier *v, const struct tm_id *sid, uint8_t type, uint32_t index,
