@@ -113,12 +113,17 @@ static void request_end(struct nbd_request *nr, int code)
 	req->done(req, code);
 }
 
-/* The connection with the least to do. */
+/*
+ * The first connection that has room, so that few reads stay in order, or the one with the least to
+ * do.
+ */
 static struct nbd_conn *pick_reader(struct nbd_source *ns)
 {
 	struct nbd_conn *best = ns->nreaders ? ns->readers[0] : ns->map;
 
-	for (unsigned i = 1; i < ns->nreaders; i++) {
+	for (unsigned i = 0; i < ns->nreaders; i++) {
+		if (ns->readers[i]->in_flight < READ_DEPTH)
+			return ns->readers[i];
 		if (ns->readers[i]->in_flight < best->in_flight)
 			best = ns->readers[i];
 	}

@@ -10,17 +10,18 @@
  * reader_run() moves everything on, so nothing is ever called recursively.
  */
 #include "mapper.h"
+#include "rate.h"
 
 #include <assert.h>
 #include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
 
-#define TICK_MS      100       /* promised are 200 */
-#define SINK_END_MS  30000     /* for a sink to give its pieces back after a failure */
-#define ABORT_END_MS 30000     /* for an aborted source to end its requests */
-#define READ_AHEAD   4         /* pieces that wait for a read to become possible */
-#define RATE_BURST   (1 << 20) /* bytes that may be read ahead of a limited rate */
+#define TICK_MS      100   /* promised are 200 */
+#define SINK_END_MS  30000 /* for a sink to give its pieces back after a failure */
+#define ABORT_END_MS 30000 /* for an aborted source to end its requests */
+#define READ_AHEAD   4     /* pieces that wait for a read to become possible */
+#define FIRST_WINDOW 8     /* reads: 4 MiB, which keep most disks busy */
 
 struct reader_piece {
 	struct piece p; /* first: release() gets its address */
@@ -63,16 +64,15 @@ struct reader {
 	bool range_end;         /* there are no more */
 
 	struct reader_read *reads, *idle_reads;
-	unsigned in_flight;
-	uint64_t answers; /* counts reads that came back */
+	unsigned in_flight, window; /* reads, and how many there may be */
+	unsigned lent;              /* pieces that the sink has */
+	uint64_t answers;           /* counts reads that came back */
 
 	uint64_t now_ms;
 	uint64_t tick_at_ms;
 	uint64_t alive_ms;      /* when the source last answered, or had nothing to answer */
 	uint64_t alive_answers; /* and how many answers there had been */
-	uint64_t rate;          /* as the last tick left it */
-	int64_t tokens;         /* bytes that may be read now; reads go ahead while positive */
-	uint64_t tokens_ms;     /* when they were last counted */
+	struct rate rate;
 
 	int code; /* of the first failure */
 	struct error err;
@@ -113,14 +113,20 @@ static struct piece *queue_pop(struct piece_queue *q)
 
 #define reader_piece_of(piece) container_of((piece), struct reader_piece, p)
 
-static void piece_returned(struct piece *p)
+static void piece_free(struct reader *r, struct piece *p)
 {
-	struct reader *r = reader_piece_of(p)->r;
-
 	reader_piece_of(p)->ours = false;
 	p->next = r->free;
 	r->free = p;
 	r->nfree++;
+}
+
+static void piece_returned(struct piece *p)
+{
+	struct reader *r = reader_piece_of(p)->r;
+
+	r->lent--;
+	piece_free(r, p);
 }
 
 /* ---- filling pieces with runs ---- */
@@ -293,46 +299,15 @@ static void start_read(struct reader *r, struct reader_piece *rp)
 	rp->reads++;
 	r->in_flight++;
 	r->counts.read_bytes += next.length;
-	if (r->rate)
-		r->tokens -= (int64_t)next.length;
+	rate_take(&r->rate, next.length);
 	r->src->ops->read(r->src, to, (uint32_t)next.length, next.offset, &rr->req);
-}
-
-/* A bucket of at most RATE_BURST tokens; a read may leave it in debt. */
-static void refill_tokens(struct reader *r)
-{
-	uint64_t passed = r->now_ms - r->tokens_ms, added;
-
-	if (!r->rate || !passed)
-		return;
-	if (__builtin_mul_overflow(r->rate, passed, &added) || added / 1000 > INT64_MAX / 2)
-		added = (uint64_t)(INT64_MAX / 2);
-	else
-		added /= 1000;
-	if (!added)
-		return; /* very slow: wait until it makes a byte */
-	r->tokens_ms = r->now_ms;
-	r->tokens += (int64_t)added;
-	if (r->tokens > RATE_BURST)
-		r->tokens = RATE_BURST;
-}
-
-static void look_at_rate(struct reader *r)
-{
-	uint64_t rate = r->opt.rate ? *r->opt.rate : 0;
-
-	if (rate && !r->rate) {
-		r->tokens = 1;
-		r->tokens_ms = r->now_ms; /* nobody counted until now */
-	}
-	r->rate = rate;
 }
 
 static bool issue_reads(struct reader *r)
 {
 	bool moved = false;
 
-	while (r->reading.first && r->idle_reads && (!r->rate || r->tokens > 0)) {
+	while (r->reading.first && r->in_flight < r->window && rate_allows(&r->rate)) {
 		struct reader_piece *rp = reader_piece_of(r->reading.first);
 		uint64_t all = (uint64_t)rp->p.nclusters * r->opt.block_size;
 
@@ -349,6 +324,24 @@ static bool issue_reads(struct reader *r)
 
 /* ---- to the sink ---- */
 
+static unsigned first_window(const struct reader *r)
+{
+	return r->src->depth < FIRST_WINDOW ? r->src->depth : FIRST_WINDOW;
+}
+
+/*
+ * As many reads as the sink's pace is worth: more when it has nothing left to do, fewer when pieces
+ * wait for it.  Reads that nobody waits for cost the server: its buffers leave the caches, and it
+ * jumps between places.
+ */
+static void follow_sink(struct reader *r)
+{
+	if (r->lent == 0)
+		r->window = 2 * r->window < r->src->depth ? 2 * r->window : r->src->depth;
+	else if (2 * r->lent > r->opt.pieces)
+		r->window = first_window(r);
+}
+
 static bool hand_over(struct reader *r)
 {
 	bool moved = false;
@@ -359,7 +352,9 @@ static bool hand_over(struct reader *r)
 		struct error err = {0};
 		int code;
 
+		follow_sink(r);
 		reader_piece_of(p)->ours = false; /* it may be back before put() returns */
+		r->lent++;
 		code = piece_sink_put(r->sink, p, &err);
 		if (code) {
 			fail(r, code, &err);
@@ -420,7 +415,7 @@ static void tick(struct reader *r)
 	int code = 0;
 
 	r->now_ms = now_ms();
-	refill_tokens(r);
+	rate_refill(&r->rate, r->now_ms);
 	if (r->now_ms < r->tick_at_ms)
 		return;
 	r->tick_at_ms = r->now_ms + TICK_MS;
@@ -429,7 +424,7 @@ static void tick(struct reader *r)
 		code = r->opt.tick(r->opt.data, &r->counts, &err);
 	if (code)
 		fail(r, code, &err);
-	look_at_rate(r);
+	rate_set(&r->rate, r->opt.rate ? *r->opt.rate : 0, r->now_ms);
 }
 
 /* For the loop. */
@@ -437,11 +432,8 @@ static int sleep_ms(const struct reader *r)
 {
 	uint64_t ms = r->tick_at_ms > r->now_ms ? r->tick_at_ms - r->now_ms : 0;
 
-	if (r->rate && r->tokens <= 0 && r->reading.first) {
-		uint64_t debt = (uint64_t)-r->tokens + 1;
-
-		ms = min_u64(ms, div_round_up(min_u64(debt, UINT64_MAX / 1000) * 1000, r->rate));
-	}
+	if (r->reading.first && !rate_allows(&r->rate))
+		ms = min_u64(ms, rate_wait_ms(&r->rate));
 	return (int)ms;
 }
 
@@ -500,7 +492,7 @@ static bool drain(struct reader *r)
 		return false;
 	for (unsigned i = 0; i < r->opt.pieces; i++) {
 		if (r->pieces[i].ours)
-			piece_returned(&r->pieces[i].p);
+			piece_free(r, &r->pieces[i].p);
 	}
 	return wait_pieces(r);
 }
@@ -539,7 +531,7 @@ static int make_pieces(struct reader *r, struct error *err)
 		r->pieces[i].r = r;
 		r->pieces[i].p.data = r->memory + i * each;
 		r->pieces[i].p.release = piece_returned;
-		piece_returned(&r->pieces[i].p);
+		piece_free(r, &r->pieces[i].p);
 	}
 	return 0;
 }
@@ -572,10 +564,10 @@ static int reader_new(struct loop *loop, struct block_source *src, struct piece_
 	r->src = src;
 	r->sink = sink;
 	r->opt = *opt;
-	r->now_ms = r->alive_ms = r->tokens_ms = now_ms();
+	r->now_ms = r->alive_ms = now_ms();
 	r->tick_at_ms = r->now_ms + TICK_MS;
-	r->tokens = 1;
-	look_at_rate(r);
+	r->window = first_window(r);
+	rate_set(&r->rate, opt->rate ? *opt->rate : 0, r->now_ms);
 	queue_init(&r->reading);
 	queue_init(&r->ready);
 	mapper_init(&r->mapper, src, opt);

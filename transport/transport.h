@@ -87,7 +87,7 @@ struct block_source {
 	const struct block_source_ops *ops;
 	uint64_t size;     /* bytes */
 	uint32_t max_read; /* bytes in one read */
-	uint32_t depth;    /* reads worth having in flight */
+	uint32_t depth;    /* reads worth having in flight at most */
 	bool has_dirty;    /* SOURCE_MAP_DIRTY can be asked */
 	bool has_data;     /* SOURCE_MAP_DATA can be asked; else everything counts as data */
 };
@@ -150,11 +150,12 @@ struct reader_options {
 };
 
 /*
- * Reads a disk: maps ahead in windows while reading, keeps source->depth reads in
- * flight, hands the pieces to the sink in any order with ascending seq, and returns
- * when every piece has been released.  Ranges that the map names are reported either
- * as data or as a zero run.  With SOURCE_MAP_DATA every block of the disk is reported
- * (as data or zero run).  Runs the loop.
+ * Reads a disk: maps ahead in windows while reading, keeps as many reads in flight as the sink
+ * keeps up with, at most source->depth, hands the pieces to the sink in any order with ascending
+ * seq, and returns when every piece has been released.  Ranges that the map names are reported
+ * either as data or as a zero run.  With SOURCE_MAP_DATA every block of the disk is reported (as
+ * data or zero run).  Runs the loop.
+ *
  * *ret is written in any case.  On failure the source has been aborted, all I/O has ended and all
  * pieces are back, unless the sink kept them for longer than 30 s, which is TM_E_TIMEOUT and leaks
  * them on purpose.
