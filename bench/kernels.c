@@ -165,17 +165,17 @@ static void map(uint64_t times)
 static void segment(uint64_t times)
 {
 	const struct seg_address addr = {.type = SEGMENT_DATA, .block_bits = 16};
-	const uint8_t content[CONTENT_BYTES] = {1}, plain[16] = {0};
+	const uint8_t content[CONTENT_BYTES] = {1}, data[16] = {0};
 	const struct seg_sealing sealing = {0};
 	struct seg_writer *w = NULL;
 
 	must(seg_writer_new(&w, NULL) == 0, "seg_writer_new");
 	seg_begin(w, &addr, &sealing);
 	for (uint64_t i = 0; i < times; i++) {
-		if (!seg_has_room(w, 1, sizeof(plain)))
+		if (!seg_has_room(w, 1, sizeof(data)))
 			seg_begin(w, &addr, &sealing);
 		seg_describe(w, w->nslots, 0, i, content);
-		seg_add_frame(w, 1, plain, sizeof(plain));
+		seg_add_frame(w, 1, FRAME_RAW, data, sizeof(data));
 	}
 	seg_writer_free(w);
 }

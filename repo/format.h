@@ -311,10 +311,11 @@ static_assert(sizeof(struct format_own_segment) == 16, "docs/format.md");
 #define MIN_BLOCK_BITS  12
 #define MAX_BLOCK_BITS  20
 
-#define FRAME_MAX_SLOTS   16          /* of a data frame: what a piece carries */
-#define PAGE_MAX_NODES    1024        /* of a map frame */
-#define PAGE_MAX_BYTES    (40u << 10) /* decompressed: the writer's target plus one node */
-#define PAGE_TARGET_BYTES (32u << 10)
+#define FRAME_TARGET_BYTES (512u << 10) /* of the aligned group that writers make a frame of */
+#define FRAME_MAX_SLOTS    16           /* of a data frame: what a piece carries */
+#define PAGE_MAX_NODES     1024         /* of a map frame */
+#define PAGE_MAX_BYTES     (40u << 10)  /* decompressed: the writer's target plus one node */
+#define PAGE_TARGET_BYTES  (32u << 10)
 
 /* Writers close a segment at this payload, so that a few of them in memory stay small. */
 #define SEGMENT_TARGET_PAYLOAD (16u << 20)

@@ -147,9 +147,9 @@ int output_frame(struct repo_session *s, const struct work *w, const struct work
 	for (unsigned i = 0; i < f->n; i++)
 		seg_describe(sw, sw->nslots + i, s->ndisks - 1, w->cluster[f->first + i].block,
 			     w->cluster[f->first + i].id);
-	seg_add_frame(sw, f->n, w->out + f->offset, f->len);
+	seg_add_frame(sw, f->n, f->method, f->data, f->len);
 	s->new_bytes += (uint64_t)f->n << s->repo->block_bits;
-	s->data.bytes += f->len + TAG_BYTES + sizeof(struct format_frame) +
+	s->data.bytes += 1 + f->len + TAG_BYTES + sizeof(struct format_frame) +
 			 f->n * sizeof(struct format_desc);
 	return 0;
 }
@@ -211,7 +211,7 @@ int output_node(void *data, const struct node *n, uint64_t *ret, struct error *e
 	if (s->map.open && s->map.open->w->nslots + s->page_out.page.n == MAP_SLOTS)
 		r = page_flush(s, err);
 	if (r == 0 && s->map.open && s->page_out.page.n == 0 &&
-	    !seg_has_room(s->map.open->w, 1, 1 + PAGE_MAX_BYTES))
+	    !seg_has_room(s->map.open->w, 1, PAGE_MAX_BYTES))
 		segment_close(s, &s->map);
 	if (r == 0 && !s->map.open)
 		r = segment_open(s, &s->map, err);

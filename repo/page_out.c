@@ -6,8 +6,8 @@
 int page_out_init(struct page_out *o, struct error *err)
 {
 	o->cctx = ZSTD_createCCtx();
-	o->plain = malloc(PAGE_MAX_BYTES + 1);
-	o->packed = malloc(PAGE_MAX_BYTES + 1);
+	o->plain = malloc(PAGE_MAX_BYTES);
+	o->packed = malloc(PAGE_MAX_BYTES);
 	if (!o->cctx || !o->plain || !o->packed)
 		return error_nomem(err);
 	return hash_new(&o->hash, err);
@@ -32,16 +32,12 @@ int page_out_flush(struct page_out *o, struct seg_writer *w, struct error *err)
 	r = hash_add(o->hash, o->page.nodes, o->page.len, err);
 	if (r < 0)
 		return r;
-	len = page_finish(&o->page, o->plain + 1);
-	packed = ZSTD_compressCCtx(o->cctx, o->packed + 1, PAGE_MAX_BYTES, o->plain + 1, len,
-				   PAGE_LEVEL);
-	if (!ZSTD_isError(packed) && packed < len) {
-		o->packed[0] = FRAME_ZSTD;
-		seg_add_frame(w, n, o->packed, packed + 1);
-	} else {
-		o->plain[0] = FRAME_RAW;
-		seg_add_frame(w, n, o->plain, len + 1);
-	}
+	len = page_finish(&o->page, o->plain);
+	packed = ZSTD_compressCCtx(o->cctx, o->packed, PAGE_MAX_BYTES, o->plain, len, PAGE_LEVEL);
+	if (!ZSTD_isError(packed) && packed < len)
+		seg_add_frame(w, n, FRAME_ZSTD, o->packed, packed);
+	else
+		seg_add_frame(w, n, FRAME_RAW, o->plain, len);
 	return 0;
 }
 

@@ -42,59 +42,63 @@ static void hash_run(struct pool_task *task, unsigned worker)
 }
 
 /*
- * Whether bytes look like noise: a sample's squared histogram is near what equal
- * frequencies give.  Only asked after a frame that did not shrink.
+ * Whether bytes look like noise: the squared histogram of a sample is near what equal frequencies
+ * give.  The sample is of short runs, each elsewhere in its part, so that a column of random
+ * numbers in a table is not taken for all of it.
  */
 static bool looks_random(const uint8_t *p, size_t len)
 {
-	enum { SAMPLE = 4096 };
+	enum { RUNS = 128, RUN = 32, SAMPLE = RUNS * RUN };
+	size_t part = len / RUNS;
 	uint32_t count[256] = {0};
 	uint64_t sum = 0;
-	size_t step = len / SAMPLE;
 
-	if (step == 0)
+	if (part < 2 * RUN)
 		return false;
-	for (size_t i = 0; i < SAMPLE; i++)
-		count[p[i * step]]++;
+	for (size_t i = 0; i < RUNS; i++) {
+		const uint8_t *run = p + i * part + i * 7919 % (part - RUN);
+
+		for (size_t k = 0; k < RUN; k++)
+			count[run[k]]++;
+	}
 	for (size_t i = 0; i < 256; i++)
 		sum += (uint64_t)count[i] * count[i];
-	/* expected for noise: n + n²/256 = 69 632, standard deviation about 370 */
+	/* for noise n + n²/256 = 69 632 is expected, with a standard deviation of about 370 */
+	static_assert(SAMPLE == 4096, "the limit is for this many");
 	return sum < 72000;
 }
 
-/* The frame's plaintext at out; *raw says whether the frame before did not shrink. */
-static size_t compress_frame(struct worker *w, const uint8_t *in, size_t len, uint8_t *out,
-			     bool *raw)
+/* Encodes f, whose clusters are at in. */
+static void compress_frame(struct worker *w, const uint8_t *in, size_t len, uint8_t *out,
+			   struct work_frame *f)
 {
-	if (!*raw || !looks_random(in, len)) {
-		size_t n = ZSTD_compress2(w->cctx, out + 1, len, in, len);
+	if (!looks_random(in, len)) {
+		size_t n = ZSTD_compress2(w->cctx, out, len, in, len);
 
 		/* A bare percent is not worth decompressing it each time. */
 		if (!ZSTD_isError(n) && n + n / 64 < len) {
-			out[0] = FRAME_ZSTD;
-			*raw = false;
-			return n + 1;
+			f->method = FRAME_ZSTD;
+			f->data = out;
+			f->len = n;
+			return;
 		}
 	}
-	out[0] = FRAME_RAW;
-	memcpy(out + 1, in, len);
-	*raw = true;
-	return len + 1;
+	f->method = FRAME_RAW;
+	f->data = in;
+	f->len = len;
 }
 
 static void compress_run(struct pool_task *task, unsigned worker)
 {
 	struct work *w = container_of(task, struct work, task);
 	size_t bs = block_size(w->s), used = 0;
-	bool raw = false;
 
 	for (unsigned i = 0; i < w->nframes; i++) {
 		struct work_frame *f = &w->frame[i];
 
-		f->offset = used;
-		f->len = compress_frame(&w->s->workers.v[worker], w->cluster[f->first].data,
-					f->n * bs, w->out + used, &raw);
-		used += f->len;
+		compress_frame(&w->s->workers.v[worker], w->cluster[f->first].data, f->n * bs,
+			       w->out + used, f);
+		used += f->method == FRAME_RAW ? 0 : f->len;
 	}
 }
 
@@ -483,8 +487,7 @@ static int work_new(struct repo_session *s, struct work **ret, struct error *err
 	w = calloc(1, sizeof(*w));
 	if (!w)
 		return error_nomem(err);
-	/* a frame that does not shrink is stored raw: data and a method byte each */
-	w->out = malloc(PIECE_CLUSTERS * (block_size(s) + 1));
+	w->out = malloc(PIECE_CLUSTERS * block_size(s));
 	if (!w->out) {
 		free(w);
 		return error_nomem(err);

@@ -398,7 +398,7 @@ static int reader_init(struct reader *r, const struct repo_read_options *opt, st
 	plan_list_init(&r->batch);
 	plan_list_init(&r->ready);
 	r->issue_end = &r->issue;
-	r->group = (unsigned)max_u64(1, min_u64(PIECE_CLUSTERS, (256u << 10) / bs));
+	r->group = (unsigned)max_u64(1, min_u64(PIECE_CLUSTERS, FRAME_TARGET_BYTES / bs));
 	r->npieces = opt->pieces ? opt->pieces : DEFAULT_PIECES;
 	r->pieces = calloc(r->npieces, sizeof(*r->pieces));
 	if (!r->pieces)

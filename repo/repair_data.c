@@ -171,26 +171,22 @@ static int no_room(struct error *err)
 	return error_set(err, TM_E_RANGE, "the segment has become too large");
 }
 
-/* n clusters at plain + 1 become a frame. */
+/* n clusters at plain become a frame. */
 static int add_clusters(struct mend *m, unsigned n, struct error *err)
 {
 	size_t len = (size_t)n << m->q->p->v->repo->block_bits, packed;
-	uint8_t *out = m->worker->frame;
+	bool shrinks;
 
 	if (n == 0)
 		return 0;
-	packed = ZSTD_compressCCtx(m->worker->cctx, out + 1, len, m->plain + 1, len, LEVEL);
-	if (ZSTD_isError(packed) || packed + packed / 64 >= len) {
-		m->plain[0] = FRAME_RAW;
-		if (!seg_has_room(m->w, n, len + 1))
-			return no_room(err);
-		seg_add_frame(m->w, n, m->plain, len + 1);
-		return 0;
-	}
-	out[0] = FRAME_ZSTD;
-	if (!seg_has_room(m->w, n, packed + 1))
+	packed = ZSTD_compressCCtx(m->worker->cctx, m->worker->frame, len, m->plain, len, LEVEL);
+	shrinks = !ZSTD_isError(packed) && packed + packed / 64 < len;
+	if (!seg_has_room(m->w, n, shrinks ? packed : len))
 		return no_room(err);
-	seg_add_frame(m->w, n, out, packed + 1);
+	if (shrinks)
+		seg_add_frame(m->w, n, FRAME_ZSTD, m->worker->frame, packed);
+	else
+		seg_add_frame(m->w, n, FRAME_RAW, m->plain, len);
 	return 0;
 }
 
@@ -204,7 +200,7 @@ static int mend_frame(struct mend *m, const struct seg_frame *f, struct error *e
 	for (uint32_t slot = f->first_slot; r == 0 && slot < (uint32_t)f->first_slot + f->nslots;
 	     slot++) {
 		const struct want *w = find_want(m->q, m->t->t->descs[slot].b);
-		bool there = fetch(m, w, m->plain + 1 + n * bs);
+		bool there = fetch(m, w, m->plain + n * bs);
 
 		m->found += there && bit_get(m->s->used, slot);
 		m->missing += !there && bit_get(m->s->used, slot);
@@ -224,7 +220,7 @@ static int mend_frame(struct mend *m, const struct seg_frame *f, struct error *e
 /* A frame that is whole goes over as it is, under the new key. */
 static int keep_frame(struct mend *m, const struct seg_frame *f, struct error *err)
 {
-	size_t len = f->stored_len - TAG_BYTES;
+	size_t len = f->stored_len - TAG_BYTES - 1;
 	int r = aead_set_key(m->worker->aead, &m->t->t->key, err);
 
 	r = r ? r : frame_check_crc(f, m->object.data + f->offset, err);
@@ -233,7 +229,7 @@ static int keep_frame(struct mend *m, const struct seg_frame *f, struct error *e
 	if (r == 0 && !seg_has_room(m->w, f->nslots, len))
 		return no_room(err);
 	if (r == 0)
-		seg_add_frame(m->w, f->nslots, m->plain, len);
+		seg_add_frame(m->w, f->nslots, m->plain[0], m->plain + 1, len);
 	return r;
 }
 

@@ -74,7 +74,7 @@ static int begin(struct rebuild *b, size_t i, struct error *err)
 
 static int add_node(struct rebuild *b, const struct node *n, struct error *err)
 {
-	if (!seg_has_room(b->w, 1, 1 + PAGE_MAX_BYTES))
+	if (!seg_has_room(b->w, 1, PAGE_MAX_BYTES))
 		return error_set(err, TM_E_RANGE, "the nodes do not fit a segment any more");
 	return page_add(&b->out.page, n) ? page_out_flush(&b->out, b->w, err) : 0;
 }

@@ -52,23 +52,27 @@ void seg_begin(struct seg_writer *w, const struct seg_address *addr,
 
 bool seg_has_room(const struct seg_writer *w, unsigned nslots, size_t len)
 {
-	size_t end = w->payload + len + TAG_BYTES;
+	size_t end = w->payload + 1 + len + TAG_BYTES;
 
 	if (w->nslots + nslots > 1U << seg_slots_log2(w->addr.type) || w->nframes == SEG_MAX_FRAMES)
 		return false;
 	return end <= w->cap && (w->nframes == 0 || w->payload < SEGMENT_TARGET_PAYLOAD);
 }
 
-void seg_add_frame(struct seg_writer *w, unsigned nslots, const void *plain, size_t len)
+void seg_add_frame(struct seg_writer *w, unsigned nslots, uint8_t method, const void *data,
+		   size_t len)
 {
+	uint8_t *to = w->mem + SEG_HEADROOM + w->payload;
+
 	assert(seg_has_room(w, nslots, len));
-	memcpy(w->mem + SEG_HEADROOM + w->payload, plain, len);
+	to[0] = method;
+	memcpy(to + 1, data, len);
 	w->frames[w->nframes++] = (struct format_frame){
 		.first_slot = le16_of((uint16_t)w->nslots),
 		.nslots = le16_of((uint16_t)nslots),
-		.stored_len = le32_of((uint32_t)(len + TAG_BYTES)),
+		.stored_len = le32_of((uint32_t)(1 + len + TAG_BYTES)),
 	};
-	w->payload += len + TAG_BYTES;
+	w->payload += 1 + len + TAG_BYTES;
 	w->nslots += nslots;
 }
 

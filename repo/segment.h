@@ -54,10 +54,12 @@ void seg_writer_free(struct seg_writer *w);
 void seg_begin(struct seg_writer *w, const struct seg_address *addr,
 	       const struct seg_sealing *sealing);
 
-/* Whether a frame of so many slots and plaintext bytes still fits. */
+/* Whether a frame of so many slots and bytes still fits. */
 bool seg_has_room(const struct seg_writer *w, unsigned nslots, size_t len);
-/* Appends a frame's plaintext; the slots' descriptors follow with seg_describe(). */
-void seg_add_frame(struct seg_writer *w, unsigned nslots, const void *plain, size_t len);
+/* Appends a frame, its bytes encoded by method (FRAME_*); the slots' descriptors follow with
+ * seg_describe(). */
+void seg_add_frame(struct seg_writer *w, unsigned nslots, uint8_t method, const void *data,
+		   size_t len);
 /* Slots that are not there, as if compaction had removed them.  False when there is no room. */
 bool seg_add_gap(struct seg_writer *w, unsigned nslots);
 void seg_describe(struct seg_writer *w, uint32_t slot, unsigned disk, uint64_t block,

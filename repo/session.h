@@ -22,7 +22,6 @@
 #include "segment.h"
 #include "worker.h"
 
-#define FRAME_TARGET_BYTES (256u << 10)
 /* Steps of a piece: its runs and clusters, each zero or stored. */
 #define WORK_MAX_STEPS (PIECE_RUNS + PIECE_CLUSTERS)
 
@@ -61,8 +60,10 @@ struct work_step {
 };
 
 struct work_frame {
-	unsigned first, n;  /* clusters */
-	size_t offset, len; /* of the plaintext in out */
+	unsigned first, n; /* clusters */
+	uint8_t method;
+	const uint8_t *data; /* encoded: in out, or the clusters themselves */
+	size_t len;
 };
 
 /* A piece on its way. */

@@ -29,15 +29,15 @@ static void fill(struct fixture *f, uint64_t *random)
 
 static void add_frame(struct fixture *f, unsigned first, unsigned n)
 {
-	static uint8_t plain[16 * BS + 1];
+	static uint8_t data[16 * BS];
+	uint8_t method = FRAME_ZSTD;
 	size_t len = (size_t)n * BS, packed;
 	uint32_t slot = f->w->nslots;
 
-	packed = ZSTD_compress(plain + 1, len - 1, f->cluster[first], len, 1);
-	plain[0] = FRAME_ZSTD;
+	packed = ZSTD_compress(data, len - 1, f->cluster[first], len, 1);
 	if (ZSTD_isError(packed)) {
-		plain[0] = FRAME_RAW;
-		memcpy(plain + 1, f->cluster[first], len);
+		method = FRAME_RAW;
+		memcpy(data, f->cluster[first], len);
 		packed = len;
 	}
 	for (unsigned i = 0; i < n; i++) {
@@ -47,8 +47,8 @@ static void add_frame(struct fixture *f, unsigned first, unsigned n)
 				 0);
 		seg_describe(f->w, slot + i, 3, 100 + first + i, id);
 	}
-	assert_true(seg_has_room(f->w, n, packed + 1));
-	seg_add_frame(f->w, n, plain, packed + 1);
+	assert_true(seg_has_room(f->w, n, packed));
+	seg_add_frame(f->w, n, method, data, packed);
 }
 
 static void up(struct fixture *f)
