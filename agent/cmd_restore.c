@@ -140,8 +140,11 @@ static int report(struct restore *rs, const struct point_disk *d, const char *to
 static int restore_disk(struct restore *rs, const struct point_disk *d, struct error *err)
 {
 	struct agent *a = rs->agent;
-	struct repo_read_options read = {
-		.pool = a->pool, .pieces = READ_PIECES, .tick = tick, .data = rs};
+	struct repo_read_options read = {.pool = a->pool,
+					 .prove = a->opt.prove,
+					 .pieces = READ_PIECES,
+					 .tick = tick,
+					 .data = rs};
 	auto_clean(target_file_free) struct target_file *t = NULL;
 	auto_free char *to = NULL;
 	uint64_t written = 0;

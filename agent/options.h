@@ -71,6 +71,7 @@ struct options {
 	bool full;
 	bool dry_run;
 	bool force;
+	bool prove;
 	bool read_data;
 	bool scrub;
 	uint64_t budget_ms; /* 0: none */

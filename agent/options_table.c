@@ -101,6 +101,8 @@ const struct option_spec option_specs[] = {
 	{0, "format", "FORMAT", ON(CMD_RESTORE), CHOICE(format, format_words),
 	 "raw (default) or qcow2"},
 	{0, "force", NULL, ON(CMD_RESTORE), FLAG(force), "overwrite what is there"},
+	{0, "prove", NULL, ON(CMD_RESTORE), FLAG(prove),
+	 "also compare every cluster with its content id, as verify --read-data does"},
 	{0, "read-data", NULL, ON(CMD_VERIFY) | ON(CMD_REPAIR), FLAG(read_data),
 	 "also read and check every stored cluster"},
 	{0, "scrub", NULL, ON(CMD_VERIFY), FLAG(scrub),
@@ -173,7 +175,9 @@ const struct command_spec option_commands[CMD_COUNT] = {
 		 "Z or +01:00 behind it).\n"},
 	[CMD_RESTORE] =
 		{"restore", "POINT", 1, 1, true, "write disks of a point",
-		 "Writes the disks of a point; every cluster is checked before it is written.\n"
+		 "Writes the disks of a point.  The seal of all that is written is checked: it is "
+		 "what\n"
+		 "was stored for that place.\n"
 		 "Into a directory, the files are called GUEST-DISK.FORMAT.  Files appear under "
 		 "their\n"
 		 "names only when they are complete.  What a running guest uses is not "

@@ -155,24 +155,50 @@ int aead_seal(struct aead *a, uint32_t number, const void *aad, size_t aad_len, 
 	return 0;
 }
 
-int aead_open(struct aead *a, uint32_t number, const void *aad, size_t aad_len, const void *in,
-	      size_t len, void *out, struct error *err)
+static int check_sealed(size_t len, size_t least, struct error *err)
+{
+	if (len < least + TAG_BYTES || len > INT_MAX)
+		return error_set(err, TM_E_CORRUPT, "%zu sealed bytes are too few", len);
+	return 0;
+}
+
+int aead_open_rest(struct aead *a, const void *in, size_t len, void *out, struct error *err)
 {
 	const uint8_t *i = in;
 	uint8_t *o = out;
-	int n = 0, rest = 0;
+	int n = 0, rest = 0, r = check_sealed(len, 0, err);
 
-	if (len < TAG_BYTES || len > INT_MAX)
-		return error_set(err, TM_E_CORRUPT, "%zu sealed bytes are less than a tag", len);
+	if (r < 0)
+		return r;
 	len -= TAG_BYTES;
-	if (!aead_begin(a, number, aad, aad_len, 0) ||
-	    (len > 0 && EVP_CipherUpdate(a->ctx, o, &n, i, (int)len) != 1) ||
+	if ((len > 0 && EVP_CipherUpdate(a->ctx, o, &n, i, (int)len) != 1) ||
 	    EVP_CIPHER_CTX_ctrl(a->ctx, EVP_CTRL_AEAD_SET_TAG, TAG_BYTES, unconst(i + len)) != 1)
 		return crypt_failed(err, "decryption");
 	if (EVP_CipherFinal_ex(a->ctx, o + len, &rest) != 1)
 		return error_set(err, TM_E_CORRUPT,
 				 "the seal is broken (wrong key or changed bytes)");
 	return 0;
+}
+
+int aead_open_first(struct aead *a, uint32_t number, const void *aad, size_t aad_len,
+		    const void *in, size_t len, uint8_t *ret, struct error *err)
+{
+	int n = 0, r = check_sealed(len, 1, err);
+
+	if (r < 0)
+		return r;
+	if (!aead_begin(a, number, aad, aad_len, 0) ||
+	    EVP_CipherUpdate(a->ctx, ret, &n, in, 1) != 1)
+		return crypt_failed(err, "decryption");
+	return 0;
+}
+
+int aead_open(struct aead *a, uint32_t number, const void *aad, size_t aad_len, const void *in,
+	      size_t len, void *out, struct error *err)
+{
+	if (!aead_begin(a, number, aad, aad_len, 0))
+		return crypt_failed(err, "decryption");
+	return aead_open_rest(a, in, len, out, err);
 }
 
 /* ---- HMAC ---- */

@@ -43,6 +43,15 @@ int aead_seal(struct aead *a, uint32_t number, const void *aad, size_t aad_len, 
 int aead_open(struct aead *a, uint32_t number, const void *aad, size_t aad_len, const void *in,
 	      size_t len, void *out, struct error *err) TM_WUR;
 
+/*
+ * The same in two steps, for what begins with a byte that says where the rest belongs: len is that
+ * of all.  That byte is proved with the rest, so it may choose a place and nothing else before.
+ */
+int aead_open_first(struct aead *a, uint32_t number, const void *aad, size_t aad_len,
+		    const void *in, size_t len, uint8_t *ret, struct error *err) TM_WUR;
+/* Of what follows, with the tag. */
+int aead_open_rest(struct aead *a, const void *in, size_t len, void *out, struct error *err) TM_WUR;
+
 /* ---- HMAC-SHA256 ---- */
 
 struct mac;

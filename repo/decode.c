@@ -3,34 +3,53 @@
 
 #include <string.h>
 
+/* The frame's bytes, right at out when they are not compressed, or in w->frame. */
+static int open_bytes(struct worker *w, const struct seg_tables *t, const struct seg_frame *f,
+		      const uint8_t *stored, void *out, uint8_t *ret_method, struct error *err)
+{
+	size_t want = (size_t)f->nslots << t->addr.block_bits;
+	size_t len = f->stored_len - TAG_BYTES - 1;
+	int r = frame_open_method(t, f, w->aead, stored, ret_method, err);
+
+	if (r < 0)
+		return r;
+	if (*ret_method != FRAME_RAW || len != want)
+		out = w->frame;
+	return aead_open_rest(w->aead, stored + 1, f->stored_len - 1, out, err);
+}
+
 int frame_decode(struct worker *w, const struct seg_tables *t, const struct seg_frame *f,
 		 const void *stored, void *out, struct error *err)
 {
 	size_t want = (size_t)f->nslots << t->addr.block_bits;
 	size_t len = f->stored_len - TAG_BYTES - 1, n;
-	int r;
+	uint8_t method;
+	int r = open_bytes(w, t, f, stored, out, &method, err);
 
-	r = frame_check_crc(f, stored, err);
-	r = r ? r : frame_open(t, f, w->aead, stored, w->frame, err);
-	if (r < 0)
-		return r;
-	switch (w->frame[0]) {
+	if (r < 0) {
+		/* A wrong checksum says more: the bytes have changed since they were written. */
+		struct error damage = {0};
+
+		return frame_check_crc(f, stored, &damage) < 0
+			       ? error_pass(err, damage.code, &damage)
+			       : r;
+	}
+	switch (method) {
 	case FRAME_RAW:
 		if (len != want)
 			return error_set(err, TM_E_CORRUPT,
 					 "frame at slot %u has %zu bytes, expected %zu",
 					 f->first_slot, len, want);
-		memcpy(out, w->frame + 1, len);
 		return 0;
 	case FRAME_ZSTD:
-		n = ZSTD_decompressDCtx(w->dctx, out, want, w->frame + 1, len);
+		n = ZSTD_decompressDCtx(w->dctx, out, want, w->frame, len);
 		if (ZSTD_isError(n) || n != want)
 			return error_set(err, TM_E_CORRUPT,
 					 "frame at slot %u cannot be decompressed", f->first_slot);
 		return 0;
 	default:
 		return error_set(err, TM_E_UNSUPPORTED, "frame at slot %u has unknown encoding %u",
-				 f->first_slot, w->frame[0]);
+				 f->first_slot, method);
 	}
 }
 

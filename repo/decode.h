@@ -6,8 +6,9 @@
 #include "worker.h"
 
 /*
- * Checks, opens and decompresses a data frame: f->nslots clusters at out.  The key of the
- * segment must be set in w->aead.
+ * Opens and decompresses a data frame: f->nslots clusters at out, undefined on failure.  The key
+ * of the segment must be set in w->aead.  The seal proves that these bytes were stored as this
+ * frame; their checksum, which proves less, is looked at when it is broken.
  */
 int frame_decode(struct worker *w, const struct seg_tables *t, const struct seg_frame *f,
 		 const void *stored, void *out, struct error *err) TM_WUR;

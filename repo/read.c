@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Reading a disk.  Plans wait in order for their fetches and a free piece; decoding runs
- * on workers, and a cluster leaves only after its content id was compared.
+ * on workers, and a cluster leaves only after its frame's seal was opened.
  */
 #include "read.h"
 
@@ -213,7 +213,8 @@ static int decode_want(struct worker *w, struct read_piece *rp, unsigned want, s
 		if (c->want != want)
 			continue;
 		cluster = out + (c->slot - wt->f->first_slot) * bs;
-		r = cluster_prove(w, wt->t->t, c->slot, cluster, err);
+		if (rp->r->prove)
+			r = cluster_prove(w, wt->t->t, c->slot, cluster, err);
 		/* A piece may hold the same cluster twice. */
 		if (cluster != rp->p.data + i * bs)
 			memcpy(rp->p.data + i * bs, cluster, bs);
@@ -475,6 +476,7 @@ int repo_read_disk(struct repo *repo, const struct point *p, const struct point_
 		.disk = disk,
 		.sink = sink,
 		.zero_runs = opt->zero_runs,
+		.prove = opt->prove,
 		.phase = PLAN_COLLECT,
 	};
 	code = reader_init(r, opt, err);

@@ -95,8 +95,8 @@ struct reader {
 	struct pool *pool;
 	const struct point_disk *disk;
 	struct piece_sink *sink;
-	bool zero_runs;
-	unsigned group; /* blocks that share a frame, at most */
+	bool zero_runs, prove; /* as in repo_read_options */
+	unsigned group;        /* blocks that share a frame, at most */
 	struct workers workers;
 
 	int code; /* the first failure */

@@ -591,6 +591,7 @@ TM_CLEANUP(struct repo_audit, repo_audit_free)
 struct repo_read_options {
 	struct pool *pool;
 	bool zero_runs;  /* report holes as zero runs, too (for targets that may hold old data) */
+	bool prove;      /* compare every cluster with its content id, too */
 	unsigned pieces; /* buffers; the bound on memory */
 	/* As in the reader of transport/: progress and cancellation, at least every 200 ms. */
 	int (*tick)(void *data, uint64_t done_bytes, uint64_t total_bytes, struct error *err);
@@ -598,9 +599,9 @@ struct repo_read_options {
 };
 
 /*
- * Reads a disk of a point as pieces into `sink`, every cluster checked.  Damage is TM_E_CORRUPT
- * with object and byte range of the disk in the text.  Returns when every piece has been released.
- * Runs the loop.
+ * Reads a disk of a point as pieces into `sink`, every frame's seal checked.  Damage is
+ * TM_E_CORRUPT with object and byte range of the disk in the text.  Returns when every piece has
+ * been released. Runs the loop.
  */
 int repo_read_disk(struct repo *repo, const struct point *p, const struct point_disk *disk,
 		   struct piece_sink *sink, const struct repo_read_options *opt,

@@ -271,3 +271,12 @@ int frame_open(const struct seg_tables *t, const struct seg_frame *f, struct aea
 
 	return aead_open(aead, f->first_slot, &aad, sizeof(aad), stored, f->stored_len, plain, err);
 }
+
+int frame_open_method(const struct seg_tables *t, const struct seg_frame *f, struct aead *aead,
+		      const void *stored, uint8_t *ret, struct error *err)
+{
+	struct seg_aad aad = seg_aad(&t->addr, f->first_slot, f->nslots);
+
+	return aead_open_first(aead, f->first_slot, &aad, sizeof(aad), stored, f->stored_len, ret,
+			       err);
+}

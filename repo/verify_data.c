@@ -154,8 +154,10 @@ static int check_data_frame(struct job *j, struct worker *w, const struct seg_fr
 {
 	const struct seg_tables *t = j->t->t;
 	size_t bs = (size_t)1 << t->addr.block_bits;
-	int r = frame_decode(w, t, f, j->buf + (f->offset - j->offset), w->data, err);
+	const uint8_t *stored = j->buf + (f->offset - j->offset);
+	int r = frame_check_crc(f, stored, err);
 
+	r = r ? r : frame_decode(w, t, f, stored, w->data, err);
 	for (unsigned i = 0; r == 0 && i < f->nslots; i++)
 		r = cluster_prove(w, t, f->first_slot + i, w->data + i * bs, err);
 	return r;

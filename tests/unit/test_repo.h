@@ -15,6 +15,7 @@ struct rig {
 	uint64_t now;
 	bool whole;                     /* backups name every block, parent or not */
 	bool give_up;                   /* backups end before their commit, with TM_E_CANCELED */
+	bool prove;                     /* reads compare content ids */
 	bool siblings;                  /* backups look for the like of what they store */
 	const struct point *like;       /* with siblings: this one is named, or NULL */
 	const struct tm_id *forget;     /* a point that goes once siblings are listed, or NULL */
@@ -357,8 +358,10 @@ static inline int rig_read(struct rig *rig, const struct point *p, const struct 
 			   struct error *err)
 {
 	struct collect c = {.sink.put = collect_put, .im = im};
-	struct repo_read_options opt = {
-		.pool = rig->pool, .pieces = 4, .zero_runs = test_below(&rig->random, 2) == 0};
+	struct repo_read_options opt = {.pool = rig->pool,
+					.pieces = 4,
+					.prove = rig->prove,
+					.zero_runs = test_below(&rig->random, 2) == 0};
 	int r;
 
 	assert_int_equal(p->disks[0].size, im->size);

@@ -255,6 +255,31 @@ static void what_is_compared_depends_on_nothing_but_the_input(void **state)
 	rig_down(&rig);
 }
 
+/* Content ids that are not those of the content, under seals that are right. */
+static void a_read_proves_content_ids_when_asked(void **state)
+{
+	auto_point_list struct point_list l = {0};
+	struct error err = {0};
+	struct image im;
+	struct rig rig;
+	struct tm_id id;
+
+	(void)state;
+	rig_up(&rig, BS, seed);
+	image_init(&im, 1024 * 1024, BS);
+	image_change(&im, &rig.random, 20);
+	rig.repo->keys.id.b[0] ^= 1;
+	assert_int_equal(rig_backup(&rig, &im, NULL, &id, &err), 0);
+	rig.repo->keys.id.b[0] ^= 1;
+	assert_int_equal(repo_points(rig.repo, rig_guest, &l, NULL, &err), 0);
+	assert_int_equal(rig_read(&rig, l.v[0], &im, &err), 0);
+	rig.prove = true;
+	assert_int_equal(rig_read(&rig, l.v[0], &im, &err), TM_E_CORRUPT);
+	assert_non_null(strstr(err.text, "is not the one that was stored"));
+	image_done(&im);
+	rig_down(&rig);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -262,6 +287,7 @@ int main(void)
 		cmocka_unit_test(a_failing_store_fails_the_backup_and_nothing_else),
 		cmocka_unit_test(a_failing_store_fails_the_read),
 		cmocka_unit_test(what_is_compared_depends_on_nothing_but_the_input),
+		cmocka_unit_test(a_read_proves_content_ids_when_asked),
 	};
 
 	seed = test_seed();
