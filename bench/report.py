@@ -56,7 +56,6 @@ COLUMNS = [
     ("write", "write", 1, 2),
     ("open_frame", "open", 1, 2),
     ("unpack", "unpack", 1, 2),
-    ("prove_id", "prove", 1, 2),
     ("write_data", "write data", 1, 2),
 ]
 
