@@ -102,7 +102,7 @@ const struct option_spec option_specs[] = {
 	 "raw (default) or qcow2"},
 	{0, "force", NULL, ON(CMD_RESTORE), FLAG(force), "overwrite what is there"},
 	{0, "prove", NULL, ON(CMD_RESTORE), FLAG(prove),
-	 "also compare every cluster with its content id, as verify --read-data does"},
+	 "also compare every cluster with its content id (slower)"},
 	{0, "read-data", NULL, ON(CMD_VERIFY) | ON(CMD_REPAIR), FLAG(read_data),
 	 "also read and check every stored cluster"},
 	{0, "scrub", NULL, ON(CMD_VERIFY), FLAG(scrub),
