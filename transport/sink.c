@@ -84,8 +84,9 @@ static uint64_t op_length(const struct disk_sink *sink, uint64_t offset, uint64_
 	return length;
 }
 
-/* Fills op with the next part of the slot's piece.  False: there is none. */
-static bool next_op(const struct disk_sink *sink, struct sink_slot *slot, struct sink_op *op)
+/* Fills op with the next part of the slot's piece, as it lies in the disk.  False: there is none.
+ */
+static bool next_part(const struct disk_sink *sink, struct sink_slot *slot, struct sink_op *op)
 {
 	const struct piece *p = slot->piece;
 	uint64_t bs = sink->block_size;
@@ -97,6 +98,7 @@ static bool next_op(const struct disk_sink *sink, struct sink_slot *slot, struct
 
 		if ((run->zero && sink->skip_zeroes) || !left || offset >= sink->size)
 			continue;
+		op->into = NULL;
 		op->offset = offset;
 		if (run->zero) {
 			op->data = NULL;
@@ -105,21 +107,39 @@ static bool next_op(const struct disk_sink *sink, struct sink_slot *slot, struct
 			op->data = p->data + run->first * bs + slot->place;
 			op->length = op_length(sink, offset, left, sink->write_max);
 		}
-		slot->place += op->length;
 		return true;
 	}
 	return false;
 }
 
-static void start_op(struct disk_sink *sink, struct sink_slot *slot, struct sink_op *op)
+/* Takes op off the idle ones. */
+static void start_op(struct disk_sink *sink, struct sink_op *op)
 {
-	op->slot = slot;
-	slot->ops++;
+	sink->idle = op->next;
 	sink->running++;
-	if (op->data)
+	if (op->into)
+		sink->ops->read(sink, op);
+	else if (op->data)
 		sink->ops->write(sink, op);
 	else
 		sink->ops->zero(sink, op);
+}
+
+/* A part of the piece, or what the layout needs first. */
+static void start_part(struct disk_sink *sink, struct sink_slot *slot, struct sink_op *op)
+{
+	uint64_t in_disk = op->offset;
+
+	sink->held = sink->layout && !sink->layout->ops->place(sink->layout, op);
+	op->slot = NULL;
+	op->disk_bytes = 0;
+	if (!sink->held) {
+		op->slot = slot;
+		op->disk_bytes = op->data ? min_u64(op->length, sink->size - in_disk) : 0;
+		slot->ops++;
+		slot->place += op->length;
+	}
+	start_op(sink, op);
 }
 
 /* Starts what there are ops for.  After a failure the rest is dropped. */
@@ -127,12 +147,11 @@ static void pump(struct disk_sink *sink)
 {
 	struct sink_slot *slot;
 
-	while ((slot = sink->queue) && sink->idle) {
+	while ((slot = sink->queue) && sink->idle && !sink->held) {
 		struct sink_op *op = sink->idle;
 
-		if (!sink->code && next_op(sink, slot, op)) {
-			sink->idle = op->next;
-			start_op(sink, slot, op);
+		if (!sink->code && next_part(sink, slot, op)) {
+			start_part(sink, slot, op);
 			continue;
 		}
 		sink->queue = slot->next;
@@ -151,9 +170,11 @@ void sink_op_end(struct sink_op *op, int code, const struct error *err)
 
 	if (code)
 		fail(sink, code, err);
-	else if (slot && op->data)
-		sink->written_bytes += min_u64(op->length, sink->size - op->offset);
+	else
+		sink->written_bytes += op->disk_bytes;
 	sink->running--;
+	if (!slot)
+		sink->held = false;
 	op->slot = NULL;
 	op->next = sink->idle;
 	sink->idle = op;
@@ -233,16 +254,37 @@ static int wait_idle(struct disk_sink *sink, struct error *err)
 	return 0;
 }
 
+static int write_rest(struct disk_sink *sink, struct error *err)
+{
+	int r = 0;
+
+	while (!r && !sink->code) {
+		struct sink_op *op = sink->idle;
+
+		if (!op) {
+			r = loop_run_once(sink->loop, WAIT_MS, err);
+			continue;
+		}
+		op->into = NULL;
+		op->disk_bytes = 0;
+		if (!sink->layout->ops->rest(sink->layout, op))
+			break;
+		start_op(sink, op);
+	}
+	return r ? r : wait_idle(sink, err);
+}
+
 int disk_sink_finish(struct disk_sink *sink, struct disk_sink_counts *ret, struct error *err)
 {
 	int r = wait_idle(sink, err);
 
+	if (!r && sink->layout)
+		r = write_rest(sink, err);
 	if (!r && !sink->code) {
 		struct sink_op *op = sink->idle;
 
 		sink->idle = op->next;
-		op->slot = NULL;
-		op->data = NULL;
+		op->disk_bytes = 0;
 		sink->running++;
 		sink->ops->flush(sink, op);
 		r = wait_idle(sink, err);
@@ -265,6 +307,8 @@ void sink_done(struct disk_sink *sink)
 		sink->idle_slots = slot->next;
 		free(slot);
 	}
+	if (sink->layout)
+		sink->layout->ops->free(sink->layout);
 }
 
 void disk_sink_free(struct disk_sink *sink)

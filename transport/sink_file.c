@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A raw file or block device as the target of a restore. */
-#include "sink.h"
+/* A file or block device as the target of a restore: raw, or a file with a layout. */
+#include "sink_file.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -58,43 +58,49 @@ static void end_with_errno(struct file_op *fo, const char *what, int errnum)
 	sink_op_end(&fo->op, r, &err);
 }
 
-/* ---- writing ---- */
+/* ---- writing and reading ---- */
 
-static void write_more(struct file_op *fo)
+static void transfer_more(struct file_op *fo)
 {
 	struct file_sink *fs = file_sink_of(fo->op.sink);
-	const uint8_t *data = fo->op.data ? fo->op.data + fo->done : fs->zeroes;
-	uint64_t len = fo->op.length - fo->done;
+	const struct sink_op *op = &fo->op;
+	uint64_t offset = op->offset + fo->done, left = op->length - fo->done;
+	uint32_t len = (uint32_t)min_u64(left, FILE_WRITE_MAX);
 
-	len = min_u64(len, fo->op.data ? FILE_WRITE_MAX : FILE_ZERO_BYTES);
-	loop_write(fs->sink.loop, &fo->io, fs->fd, data, (uint32_t)len, fo->op.offset + fo->done);
+	if (op->into)
+		loop_read(fs->sink.loop, &fo->io, fs->fd, op->into + fo->done, len, offset);
+	else if (op->data)
+		loop_write(fs->sink.loop, &fo->io, fs->fd, op->data + fo->done, len, offset);
+	else
+		loop_write(fs->sink.loop, &fo->io, fs->fd, fs->zeroes,
+			   (uint32_t)min_u64(left, FILE_ZERO_BYTES), offset);
 }
 
-static void written(struct loop_op *io, int res)
+static void transferred(struct loop_op *io, int res)
 {
 	struct file_op *fo = container_of(io, struct file_op, io);
 
 	if (res == -EINTR || res == -EAGAIN)
 		res = 0;
 	else if (res <= 0) {
-		end_with_errno(fo, "write", res ? -res : EIO);
+		end_with_errno(fo, fo->op.into ? "read" : "write", res ? -res : EIO);
 		return;
 	}
 	fo->done += (uint64_t)res;
 	if (fo->done < fo->op.length)
-		write_more(fo);
+		transfer_more(fo);
 	else
 		sink_op_end(&fo->op, 0, NULL);
 }
 
-static void file_write(struct disk_sink *sink, struct sink_op *op)
+static void file_transfer(struct disk_sink *sink, struct sink_op *op)
 {
 	struct file_op *fo = file_op_of(op);
 
 	(void)sink;
 	fo->done = 0;
-	fo->io.done = written;
-	write_more(fo);
+	fo->io.done = transferred;
+	transfer_more(fo);
 }
 
 /* ---- zeroing ---- */
@@ -148,9 +154,9 @@ static void zero_try(struct file_op *fo)
 	}
 	if (!fs->zeroes)
 		fs->zeroes = calloc(1, FILE_ZERO_BYTES);
-	fo->io.done = fs->zeroes ? written : zero_deferred_nomem;
+	fo->io.done = fs->zeroes ? transferred : zero_deferred_nomem;
 	if (fs->zeroes)
-		write_more(fo);
+		transfer_more(fo);
 	else
 		loop_defer(fs->sink.loop, &fo->io);
 }
@@ -199,8 +205,9 @@ static void file_free(struct disk_sink *sink)
 }
 
 static const struct disk_sink_ops file_ops = {
-	.write = file_write,
+	.write = file_transfer,
 	.zero = file_zero,
+	.read = file_transfer,
 	.flush = file_flush,
 	.free = file_free,
 };
@@ -235,7 +242,7 @@ static int open_regular(struct file_sink *fs, bool exists, struct error *err)
 	if (fs->fd < 0)
 		return error_errno(err, errno, exists ? "cannot open %s" : "cannot create %s",
 				   fs->path);
-	if (ftruncate(fs->fd, (off_t)fs->sink.size) < 0) {
+	if (!fs->sink.layout && ftruncate(fs->fd, (off_t)fs->sink.size) < 0) {
 		int r = error_errno(err, errno, "cannot make %s %llu bytes large", fs->path,
 				    (unsigned long long)fs->sink.size);
 
@@ -265,15 +272,20 @@ static int open_target(struct file_sink *fs, bool force, struct error *err)
 	return open_regular(fs, exists, err);
 }
 
-int file_sink_open(struct loop *loop, const char *path, uint64_t size, uint32_t block_size,
-		   bool force, struct disk_sink **ret, struct error *err)
+static int open_sink(struct loop *loop, const char *path, uint64_t size, uint32_t block_size,
+		     struct sink_layout *layout, bool force, struct disk_sink **ret,
+		     struct error *err)
 {
 	struct file_sink *fs = calloc(1, sizeof(*fs));
 	int r;
 
-	if (!fs)
+	if (!fs) {
+		if (layout)
+			layout->ops->free(layout);
 		return error_nomem(err);
+	}
 	fs->fd = -1;
+	fs->sink.layout = layout;
 	fs->sink.ops = &file_ops;
 	fs->sink.loop = loop;
 	fs->sink.size = size;
@@ -287,11 +299,23 @@ int file_sink_open(struct loop *loop, const char *path, uint64_t size, uint32_t 
 	if (!r)
 		r = text_copy(path, &fs->path, err);
 	if (!r)
-		r = open_target(fs, force, err);
+		r = layout ? open_regular(fs, false, err) : open_target(fs, force, err);
 	if (r) {
 		file_free(&fs->sink);
 		return r;
 	}
 	*ret = &fs->sink;
 	return 0;
+}
+
+int file_sink_open(struct loop *loop, const char *path, uint64_t size, uint32_t block_size,
+		   bool force, struct disk_sink **ret, struct error *err)
+{
+	return open_sink(loop, path, size, block_size, NULL, force, ret, err);
+}
+
+int file_sink_open_layout(struct loop *loop, const char *path, uint64_t size, uint32_t block_size,
+			  struct sink_layout *layout, struct disk_sink **ret, struct error *err)
+{
+	return open_sink(loop, path, size, block_size, layout, false, ret, err);
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The public header of transport/: sockets that speak lines, disks as sources
- * (NBD) and as sinks (file, NBD), and the reader that turns changed ranges of a
+ * (NBD) and as sinks (file, qcow2 image, NBD), and the reader that turns changed ranges of a
  * source into pieces.
  */
 #pragma once
@@ -187,6 +187,15 @@ struct disk_sink_counts {
  */
 int file_sink_open(struct loop *loop, const char *path, uint64_t size, uint32_t block_size,
 		   bool force, struct disk_sink **ret, struct error *err) TM_WUR;
+
+/*
+ * A new qcow2 image at path (0600; one that exists is TM_E_EXISTS), standalone, its virtual size
+ * rounded up to 512 bytes as QEMU does.  Zero runs, and what is not put, are not allocated.  It is
+ * an image once disk_sink_finish() has succeeded.  A disk of more than 2 PiB is TM_E_RANGE.  Takes
+ * about 5 MiB of memory, and 256 KiB more for a disk of 16 TiB.
+ */
+int qcow2_sink_open(struct loop *loop, const char *path, uint64_t size, uint32_t block_size,
+		    struct disk_sink **ret, struct error *err) TM_WUR;
 
 /* Any NBD server; `fresh`: it is known to read as zeroes. The export must be at least size bytes.
  */
