@@ -11,9 +11,7 @@
 #include <sys/stat.h>
 #include <time.h>
 
-#define CONNECT_MS  10000 /* for a server to answer */
-#define QEMU_IMG_MS 60000 /* to create an empty image */
-#define QEMU_NBD_MS 60000 /* to write out its caches and end */
+#define CONNECT_MS 10000 /* for a server to answer */
 
 #define PARTIAL_BYTES ((size_t)4) /* random ones in a temporary name */
 #define YOUNG_S       10          /* a file that was written this recently may not be locked yet */
@@ -28,10 +26,6 @@ struct target_file {
 	int lock;      /* on partial, as long as somebody fills it; or -1 */
 	int claim;     /* on what is to be replaced or written over; or -1 */
 	bool in_place; /* a device or a server: old data may show through */
-	char *dir;     /* private folder of qemu-nbd's socket */
-	int dir_lock;  /* rundir.h; or -1 */
-	char *socket;
-	struct server qemu_nbd;
 };
 
 static bool is_nbd_address(const char *to)
@@ -130,71 +124,6 @@ static int look_at_target(struct target_file *t, struct error *err)
 	return image_claim(t->opt.to, &t->claim, err);
 }
 
-/* It ends with its last connection, and so when we are killed. */
-static int start_server(struct target_file *t, struct error *err)
-{
-	int r = rundir_make(NULL, &t->dir, &t->dir_lock, err);
-
-	if (!r)
-		r = text_format(&t->socket, err, "%s/nbd.sock", t->dir);
-	if (r)
-		return r;
-	const char *const argv[] = {"qemu-nbd", "--format=qcow2", "--shared=8", "--discard=unmap",
-				    "--socket", t->socket,        "--",         t->partial,
-				    NULL};
-	return server_start(argv, &t->qemu_nbd, err);
-}
-
-/*
- * The socket is there before the server listens on it.  To look whether it does would be a
- * connection, and with the last one it ends: so the one that counts is tried until it comes about.
- */
-static int connect_server(struct target_file *t, struct error *err)
-{
-	const struct nbd_address addr = {.socket = t->socket};
-	uint64_t deadline = clock_monotonic_ms(&clock_system) + CONNECT_MS;
-
-	for (;;) {
-		struct error e = {0};
-		int r = nbd_sink_open(t->opt.loop, &addr, t->opt.size, t->opt.block_size, true,
-				      CONNECT_MS, &t->sink, &e);
-
-		if (r == 0)
-			return 0;
-		if (server_ended(&t->qemu_nbd))
-			return error_set(err, TM_E_PEER, "%s cannot be served", t->partial);
-		if (r != TM_E_NOTFOUND || clock_monotonic_ms(&clock_system) >= deadline)
-			return error_set(err, r, "qemu-nbd does not serve %s: %s", t->partial,
-					 e.text);
-		clock_sleep_ms(&clock_system, 5);
-	}
-}
-
-/* qcow2 is left to those who know it: qemu-img makes the file, qemu-nbd writes it. */
-static int open_qcow2(struct target_file *t, struct error *err)
-{
-	char size[24];
-	int r;
-
-	(void)snprintf(size, sizeof(size), "%llu", (unsigned long long)t->opt.size);
-	const char *const argv[] = {"qemu-img", "create",   "-q", "-f",
-				    "qcow2",    t->partial, size, NULL};
-	int fd = open(t->partial, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-
-	if (fd < 0)
-		return error_errno(err, errno, "cannot create %s", t->partial);
-	t->made = true;
-	hold_partial(t, fd);
-	r = spawn_run(argv, QEMU_IMG_MS, NULL, err);
-	if (!r)
-		r = start_server(t, err);
-	if (!r)
-		r = connect_server(t, err);
-	if (r)
-		server_explain(&t->qemu_nbd, err);
-	return r;
-}
-
 static int open_any(struct target_file *t, struct error *err)
 {
 	struct nbd_address addr = {.uri = t->opt.to};
@@ -202,8 +131,8 @@ static int open_any(struct target_file *t, struct error *err)
 
 	if (is_nbd_address(t->opt.to)) {
 		t->in_place = true;
-		return nbd_sink_open(t->opt.loop, &addr, t->opt.size, t->opt.block_size, false,
-				     CONNECT_MS, &t->sink, err);
+		return nbd_sink_open(t->opt.loop, &addr, t->opt.size, t->opt.block_size, CONNECT_MS,
+				     &t->sink, err);
 	}
 	r = look_at_target(t, err);
 	if (r)
@@ -216,9 +145,11 @@ static int open_any(struct target_file *t, struct error *err)
 	if (r)
 		return r;
 	if (strcmp(t->opt.format, "qcow2") == 0)
-		return open_qcow2(t, err);
-	r = file_sink_open(t->opt.loop, t->partial, t->opt.size, t->opt.block_size, false, &t->sink,
-			   err);
+		r = qcow2_sink_open(t->opt.loop, t->partial, t->opt.size, t->opt.block_size,
+				    &t->sink, err);
+	else
+		r = file_sink_open(t->opt.loop, t->partial, t->opt.size, t->opt.block_size, false,
+				   &t->sink, err);
 	t->made = r == 0;
 	if (r)
 		return r;
@@ -238,7 +169,7 @@ int target_file_open(const struct target_file_options *opt, struct target_file *
 	if (!t)
 		return error_nomem(err);
 	t->opt = *opt;
-	t->lock = t->claim = t->dir_lock = -1;
+	t->lock = t->claim = -1;
 	r = open_any(t, err);
 	if (r)
 		return r;
@@ -256,30 +187,11 @@ bool target_file_needs_zeroes(const struct target_file *t)
 	return t->in_place;
 }
 
-static void stop_server(struct target_file *t)
-{
-	server_stop(&t->qemu_nbd, QEMU_NBD_MS);
-	if (t->dir)
-		rundir_remove(t->dir);
-}
-
-static int sync_file(const char *path, struct error *err)
-{
-	auto_close int fd = open(path, O_RDONLY | O_CLOEXEC);
-
-	if (fd < 0 || fsync(fd) < 0)
-		return error_errno(err, errno, "cannot sync %s", path);
-	return 0;
-}
-
 /* Without --force nobody's file may vanish, even one that came while we were writing. */
 static int publish(struct target_file *t, struct error *err)
 {
 	unsigned flags = t->opt.force ? 0 : RENAME_NOREPLACE;
-	int r = sync_file(t->partial, err);
 
-	if (r)
-		return r;
 	if (renameat2(AT_FDCWD, t->partial, AT_FDCWD, t->opt.to, flags) < 0)
 		return error_errno(err, errno, "cannot rename %s to %s", t->partial, t->opt.to);
 	t->made = false;
@@ -291,11 +203,8 @@ int target_file_finish(struct target_file *t, uint64_t *ret_written_bytes, struc
 	struct disk_sink_counts counts = {0};
 	int r = disk_sink_finish(t->sink, &counts, err);
 
-	if (r)
-		server_explain(&t->qemu_nbd, err);
 	disk_sink_free(t->sink);
 	t->sink = NULL;
-	stop_server(t);
 	if (!r && t->partial)
 		r = publish(t, err);
 	if (!r)
@@ -309,17 +218,12 @@ void target_file_free(struct target_file *t)
 		return;
 	if (t->sink)
 		disk_sink_free(t->sink);
-	stop_server(t);
 	if (t->made)
 		(void)unlink(t->partial);
 	if (t->lock >= 0)
 		(void)close(t->lock);
 	if (t->claim >= 0)
 		(void)close(t->claim);
-	if (t->dir_lock >= 0)
-		(void)close(t->dir_lock);
 	free(t->partial);
-	free(t->socket);
-	free(t->dir);
 	free(t);
 }

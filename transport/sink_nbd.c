@@ -205,7 +205,7 @@ static int open_connections(struct nbd_sink *ns, const struct nbd_address *addr,
 }
 
 int nbd_sink_open(struct loop *loop, const struct nbd_address *addr, uint64_t size,
-		  uint32_t block_size, bool fresh, unsigned timeout_ms, struct disk_sink **ret,
+		  uint32_t block_size, unsigned timeout_ms, struct disk_sink **ret,
 		  struct error *err)
 {
 	struct nbd_sink *ns = calloc(1, sizeof(*ns));
@@ -217,7 +217,6 @@ int nbd_sink_open(struct loop *loop, const struct nbd_address *addr, uint64_t si
 	ns->sink.loop = loop;
 	ns->sink.size = size;
 	ns->sink.block_size = block_size;
-	ns->sink.skip_zeroes = fresh;
 	r = sink_init(&ns->sink, err);
 	for (unsigned i = 0; i < NBD_SINK_DEPTH; i++)
 		sink_add_op(&ns->sink, &ns->ops[i].op);

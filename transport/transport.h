@@ -197,10 +197,9 @@ int file_sink_open(struct loop *loop, const char *path, uint64_t size, uint32_t 
 int qcow2_sink_open(struct loop *loop, const char *path, uint64_t size, uint32_t block_size,
 		    struct disk_sink **ret, struct error *err) TM_WUR;
 
-/* Any NBD server; `fresh`: it is known to read as zeroes. The export must be at least size bytes.
- */
+/* Any NBD server. The export must be at least size bytes. */
 int nbd_sink_open(struct loop *loop, const struct nbd_address *addr, uint64_t size,
-		  uint32_t block_size, bool fresh, unsigned timeout_ms, struct disk_sink **ret,
+		  uint32_t block_size, unsigned timeout_ms, struct disk_sink **ret,
 		  struct error *err) TM_WUR;
 
 /* Its put() may release the piece before it returns. */

@@ -380,28 +380,6 @@ def overlay_directories_that_do_not_work(scratch):
 
 
 @case
-def a_qemu_nbd_that_is_slow_to_listen_is_waited_for(scratch):
-    """Its socket has a name before it listens."""
-    path = image.create(scratch.dir("disks") / "vda.qcow2", SIZE)
-    tidemark = Tidemark(scratch)
-    tidemark("init")
-    tidemark("backup", f"image:{path},name=g")
-    fake = scratch.dir("bin") / "qemu-nbd"
-    fake.write_text(f"""#!/usr/bin/python3
-import os, socket, sys, time
-name = sys.argv[sys.argv.index("--socket") + 1]
-socket.socket(socket.AF_UNIX).bind(name)
-time.sleep(0.5)
-os.unlink(name)
-os.execv({shutil.which("qemu-nbd")!r}, sys.argv)
-""")
-    fake.chmod(0o755)
-    tidemark.env["PATH"] = f"{fake.parent}:{os.environ['PATH']}"
-    tidemark("restore", "g", "--to", scratch / "out.qcow2", "--format", "qcow2")
-    image.assert_same(path, scratch / "out.qcow2", "qcow2", "qcow2")
-
-
-@case
 def what_a_qemu_nbd_said_is_told(scratch):
     """One that does not start, one that is killed, one that dies with a reason."""
     vm, tidemark = running(scratch)
