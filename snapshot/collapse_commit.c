@@ -5,6 +5,7 @@
  */
 #include "base_lock.h"
 #include "collapse_disk.h"
+#include "epochs.h"
 #include "identity.h"
 #include "overlay.h"
 
@@ -31,6 +32,26 @@ static int check_base(struct collapse *c, struct error *err)
 			 d->overlay, (unsigned long long)d->base_id.inode);
 }
 
+/*
+ * Of a disk that has grown meanwhile QEMU fails the commit when the base has an inconsistent
+ * bitmap.  It leaves the base writable then, so that the bitmap can be removed for the next
+ * attempt; newer ones make it read-only again.
+ */
+static int clear_way(struct collapse *c, const struct collapse_view *v, struct error *err)
+{
+	struct guest_disk *base;
+	int r;
+
+	if (c->jobs == 1 || v->base->size >= v->active->size)
+		return 0;
+	r = disks_from_node(v->base, &base, err);
+	if (r)
+		return r;
+	r = epochs_clear_way(c->g, base, err);
+	guest_disks_free(base, 1);
+	return r;
+}
+
 static int start_commit(struct collapse *c, const struct collapse_view *v, struct error *err)
 {
 	json_t *args;
@@ -49,6 +70,8 @@ static int start_commit(struct collapse *c, const struct collapse_view *v, struc
 	c->d->frozen_mtime = 0; /* from here on the base does change */
 	base_unlock(c->d);
 	r = journal_write(c->j, JOURNAL_COMMITTING, err);
+	if (!r)
+		r = clear_way(c, v, err);
 	if (!r)
 		r = jsonx_make(&args, err, "{s:s, s:s, s:s, s:s, s:s, s:b, s:b, s:I}", "job-id",
 			       c->job, "device", v->top->name, "top-node", v->active->name,

@@ -346,6 +346,25 @@ int disks_from_graph(const struct block_graph *graph, struct guest_disk **ret, s
 	return 0;
 }
 
+int disks_from_node(const struct block_node *format, struct guest_disk **ret, struct error *err)
+{
+	struct guest_disk *d = calloc(1, sizeof(*d));
+	int r = d ? text_copy(format->name, &d->node, err) : error_nomem(err);
+
+	if (!r)
+		r = text_copy(block_node_storage(format)->file, &d->file, err);
+	if (!r)
+		r = read_bitmaps(format, d, err);
+	if (r) {
+		if (d)
+			guest_disks_free(d, 1);
+		return r;
+	}
+	d->read_only = format->ro;
+	*ret = d;
+	return 0;
+}
+
 static bool same_text(const char *a, const char *b)
 {
 	return a && b && strcmp(a, b) == 0;

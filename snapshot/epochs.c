@@ -234,6 +234,24 @@ static int check_settled_ground(const struct guest *g, struct error *err)
 	return 0;
 }
 
+/* They would keep a disk that grows during this backup from having its overlay merged. */
+static int bury_others(struct guest *g, const struct guest_disk *d, const struct tm_id *repo,
+		       struct error *err)
+{
+	auto_free char *text = NULL;
+	struct error e = {0};
+	int r = epochs_bury(g, d, repo, &e);
+
+	if (!r)
+		return 0;
+	if (g->qmp && qmp_lost(g->qmp))
+		return error_pass(err, e.code, &e);
+	r = text_format(&text, err, "%s; until it is, QEMU does not make the disk larger", e.text);
+	if (!r)
+		guest_remark(g, "settle", d->name, text);
+	return r;
+}
+
 int guest_settle(struct guest *g, const struct tm_id *repo, point_known_fn *known, void *data,
 		 struct error *err)
 {
@@ -247,7 +265,9 @@ int guest_settle(struct guest *g, const struct tm_id *repo, point_known_fn *know
 		if (d->empty || d->read_only || (g->kind == GUEST_QMP && !d->node))
 			continue;
 		(void)guest_tick(g, "settle", d->name, 0, 0, NULL);
-		r = decide(d, repo, NULL, known, data, &s, err);
+		r = bury_others(g, d, repo, err);
+		if (!r)
+			r = decide(d, repo, NULL, known, data, &s, err);
 		if (r)
 			return r;
 		set_epoch(d, &s);
@@ -331,6 +351,66 @@ int epochs_finish(struct guest *g, const struct journal *j, bool committed, stru
 	return r;
 }
 
+/* ---- what is wrong, or of no use ---- */
+
+static int remove_bitmap(struct guest *g, const struct guest_disk *d, const char *name,
+			 struct error *err)
+{
+	json_t *args;
+	int r;
+
+	if (!d->node)
+		return image_bitmap_remove(d, name, err);
+	r = jsonx_make(&args, err, "{s:s, s:s}", "node", d->node, "name", name);
+	return r ? r : guest_do(g, "block-dirty-bitmap-remove", args, err);
+}
+
+int epochs_bury(struct guest *g, const struct guest_disk *d, const struct tm_id *spare,
+		struct error *err)
+{
+	struct error first = {0};
+
+	for (size_t i = 0; i < d->nbitmaps; i++) {
+		const struct disk_bitmap *b = &d->bitmaps[i];
+		struct error e = {0};
+
+		if (!settle_is_dead(d->bitmaps, d->nbitmaps, i) ||
+		    (spare && id_equal(&b->id.repo, spare)))
+			continue;
+		if (remove_bitmap(g, d, b->name, &e) == 0) {
+			log_debug("%s: removed the inconsistent bitmap %s", d->file, b->name);
+		} else if (!first.code) {
+			error_prefix(&e, "its inconsistent bitmap '%s' cannot be removed", b->name);
+			first = e;
+		}
+	}
+	return first.code ? error_pass(err, first.code, &first) : 0;
+}
+
+int epochs_clear_way(struct guest *g, const struct guest_disk *d, struct error *err)
+{
+	bool fixed = d->node && d->read_only;
+	int r = fixed ? 0 : epochs_bury(g, d, NULL, err);
+
+	for (size_t i = 0; !r && i < d->nbitmaps; i++) {
+		const struct disk_bitmap *b = &d->bitmaps[i];
+
+		if (!(b->inconsistent || b->busy) ||
+		    (!fixed && settle_is_dead(d->bitmaps, d->nbitmaps, i)))
+			continue;
+		r = error_set(err, TM_E_STALE,
+			      "QEMU does not make %s as large as the disk is now, because its "
+			      "bitmap '%s' is %s.  %s%s, then run recovery",
+			      d->file, b->name, b->inconsistent ? "inconsistent" : "in use",
+			      fixed ? "Stop the guest"
+			      : d->node
+				      ? "Remove that with block-dirty-bitmap-remove from the node "
+				      : "Remove that with qemu-img bitmap --remove",
+			      d->node && !fixed ? d->node : "");
+	}
+	return r;
+}
+
 static int void_lines(const struct journal_disk *jd, int code, const struct error *e,
 		      struct text_list *lines, struct error *err)
 {
@@ -350,20 +430,12 @@ static int void_disk(struct guest *g, const struct guest_disk *d, const struct j
 {
 	struct error e = {0};
 	bool there = false;
-	json_t *args;
-	int r;
 
 	for (size_t i = 0; i < d->nbitmaps; i++)
 		there |= strcmp(d->bitmaps[i].name, jd->old_bitmap) == 0;
 	if (!there)
 		return 0;
-	if (g->kind == GUEST_IMAGE) {
-		r = image_bitmap_remove(d, jd->old_bitmap, &e);
-	} else {
-		r = jsonx_make(&args, &e, "{s:s, s:s}", "node", d->node, "name", jd->old_bitmap);
-		r = r ? r : guest_do(g, "block-dirty-bitmap-remove", args, &e);
-	}
-	return void_lines(jd, r, &e, lines, err);
+	return void_lines(jd, remove_bitmap(g, d, jd->old_bitmap, &e), &e, lines, err);
 }
 
 int epochs_void(struct guest *g, const struct journal *j, struct text_list *lines,

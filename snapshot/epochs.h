@@ -19,7 +19,27 @@ int epochs_void(struct guest *g, const struct journal *j, struct text_list *line
 int epochs_void_file(const struct journal_disk *jd, struct text_list *lines,
 		     struct error *err) TM_WUR;
 
+/*
+ * QEMU makes no image larger that has an inconsistent bitmap: removes the dead ones (settle.h) of
+ * all repositories but `spare` (NULL: of all).  In QEMU when d has a node, else in the file, and g
+ * may be NULL then.  Tries each; the error is the first one's.
+ */
+int epochs_bury(struct guest *g, const struct guest_disk *d, const struct tm_id *spare,
+		struct error *err) TM_WUR;
+/*
+ * The same of all repositories, where an image has to become larger.  TM_E_STALE: another bitmap
+ * keeps QEMU from that; the text says which, and what to do.
+ */
+int epochs_clear_way(struct guest *g, const struct guest_disk *d, struct error *err) TM_WUR;
+
 /* ---- image.c: the same steps on files at rest ---- */
+
+/*
+ * Fills *d, which must be {0}, with what qemu-img says of a file; on failure, too, the caller owns
+ * what is in it.  format NULL: by looking.
+ */
+int image_look(const char *file, const char *format, struct guest_disk *d,
+	       struct error *err) TM_WUR;
 
 int image_bitmap_add(const struct guest_disk *d, const char *name, uint32_t granularity,
 		     struct error *err) TM_WUR;

@@ -70,6 +70,9 @@ void guest_disks_free(struct guest_disk *v, size_t n);
 /* Devices of the graph as disks. */
 int disks_from_graph(const struct block_graph *graph, struct guest_disk **ret, size_t *ret_n,
 		     struct error *err) TM_WUR;
+/* A format node that is no device's, as one disk: its name, file, read_only and bitmaps alone. */
+int disks_from_node(const struct block_node *format, struct guest_disk **ret,
+		    struct error *err) TM_WUR;
 /* Fills chain_id from the chain. */
 void disk_identify_chain(struct guest_disk *d);
 /* Makes names unique in place. */

@@ -155,7 +155,7 @@ static const char *told_format(const struct guest *g, const char *file)
 	return g->image_format ? g->image_format : text_ends_with(file, ".raw") ? "raw" : NULL;
 }
 
-static int open_image(const char *file, const char *format, struct guest_disk *d, struct error *err)
+int image_look(const char *file, const char *format, struct guest_disk *d, struct error *err)
 {
 	const char *const argv[] = {
 		"qemu-img", "info", "--output=json", "--backing-chain", file, format ? "-f" : NULL,
@@ -187,7 +187,7 @@ int image_disks(struct guest *g, struct guest_disk **ret, size_t *ret_n, struct 
 	int r = v ? 0 : error_nomem(err);
 
 	for (size_t i = 0; !r && i < g->nimages; i++)
-		r = open_image(g->images[i], told_format(g, g->images[i]), &v[i], err);
+		r = image_look(g->images[i], told_format(g, g->images[i]), &v[i], err);
 	if (!r)
 		r = disks_unique_names(v, g->nimages, err);
 	if (r) {

@@ -100,6 +100,21 @@ static int begin_commit(struct journal *j, struct journal_disk *d, struct error 
 	return journal_write(j, j->phase < JOURNAL_FROZEN ? JOURNAL_FROZEN : j->phase, err);
 }
 
+/* The disk may have grown meanwhile: the base has to become as large. */
+static int clear_way(const struct journal_disk *jd, struct error *err)
+{
+	struct guest_disk *v = calloc(2, sizeof(*v)); /* overlay and base */
+	int r = v ? image_look(jd->overlay, "qcow2", &v[0], err) : error_nomem(err);
+
+	if (!r)
+		r = image_look(jd->base, jd->format, &v[1], err);
+	if (!r && v[1].size < v[0].size)
+		r = epochs_clear_way(NULL, &v[1], err);
+	if (v)
+		guest_disks_free(v, 2);
+	return r;
+}
+
 static int commit(struct journal *j, struct journal_disk *d, struct error *err)
 {
 	const char *const argv[] = {"qemu-img", "commit", "-q",       "-d",
@@ -111,6 +126,8 @@ static int commit(struct journal *j, struct journal_disk *d, struct error *err)
 	if (!r)
 		r = begin_commit(j, d, err);
 	base_unlock(d);
+	if (!r)
+		r = clear_way(d, err);
 	if (!r)
 		r = spawn_run(argv, COMMIT_TIMEOUT_MS, NULL, err);
 	if (!r)

@@ -69,7 +69,7 @@ static const char *no_epoch_reason(const struct settle_bitmap *v, size_t n)
 		unproven |= v[i].committed && v[i].fits && v[i].same_chain;
 	}
 	if (!n)
-		return "no bitmap of this repository yet";
+		return "no bitmap of this repository";
 	if (inconsistent)
 		return "its bitmap was inconsistent after an unclean stop of QEMU";
 	if (shrunk)
@@ -113,4 +113,18 @@ struct settle_plan settle_decide(struct settle_bitmap *v, size_t n)
 	else
 		plan.enable = !v[plan.keep].recording;
 	return plan;
+}
+
+bool settle_is_dead(const struct disk_bitmap *v, size_t n, size_t i)
+{
+	if (!v[i].ours || !v[i].inconsistent)
+		return false;
+	if (id_is_zero(&v[i].id.parent))
+		return true;
+	for (size_t p = 0; p < n; p++) {
+		if (v[p].ours && !v[p].inconsistent && id_equal(&v[p].id.repo, &v[i].id.repo) &&
+		    id_equal(&v[p].id.point, &v[i].id.parent))
+			return false;
+	}
+	return true;
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Which bitmaps of one repository on one disk to keep, merge and remove: a pure decision. */
+/* Which bitmaps on one disk to keep, merge and remove: pure decisions. */
 #pragma once
 
 #include "snapshot.h"
@@ -30,3 +30,10 @@ struct settle_plan {
 
 /* All n bitmaps are of one repository and one disk.  Fills action of each. */
 struct settle_plan settle_decide(struct settle_bitmap *v, size_t n);
+
+/*
+ * Bitmap i of the n on a disk, of whatever repository, is of no use to anybody any more: it is
+ * inconsistent, and will never be anything else.  Not one whose parent is there and sound, for that
+ * one's own repository has to see that it is not to be trusted.
+ */
+bool settle_is_dead(const struct disk_bitmap *v, size_t n, size_t i);

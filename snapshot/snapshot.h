@@ -200,8 +200,9 @@ int guest_epochs(struct guest *g, const struct tm_id *repo, point_known_fn *know
 
 /*
  * The same, and puts the bitmaps of this repository in order: keeps the newest provable epoch,
- * merges uncommitted children back into it, removes inconsistent and superseded ones; never
- * touches bitmaps of other repositories or of other programs.  Needs `exclusive`, and no overlay
+ * merges uncommitted children back into it, removes inconsistent and superseded ones.  Of other
+ * repositories it removes inconsistent ones, which would keep QEMU from making the disk larger, and
+ * touches nothing else, of other programs nothing.  Needs `exclusive`, and no overlay
  * of ours on the guest.  A disk whose bitmaps cannot be settled has no usable epoch and a reason,
  * which is not an error.
  */

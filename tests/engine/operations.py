@@ -73,8 +73,8 @@ def backup(world, rng):
     if small and death.expect:
         death.expect += (1, 5)      # given up, perhaps with a guest that stood
     pause = rng.choice((0.0005, 0.002, 0.01))
-    growing = [d for d in world.drives if d.name in names and can_grow(world, d)]
-    grows = Growth(world, rng, growing) if growing and rng.random() < 0.2 else None
+    growing = [d for d in world.drives if d.name in names]
+    grows = Growth(world, rng, growing) if rng.random() < 0.2 else None
     print(f"#   repository {repo}, {' '.join(options) or 'no options'}; {grows or ''}{death}", flush=True)
     world.start_writer(rng.random(), pause)
     doze(rng, 0.15)
@@ -93,12 +93,6 @@ def backup(world, rng):
     finish_backup(world, rng, repo, names, death, result)
     if grows:
         grows.forget()
-
-
-def can_grow(world, drive):
-    """QEMU makes no image larger that has an inconsistent bitmap, as one of the other repository
-    may be. Its overlay it makes larger all the same, and cannot merge it then."""
-    return not any(b.get("inconsistent") for b in world.bitmaps(drive).values())
 
 
 class Growth:

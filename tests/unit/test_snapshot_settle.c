@@ -168,13 +168,102 @@ static void random_sets_keep_the_rules(void **state)
 	}
 }
 
+struct dead_row {
+	struct {
+		unsigned repo, point, parent; /* repo 0: not a name of ours */
+		bool inconsistent;
+	} b[3];
+	const char *dead; /* X: it is, -: it is not */
+};
+
+static const struct dead_row dead_table[] = {
+	{{{1, 1, 0, true}}, "X"},
+	{{{1, 1, 0, false}}, "-"},
+	/* another program's */
+	{{{0, 0, 0, true}}, "-"},
+	/* all that was open when QEMU died, of two repositories */
+	{{{1, 1, 0, true}, {1, 2, 1, true}, {2, 1, 0, true}}, "XXX"},
+	/* made since then */
+	{{{1, 1, 0, true}, {1, 2, 1, false}, {2, 1, 0, true}}, "X-X"},
+	/* its parent is not proved by what recorded after it, and nobody else knows */
+	{{{1, 1, 0, false}, {1, 2, 1, true}}, "--"},
+	{{{1, 1, 0, false}, {1, 2, 1, true}, {1, 3, 2, true}}, "--X"},
+	/* the same point in another repository is another one */
+	{{{2, 1, 0, false}, {1, 2, 1, true}}, "-X"},
+	/* no parent is no point */
+	{{{1, 0, 0, false}, {1, 2, 0, true}}, "-X"},
+};
+
+static void what_is_dead(void **state)
+{
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(dead_table); i++) {
+		struct disk_bitmap v[3] = {0};
+		size_t n = strlen(dead_table[i].dead);
+
+		for (size_t k = 0; k < n; k++) {
+			v[k].ours = dead_table[i].b[k].repo != 0;
+			v[k].id.repo = id(dead_table[i].b[k].repo);
+			v[k].id.point = id(dead_table[i].b[k].point);
+			v[k].id.parent = id(dead_table[i].b[k].parent);
+			v[k].inconsistent = dead_table[i].b[k].inconsistent;
+		}
+		for (size_t k = 0; k < n; k++) {
+			if (settle_is_dead(v, n, k) != (dead_table[i].dead[k] == 'X'))
+				fail_msg("row %zu: bitmap %zu", i, k);
+		}
+	}
+}
+
+/* With the dead ones gone their repository proves nothing that it could not prove before. */
+static void burying_proves_nothing(void **state)
+{
+	uint64_t seed = test_seed() | 1;
+
+	(void)state;
+	for (unsigned round = 0; round < 20000; round++) {
+		struct disk_bitmap d[6] = {0};
+		struct settle_bitmap all[6], left[6];
+		size_t n = test_below(&seed, 7), nleft = 0, of[6];
+		struct settle_plan before, after;
+
+		for (size_t k = 0; k < n; k++) {
+			char flags[4] = "c";
+
+			if (test_below(&seed, 2))
+				(void)strcat(flags, "r");
+			if (test_below(&seed, 3) == 0)
+				(void)strcat(flags, "i");
+			all[k] = bitmap((unsigned)test_below(&seed, 6),
+					(unsigned)test_below(&seed, 6), flags);
+			d[k].ours = true;
+			d[k].id = all[k].id;
+			d[k].inconsistent = all[k].inconsistent;
+		}
+		for (size_t k = 0; k < n; k++) {
+			if (settle_is_dead(d, n, k))
+				continue;
+			of[nleft] = k;
+			left[nleft++] = all[k];
+		}
+		before = settle_decide(all, n);
+		after = settle_decide(left, nleft);
+		assert_int_equal(before.keep == SIZE_MAX, after.keep == SIZE_MAX);
+		if (after.keep == SIZE_MAX)
+			continue;
+		/* As the only one that is committed it is kept if and only if it is provable. */
+		for (size_t k = 0; k < n; k++)
+			all[k].committed = k == of[after.keep];
+		assert_int_equal(settle_decide(all, n).keep, of[after.keep]);
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(names_round_trip),
-		cmocka_unit_test(other_names_are_not_ours),
-		cmocka_unit_test(the_table_holds),
-		cmocka_unit_test(random_sets_keep_the_rules),
+		cmocka_unit_test(names_round_trip), cmocka_unit_test(other_names_are_not_ours),
+		cmocka_unit_test(the_table_holds),  cmocka_unit_test(random_sets_keep_the_rules),
+		cmocka_unit_test(what_is_dead),     cmocka_unit_test(burying_proves_nothing),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
