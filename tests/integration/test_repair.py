@@ -105,7 +105,7 @@ def the_next_backup_heals_and_repair_takes_it_to_older_points(scratch):
     hits = report["damaged"][0]["hits"]
     check({hit["point"] for hit in hits} == h.hit(report) and {hit["disk"] for hit in hits} == {"d"}
           and [[hit["offset"], hit["length"]] for hit in hits] == report["damaged"][0]["ranges"], f"{hits}")
-    check(all(offset % CLUSTER == 0 and 0 < length <= 4 * CLUSTER for offset, length in lost),
+    check(all(offset % CLUSTER == 0 and 0 < length <= 8 * CLUSTER for offset, length in lost),
           f"more than a frame: {lost}")
     for i, point in enumerate(h.points):
         h.restore(i, expect=4 if point["point"] in h.hit(report) else 0)
@@ -117,7 +117,7 @@ def the_next_backup_heals_and_repair_takes_it_to_older_points(scratch):
     check(plan["source"] == "hash-diff" and "damaged" in plan["reason"], f"{plan}")
     disk, = h.backup(expect=3)["disks"]
     check(disk["source"] == "hash-diff" and "damaged" in disk["reason"], f"{disk}")
-    check(0 < disk["new_bytes"] <= 4 * CLUSTER, f"stored more than what was lost: {disk}")
+    check(0 < disk["new_bytes"] <= 8 * CLUSTER, f"stored more than what was lost: {disk}")
     h.verify(h.points[-1]["point"], "--read-data")
     h.restore(-1)
     mended = h.repair("--read-data")
