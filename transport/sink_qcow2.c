@@ -23,14 +23,14 @@
 #define CLUSTER_BITS 16
 #define CLUSTER      ((uint64_t)1 << CLUSTER_BITS)
 #define SECTOR       512 /* virtual sizes are multiples of it */
+/* Of a disk: QEMU opens no L1 table of more than 32 MiB, no refcount table of more than 8. */
+#define SIZE_MOST ((uint64_t)1 << 50)
 
-#define L2_ENTRIES       (CLUSTER / sizeof(struct be64))
-#define TABLE_SPAN       (L2_ENTRIES * CLUSTER) /* bytes of the disk behind one L2 table */
-#define REFCOUNTS        (CLUSTER / sizeof(struct be16))
-#define REFCOUNT_ORDER   4                                        /* 2^4 bits */
-#define COPIED           ((uint64_t)1 << 63)                      /* its refcount is 1 */
-#define L1_BYTES_LONGEST ((uint64_t)32 << 20)                     /* QEMU opens no longer one */
-#define L1_LONGEST       (L1_BYTES_LONGEST / sizeof(struct be64)) /* entries */
+#define L2_ENTRIES     (CLUSTER / sizeof(struct be64))
+#define TABLE_SPAN     (L2_ENTRIES * CLUSTER) /* bytes of the disk behind one L2 table */
+#define REFCOUNTS      (CLUSTER / sizeof(struct be16))
+#define REFCOUNT_ORDER 4                   /* 2^4 bits */
+#define COPIED         ((uint64_t)1 << 63) /* its refcount is 1 */
 
 #define TABLES   64 /* L2 tables in memory: 4 MiB, for 32 GiB of disk */
 #define NO_TABLE UINT64_MAX
@@ -353,7 +353,7 @@ static int layout_new(uint64_t size, struct sink_layout **ret, struct error *err
 	/* Sizes of more than 0, also where there is nothing. */
 	q->l1 = calloc(q->l1_size + 1, sizeof(*q->l1));
 	q->entries = calloc(q->ntables + 1, CLUSTER);
-	q->refcount_table = calloc(blocks, sizeof(*q->refcount_table));
+	q->refcount_table = calloc(blocks + 1, sizeof(*q->refcount_table));
 	q->ones = calloc(REFCOUNTS, sizeof(*q->ones));
 	q->last = calloc(REFCOUNTS, sizeof(*q->last));
 	if (!q->l1 || !q->entries || !q->refcount_table || !q->ones || !q->last) {
@@ -378,7 +378,7 @@ int qcow2_sink_open(struct loop *loop, const char *path, uint64_t size, uint32_t
 	uint64_t whole;
 	int r;
 
-	if (!align_up(size, SECTOR, &whole) || whole > L1_LONGEST * TABLE_SPAN)
+	if (!align_up(size, SECTOR, &whole) || whole > SIZE_MOST)
 		return error_set(err, TM_E_RANGE,
 				 "%s: a disk of %llu bytes is too large for qcow2 with clusters of "
 				 "64 KiB; restore it as raw",

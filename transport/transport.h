@@ -191,7 +191,7 @@ int file_sink_open(struct loop *loop, const char *path, uint64_t size, uint32_t 
 /*
  * A new qcow2 image at path (0600; one that exists is TM_E_EXISTS), standalone, its virtual size
  * rounded up to 512 bytes as QEMU does.  Zero runs, and what is not put, are not allocated.  It is
- * an image once disk_sink_finish() has succeeded.  A disk of more than 2 PiB is TM_E_RANGE.  Takes
+ * an image once disk_sink_finish() has succeeded.  A disk of more than 1 PiB is TM_E_RANGE.  Takes
  * about 5 MiB of memory, and 256 KiB more for a disk of 16 TiB.
  */
 int qcow2_sink_open(struct loop *loop, const char *path, uint64_t size, uint32_t block_size,
