@@ -324,6 +324,56 @@ static void older_points_get_back_what_is_stored_anew(void **state)
 	assert_true(after < before || before == 0);
 }
 
+/* The checksum of a segment's first frame is wrong, those of its tables are right again. */
+static void spoil_frame_crc(struct rig *rig, const char *key)
+{
+	struct store *st = rig->store->below;
+	auto_buf struct buf b = {0};
+	struct format_segment h;
+	struct format_frame f;
+	size_t frames;
+
+	assert_int_equal(store_read(st, key, 64 << 20, &b, NULL), 0);
+	memcpy(&h, b.data, sizeof(h));
+	memcpy(&f, b.data + sizeof(h), sizeof(f));
+	f.crc = le32_of(le32_get(f.crc) ^ 1);
+	memcpy(b.data + sizeof(h), &f, sizeof(f));
+	frames = le32_get(h.nframes) * sizeof(f);
+	h.frames_crc = le32_of(crc32c(0, b.data + sizeof(h), frames));
+	h.crc = le32_of(crc32c(0, &h, offsetof(struct format_segment, crc)));
+	memcpy(b.data, &h, sizeof(h));
+	assert_int_equal(st->ops->remove(st, key, NULL), 0);
+	assert_int_equal(store_put_wait(st, key, b.data, b.len, NULL), 0);
+	cache_drop(rig->repo->cache);
+}
+
+/* The seal proves more than the checksum: the data are there, and only the checksum is mended. */
+static void a_frame_whose_checksum_alone_is_wrong_is_kept(void **state)
+{
+	struct keys *keys = calloc(1, sizeof(*keys));
+	struct repo_verify_report report = {0};
+	struct history h;
+	size_t k = 0;
+
+	(void)state;
+	history_up(&h, 1024 * 1024 + 100);
+	list_keys(&h.rig, "d/", keys);
+	while (!strstr(keys->key[k], "/000/d"))
+		k++;
+	spoil_frame_crc(&h.rig, keys->key[k]);
+	verify(&h, false, &report);
+	assert_int_equal(report.ndamaged, 1);
+	repo_verify_report_done(&report);
+	repair(&h, false, &report);
+	assert_int_equal(report.ndamaged, 1);
+	if (!report.damaged[0].repaired)
+		fail_msg("%s", report.damaged[0].remedy);
+	repo_verify_report_done(&report);
+	all_is_well(&h);
+	history_down(&h);
+	free(keys);
+}
+
 /* ---- a store that fails for a while ---- */
 
 /* A repair with a get that brings half, then another one; all is there.  False: no such get. */
@@ -405,6 +455,7 @@ int main(void)
 		cmocka_unit_test(the_next_backup_stores_what_was_lost),
 		cmocka_unit_test(maps_are_built_again),
 		cmocka_unit_test(older_points_get_back_what_is_stored_anew),
+		cmocka_unit_test(a_frame_whose_checksum_alone_is_wrong_is_kept),
 		cmocka_unit_test(what_came_short_once_is_not_given_up),
 	};
 
