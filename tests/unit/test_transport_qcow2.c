@@ -31,9 +31,9 @@ struct disk {
 	struct piece *p; /* being filled */
 };
 
-static bool have_qemu_img(void)
+static bool have(const char *program)
 {
-	const char *const argv[] = {"qemu-img", "--version", NULL};
+	const char *const argv[] = {program, "--version", NULL};
 
 	return spawn_run(argv, TOOL_MS, NULL, NULL) == 0;
 }
@@ -305,7 +305,7 @@ static void random_disks_are_right(void **state)
 	uint64_t rng = test_seed() | 1, n = rounds ? strtoull(rounds, NULL, 10) : 1;
 
 	(void)state;
-	if (!have_qemu_img())
+	if (!have("qemu-img"))
 		skip();
 	for (uint64_t i = 0; i < n * ARRAY_SIZE(cases); i++) {
 		size_t c = i % ARRAY_SIZE(cases);
@@ -319,7 +319,7 @@ static void random_disks_are_right(void **state)
 static void a_run_goes_on_behind_its_table(void **state)
 {
 	(void)state;
-	if (!have_qemu_img())
+	if (!have("qemu-img"))
 		skip();
 	for (uint32_t bits = 12; bits <= 20; bits += 4) {
 		uint32_t block_size = UINT32_C(1) << bits;
@@ -345,7 +345,7 @@ static void refcounts_have_refcounts(void **state)
 	enum { BLOCK = 512, FULL = 32768 - 9 };
 
 	(void)state;
-	if (!have_qemu_img())
+	if (!have("qemu-img"))
 		skip();
 	for (uint64_t n = FULL; n <= FULL + 1; n++) {
 		struct disk d;
@@ -360,6 +360,43 @@ static void refcounts_have_refcounts(void **state)
 		/* One more has a second block. */
 		assert_int_equal((uint64_t)st.st_size / CLUSTER, n == FULL ? 32768 : 32768 + 2);
 	}
+}
+
+/* It grows, is written to, has bitmaps and snapshots, as one that qemu-img has made. */
+static void qemu_goes_on_with_it(void **state)
+{
+	static const char *const steps[][9] = {
+		{"qemu-img", "resize", "-q", "-f", "raw", raw, "+2G"},
+		{"qemu-img", "resize", "-q", "-f", "qcow2", path, "+2G"},
+		{"qemu-io", "-f", "raw", "-c", "write -P 7 2560M 1M", raw},
+		{"qemu-io", "-f", "qcow2", "-c", "write -P 7 2560M 1M", path},
+		{"qemu-io", "-f", "raw", "-c", "write -P 8 1000k 200k", raw},
+		{"qemu-io", "-f", "qcow2", "-c", "write -P 8 1000k 200k", path},
+		{"qemu-img", "snapshot", "-q", "-c", "s", path},
+		{"qemu-io", "-f", "qcow2", "-c", "write -P 9 0 30M", path},
+		{"qemu-img", "snapshot", "-q", "-a", "s", path},
+		{"qemu-img", "snapshot", "-q", "-d", "s", path},
+		{"qemu-img", "bitmap", "--add", "-f", "qcow2", path, "b"},
+		{"qemu-io", "-f", "raw", "-c", "write -P 6 40M 300k", raw},
+		{"qemu-io", "-f", "qcow2", "-c", "write -P 6 40M 300k", path},
+		{"qemu-img", "check", "-q", "-f", "qcow2", path},
+	};
+	struct disk d;
+
+	(void)state;
+	if (!have("qemu-img") || !have("qemu-io"))
+		skip();
+	begin(&d, 2 * SPAN, 65536);
+	for (uint64_t i = 0; i < 300; i++)
+		put_block(&d, i * 50);
+	end(&d, 300);
+	for (unsigned i = 0; i < ARRAY_SIZE(steps); i++) {
+		struct error err = {0};
+
+		if (spawn_run(steps[i], TOOL_MS, NULL, &err))
+			fail_msg("%s %s: %s", steps[i][0], steps[i][1], err.text);
+	}
+	assert_same(&d);
 }
 
 /* ---- what fails ---- */
@@ -511,11 +548,9 @@ static int tear_down(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		TEST(random_disks_are_right),
-		TEST(a_run_goes_on_behind_its_table),
-		TEST(refcounts_have_refcounts),
-		TEST(what_fails_is_told),
-		TEST(one_that_is_given_up_gives_all_back),
+		TEST(random_disks_are_right),    TEST(a_run_goes_on_behind_its_table),
+		TEST(refcounts_have_refcounts),  TEST(qemu_goes_on_with_it),
+		TEST(what_fails_is_told),        TEST(one_that_is_given_up_gives_all_back),
 		TEST(what_cannot_be_is_refused),
 	};
 
