@@ -36,7 +36,7 @@ struct error {
 	int errnum;       /* errno, or 0 */
 	const char *file; /* where it was made */
 	int line;
-	char text[768]; /* one phrase, no newline */
+	char text[768]; /* one phrase, no newline; of a longer one the middle is left out */
 };
 
 /*

@@ -165,6 +165,55 @@ static void errors_keep_the_first_and_grow_prefixes(void **state)
 	error_prefix(NULL, "nothing");
 }
 
+static bool text_ends_in(const char *text, const char *end)
+{
+	size_t n = strlen(text), k = strlen(end);
+
+	return n >= k && strcmp(text + n - k, end) == 0;
+}
+
+/* Whatever is long in it: the advice at its end is kept, and where it happened. */
+static void a_long_error_keeps_both_ends(void **state)
+{
+	enum { LONG = 5000 };
+	char path[LONG + 1], umlauts[LONG + 1];
+	struct error err = {0};
+
+	(void)state;
+	(void)memset(path, 'p', LONG);
+	path[LONG] = '\0';
+	for (size_t i = 0; i < LONG; i += 2)
+		(void)memcpy(umlauts + i, "\xc3\xa4", 2);
+	umlauts[LONG] = '\0';
+	assert_int_equal(error_set(&err, TM_E_STALE, "the file /%s/x is gone: put it back", path),
+			 TM_E_STALE);
+	assert_int_equal(strlen(err.text), sizeof(err.text) - 1);
+	assert_memory_equal(err.text, "the file /pp", 12);
+	assert_non_null(strstr(err.text, "p[...]p"));
+	assert_true(text_ends_in(err.text, "p/x is gone: put it back"));
+	/* However often it grows, it has one gap. */
+	for (unsigned i = 0; i < 40; i++) {
+		error_prefix(&err, "disk vda%u", i);
+		assert_int_equal(strlen(err.text), sizeof(err.text) - 1);
+		error_append(&err, "; and look at %u", i);
+		assert_non_null(strstr(err.text, "[...]"));
+		assert_null(strstr(strstr(err.text, "[...]") + 5, ".."));
+	}
+	assert_memory_equal(err.text, "disk vda39: disk vda38: ", 24);
+	assert_true(text_ends_in(err.text, "; and look at 38; and look at 39"));
+	for (size_t i = 0; i < 4; i++) { /* no half of a character */
+		error_clear(&err);
+		assert_int_equal(error_set(&err, TM_E_IO, "%.*s%s!", (int)i, "....", umlauts),
+				 TM_E_IO);
+		assert_true(text_is_utf8(err.text));
+		assert_true(text_ends_in(err.text, "\xc3\xa4!"));
+	}
+	error_clear(&err);
+	assert_int_equal(error_set(&err, TM_E_IO, "%.767s", path), TM_E_IO);
+	assert_null(strchr(err.text, '['));
+	assert_int_equal(strlen(err.text), 767);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -177,6 +226,7 @@ int main(void)
 		cmocka_unit_test(ids_survive_their_text),
 		cmocka_unit_test(crc32c_is_the_castagnoli_one),
 		cmocka_unit_test(errors_keep_the_first_and_grow_prefixes),
+		cmocka_unit_test(a_long_error_keeps_both_ends),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
