@@ -148,9 +148,7 @@ static int use_first_domain(struct repo *repo, bool mend, struct error *err)
 			     all ? "tidemark key repair" : "tidemark domain add NAME");
 		one.code = r = TM_E_CORRUPT;
 	}
-	if (r < 0 && err && !err->code)
-		*err = one;
-	return r;
+	return r < 0 ? error_pass(err, r, &one) : r;
 }
 
 static int try_copy(struct keyring *g, const struct format_repo *h,

@@ -74,9 +74,7 @@ static int supply(struct look *l, struct error *err)
 			map_cursor_supply_lost(&l->cursor);
 			return 0;
 		}
-		if (r < 0 && err && !err->code)
-			*err = one;
-		return r;
+		return r < 0 ? error_pass(err, r, &one) : r;
 	}
 	l->waiting = true;
 	l->wait.done = node_there;

@@ -39,9 +39,7 @@ static int supply(struct repo *repo, const struct disk_map *m, const struct lost
 		map_cursor_supply_lost(c);
 		return 0;
 	}
-	if (r < 0 && err && !err->code)
-		*err = one;
-	return r;
+	return r < 0 ? error_pass(err, r, &one) : r;
 }
 
 static uint64_t lost_of_run(const struct disk_map *m, const struct lost *lost,

@@ -118,9 +118,7 @@ static int supply(struct rebuild *b, const struct point_disk *d, struct map_writ
 		map_writer_supply_lost(w);
 		return 0;
 	}
-	if (r < 0 && err && !err->code)
-		*err = one;
-	return r;
+	return r < 0 ? error_pass(err, r, &one) : r;
 }
 
 static int set(struct rebuild *b, const struct point_disk *d, struct map_writer *w,

@@ -239,9 +239,7 @@ static int dir_remove(struct store *st, const char *key, struct error *err)
 	r = io_sync_parent(path, &own);
 	if (r < 0 && own.errnum == ENOENT)
 		return 0; /* there is no folder either */
-	if (r < 0 && err && !err->code)
-		*err = own;
-	return r;
+	return r < 0 ? error_pass(err, r, &own) : r;
 }
 
 static int dir_sync(struct store *st, const char *prefix, struct error *err)

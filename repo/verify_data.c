@@ -26,9 +26,7 @@ int verify_cache_wait(struct verifier *v, struct verify_cache_wait *w, struct er
 {
 	while (!w->done)
 		verify_wait(v);
-	if (w->code < 0 && err && !err->code)
-		*err = w->wait.err;
-	return w->code < 0 ? w->code : 0;
+	return w->code < 0 ? error_pass(err, w->code, &w->wait.err) : 0;
 }
 
 int verify_load_tables(struct verifier *v, const struct vseg *s, struct tables **ret,
@@ -312,9 +310,7 @@ static int wait_below(struct vdata *d, unsigned busy, struct error *err)
 		verify_wait(d->v);
 	if (d->v->code < 0)
 		return d->v->code;
-	if (d->code < 0 && err && !err->code)
-		*err = d->err;
-	return d->code;
+	return d->code < 0 ? error_pass(err, d->code, &d->err) : 0;
 }
 
 static int read_segment(struct vdata *d, struct vseg *s, struct error *err)

@@ -196,9 +196,7 @@ static int scrub_segment(struct verifier *v, const struct object *o, const struc
 	g.s->scrubbed = true;
 	if (verify_is_damage(r))
 		return vseg_damaged(v, g.s, UINT32_MAX, 0, one.text, err);
-	if (r < 0 && err && !err->code)
-		*err = one;
-	return r;
+	return r < 0 ? error_pass(err, r, &one) : r;
 }
 
 /* ---- all objects ---- */
@@ -233,9 +231,7 @@ static int scrub_other(struct verifier *v, const struct object *o, struct error 
 	if (verify_is_damage(r))
 		return damage_has(v->report, o->key) ? 0
 						     : damage_add(v->report, o->key, one.text, err);
-	if (r < 0 && err && !err->code)
-		*err = one;
-	return r;
+	return r < 0 ? error_pass(err, r, &one) : r;
 }
 
 static int scrub_object(struct verifier *v, const struct object *o, struct error *err)
