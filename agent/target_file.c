@@ -130,6 +130,11 @@ static int open_any(struct target_file *t, struct error *err)
 	int fd, r;
 
 	if (is_nbd_address(t->opt.to)) {
+		if (strcmp(t->opt.format, "raw") != 0)
+			return error_set(
+				err, TM_E_USAGE,
+				"%s: the server decides about the format; restore to it as raw",
+				t->opt.to);
 		t->in_place = true;
 		return nbd_sink_open(t->opt.loop, &addr, t->opt.size, t->opt.block_size, CONNECT_MS,
 				     &t->sink, err);

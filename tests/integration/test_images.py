@@ -261,7 +261,11 @@ def restores_go_to_files_devices_and_servers(scratch):
     target = scratch / "target.raw"
     run(["sh", "-c", f"yes old | head -c {SIZE} > {target}"])
     with image.nbd(target, scratch / "s.sock", "raw", writable=True):
-        tidemark("restore", "g", "--to", f"nbd+unix:///?socket={scratch / 's.sock'}")
+        server = f"nbd+unix:///?socket={scratch / 's.sock'}"
+        refused = tidemark("restore", "g", "--to", server, "--format", "qcow2", expect=2)
+        if "as raw" not in refused.err:
+            raise HarnessError(refused.err)
+        tidemark("restore", "g", "--to", server, "--prove")
     image.assert_same(path, target, "qcow2", "raw")
 
 
