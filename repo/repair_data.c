@@ -136,6 +136,7 @@ struct mend {
 	uint8_t *plain;                 /* of a frame: method byte and data */
 	uint64_t lost[DATA_SLOTS / 64]; /* what stays lost */
 	unsigned found, missing;        /* of the slots in use */
+	unsigned back;                  /* frames that were found lost and can be read */
 };
 
 /* The cluster of a want, proved, in place.  False: it is not there after all. */
@@ -266,9 +267,10 @@ static int mend_frames(struct mend *m, struct error *err)
 
 	for (uint32_t i = 0; r == 0 && i < t->nframes; i++) {
 		const struct seg_frame *f = &t->frames[i];
+		bool lost = any_lost(m->s, f), back = lost && is_back(m, f);
 
-		if ((any_lost(m->s, f) && !is_back(m, f)) ||
-		    f->offset + f->stored_len > m->object.len)
+		m->back += back;
+		if ((lost && !back) || f->offset + f->stored_len > m->object.len)
 			r = mend_frame(m, f, err);
 		else if (f->stored_len == 0)
 			r = seg_add_gap(m->w, f->nslots) ? 0 : no_room(err);
@@ -329,7 +331,8 @@ static int mend(struct search *q, const struct vseg *s, struct remedy *ret, stru
 			       m.missing ? "; others are lost" : "");
 	else if (ret->done)
 		(void)snprintf(ret->text, sizeof(ret->text),
-			       "written again without what nobody needs");
+			       m.back ? "written again; its data can be read"
+				      : "written again without what nobody needs");
 	seg_writer_free(m.w);
 	buf_done(&m.object);
 	free(m.plain);

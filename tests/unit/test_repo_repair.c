@@ -368,6 +368,7 @@ static void a_frame_whose_checksum_alone_is_wrong_is_kept(void **state)
 	assert_int_equal(report.ndamaged, 1);
 	if (!report.damaged[0].repaired)
 		fail_msg("%s", report.damaged[0].remedy);
+	assert_string_equal(report.damaged[0].remedy, "written again; its data can be read");
 	repo_verify_report_done(&report);
 	all_is_well(&h);
 	history_down(&h);
