@@ -104,9 +104,13 @@ static int look_at_target(struct target_file *t, struct error *err)
 	struct stat st;
 
 	if (stat(t->opt.to, &st) < 0) {
-		if (errno == ENOENT)
-			return 0;
-		return error_errno(err, errno, "cannot look at %s", t->opt.to);
+		if (errno != ENOENT)
+			return error_errno(err, errno, "cannot look at %s", t->opt.to);
+		if (!t->opt.force && lstat(t->opt.to, &st) == 0)
+			return error_set(err, TM_E_EXISTS,
+					 "%s is a link to what is not there; --force replaces it",
+					 t->opt.to);
+		return 0;
 	}
 	if (S_ISBLK(st.st_mode)) {
 		if (strcmp(t->opt.format, "raw") != 0)

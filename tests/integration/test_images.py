@@ -257,6 +257,14 @@ def restores_go_to_files_devices_and_servers(scratch):
     disk, = tidemark("restore", "g@latest", "--to", where).json["disks"]
     if disk["to"] != str(where / "g-disk.raw"):
         raise HarnessError(f"{disk}")
+    link = where / "link.raw"
+    link.symlink_to(where / "nothing")
+    refused = tidemark("restore", "g", "--to", link, expect=1)
+    if "link to what is not there" not in refused.err or '"progress"' in refused.err:
+        raise HarnessError(f"not refused at once: {refused.err}")
+    tidemark("restore", "g", "--to", link, "--force")
+    if link.is_symlink() or (where / "nothing").exists():
+        raise HarnessError("the link was not replaced")
     # A server whose disk is full of other data.
     target = scratch / "target.raw"
     run(["sh", "-c", f"yes old | head -c {SIZE} > {target}"])
