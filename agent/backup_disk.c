@@ -61,6 +61,7 @@ int backup_read(struct backup *b, const struct snapshot_disk *sd, enum source_ma
 		.sample = sample,
 		.block_size = repo_block_size(a->repo),
 		.pieces = READ_PIECES,
+		.workers = pool_workers(a->pool),
 		.rate = &b->governor.rate,
 		.stall_ms = STALL_MS,
 		.tick = read_tick,

@@ -16,7 +16,7 @@
 #include <string.h>
 
 #define CLUSTER 65536U
-#define FRAME   (256u << 10)
+#define FRAME   FRAME_TARGET_BYTES
 #define LEVEL   1
 
 struct kernel {

@@ -22,7 +22,7 @@ KERNELS = {
 LIBRARIES = {
     "zero": (200, "zero test of 64 KiB (memcmp)"),
     "id": (50, "content id of 64 KiB (OpenSSL)"),
-    "compress": (10, "zstd of 256 KiB"),
+    "compress": (10, "zstd of a frame, 512 KiB"),
     "unpack": (20, "the same decompressed"),
     "seal": (50, "AES-256-GCM of 64 KiB (OpenSSL)"),
 }

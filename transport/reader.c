@@ -330,14 +330,14 @@ static unsigned first_window(const struct reader *r)
 }
 
 /*
- * As many reads as the sink's pace is worth: more when it has nothing left to do, fewer when pieces
- * wait for it.  Reads that nobody waits for cost the server: its buffers leave the caches, and it
- * jumps between places.
+ * As many reads as the sink's pace is worth: more while it has less to do than workers, the least
+ * when most pieces wait for it.  Reads that nobody waits for cost the server: its buffers leave the
+ * caches, and it jumps between places.
  */
 static void follow_sink(struct reader *r)
 {
-	if (r->lent == 0)
-		r->window = 2 * r->window < r->src->depth ? 2 * r->window : r->src->depth;
+	if (r->lent < r->opt.workers || r->lent == 0)
+		r->window += r->window < r->src->depth;
 	else if (2 * r->lent > r->opt.pieces)
 		r->window = first_window(r);
 }

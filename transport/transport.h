@@ -140,6 +140,7 @@ struct reader_options {
 	const struct extents *sample;
 	uint32_t block_size;  /* power of two; 64 KiB */
 	unsigned pieces;      /* buffers of PIECE_CLUSTERS blocks; the bound on memory */
+	unsigned workers;     /* of the sink: with fewer pieces than that it would do more */
 	const uint64_t *rate; /* bytes per second, 0: no limit; looked at again after each tick, so
 			       * that the tick may change it; NULL: no limit */
 	unsigned stall_ms;    /* the source answers nothing for so long: TM_E_TIMEOUT; 0: waits */
