@@ -285,7 +285,7 @@ def block_status(bench):
 @scenario("restore", "A restore", FILES)
 def restore(bench):
     """The image of the first scenario, restored to a raw and to a qcow2 file in memory; beside
-    it qemu-img convert from a qcow2 file with zstd. The limit: open, decompress, write."""
+    it qemu-img convert from a qcow2 file with zstd. The limit: load, open, decompress, write."""
     image, where = bench.image(), bench.dir("restore")
     agent = bench.agent("restore")
     point = agent("backup", f"image:{image},name=fs")["json"]["point"]
@@ -311,7 +311,7 @@ def restore(bench):
 
     def limit():
         stages = bench.tool("stages", image, bench.dir("limit"), where / "limit.raw")
-        parts = ("open_frame", "unpack", "write_data")
+        parts = ("load", "open_frame", "unpack", "write_data")
         cpu = stage_cpu(stages, *parts)
         return {"seconds": cpu / CORES, "cpu": cpu, **{name: stages[name]["cpu"] for name in parts}}
 
@@ -348,7 +348,7 @@ def verify(bench):
     def limit():
         stages = bench.tool("stages", image, bench.dir("limit"), bench.where / "limit.raw")
         (bench.where / "limit.raw").unlink()
-        cpu = stage_cpu(stages, "open_frame", "unpack", "prove_id")
+        cpu = stage_cpu(stages, "load", "open_frame", "unpack", "prove_id")
         return {"seconds": cpu / CORES, "cpu": cpu}
 
     outcome = bench.compare({"limit": limit,

@@ -29,7 +29,8 @@ def cpu_of(pid):
 
 
 class _Peak(threading.Thread):
-    """Looks at the memory of a process while it runs: that of its children does not count."""
+    """Looks at the memory of a process while it runs: that of its children does not count. Ever more
+    rarely, as the kernel keeps the peak, and who looks often takes a processor from who works."""
 
     def __init__(self, pid):
         super().__init__(daemon=True)
@@ -37,7 +38,9 @@ class _Peak(threading.Thread):
         self.start()
 
     def run(self):
-        while not self.over.wait(0.01):
+        pause = 0.005
+        while not self.over.wait(pause):
+            pause = min(2 * pause, 0.25)
             try:
                 for line in self.path.read_text().splitlines():
                     if line.startswith("VmHWM:"):

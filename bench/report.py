@@ -54,6 +54,7 @@ COLUMNS = [
     ("seal", "seal", 1, 2),
     ("crc", "CRC", 1, 2),
     ("write", "write", 1, 2),
+    ("load", "load", 1, 2),
     ("open_frame", "open", 1, 2),
     ("unpack", "unpack", 1, 2),
     ("write_data", "write data", 1, 2),
