@@ -63,7 +63,7 @@ static bool looks_random(const uint8_t *p, size_t len)
 	uint32_t count[256] = {0};
 
 	static_assert(RUNS * RUN == 4096, "the limits are for 1024 and 4096 bytes");
-	if (part < 2 * RUN)
+	if (part / 2 < RUN)
 		return false;
 	for (size_t quarter = 0; quarter < QUARTERS; quarter++) {
 		for (size_t i = quarter; i < RUNS; i += QUARTERS) {
