@@ -65,6 +65,12 @@ struct be64 {
 	uint8_t b[8];
 };
 
+static inline uint32_t be32_get(struct be32 v)
+{
+	return (uint32_t)v.b[3] | (uint32_t)v.b[2] << 8 | (uint32_t)v.b[1] << 16 |
+	       (uint32_t)v.b[0] << 24;
+}
+
 static inline uint64_t be64_get(struct be64 v)
 {
 	return (uint64_t)v.b[7] | (uint64_t)v.b[6] << 8 | (uint64_t)v.b[5] << 16 |
