@@ -211,12 +211,7 @@ static void write_object(struct stages *s)
 	since = cpu_ns();
 	fd = openat(s->dir, name, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
 	must(fd >= 0, name);
-	for (size_t at = 0; at < len;) {
-		ssize_t n = write(fd, s->stored + at, len - at);
-
-		must(n > 0, name);
-		at += (size_t)n;
-	}
+	must(io_pwrite(fd, name, s->stored, len, 0, NULL) == 0, name);
 	must(fdatasync(fd) == 0, name);
 	must(close(fd) == 0, name);
 	count(s, STAGE_WRITE, since, len);
@@ -232,12 +227,7 @@ static void load_object(struct stages *s)
 	object_name(s->batches, name);
 	fd = openat(s->dir, name, O_RDONLY | O_CLOEXEC);
 	must(fd >= 0, name);
-	for (size_t at = 0; at < len;) {
-		ssize_t n = read(fd, s->stored + at, len - at);
-
-		must(n > 0, name);
-		at += (size_t)n;
-	}
+	must(io_pread(fd, name, s->stored, len, 0, NULL) == 0, name);
 	must(close(fd) == 0, name);
 	count(s, STAGE_LOAD, since, len);
 }
