@@ -104,13 +104,20 @@ static void zero_test(struct stages *s)
 static void identify(struct stages *s, enum stage_name which)
 {
 	uint64_t since = cpu_ns(), bytes = 0;
-	uint8_t id[CONTENT_BYTES];
+	uint8_t id[PIECE_CLUSTERS][CONTENT_BYTES], *ret[PIECE_CLUSTERS];
+	const uint8_t *data[PIECE_CLUSTERS];
+	unsigned n = 0;
 
 	for (uint32_t i = 0; i < s->nclusters; i++) {
-		if (s->zero[i])
-			continue;
-		must(content_id(s->w, s->cluster[i], CLUSTER, id, NULL) == 0, "content_id");
-		bytes += CLUSTER;
+		if (!s->zero[i]) {
+			ret[n] = id[n];
+			data[n++] = s->cluster[i];
+			bytes += CLUSTER;
+		}
+		if (n == PIECE_CLUSTERS || i + 1 == s->nclusters) {
+			must(content_ids(s->w, n, data, CLUSTER, ret, NULL) == 0, "content_ids");
+			n = 0;
+		}
 	}
 	count(s, which, since, bytes);
 }

@@ -18,15 +18,20 @@ static void hash_run(struct pool_task *task, unsigned worker)
 {
 	struct audit_work *w = container_of(task, struct audit_work, task);
 	size_t len = (size_t)1 << w->a->repo->block_bits;
+	const uint8_t *data[PIECE_CLUSTERS];
+	uint8_t *id[PIECE_CLUSTERS];
+	unsigned n = 0;
 
-	for (uint32_t i = 0; w->code == 0 && i < w->piece->nclusters; i++) {
-		const uint8_t *data = w->piece->data + i * len;
+	for (uint32_t i = 0; i < w->piece->nclusters; i++) {
+		const uint8_t *cluster = w->piece->data + i * len;
 
-		w->zero[i] = cluster_is_zero(data, len);
-		if (!w->zero[i])
-			w->code =
-				content_id(&w->a->workers.v[worker], data, len, w->id[i], &w->err);
+		w->zero[i] = cluster_is_zero(cluster, len);
+		if (!w->zero[i]) {
+			data[n] = cluster;
+			id[n++] = w->id[i];
+		}
 	}
+	w->code = content_ids(&w->a->workers.v[worker], n, data, len, id, &w->err);
 }
 
 /* The first pick at or behind block. */

@@ -53,16 +53,28 @@ int frame_decode(struct worker *w, const struct seg_tables *t, const struct seg_
 	}
 }
 
-int cluster_prove(struct worker *w, const struct seg_tables *t, uint32_t slot, const void *cluster,
-		  struct error *err)
+int clusters_prove(struct worker *w, unsigned n, const struct stored_cluster v[], uint32_t *wrong,
+		   struct error *err)
 {
-	uint8_t id[CONTENT_BYTES];
-	int r = content_id(w, cluster, (size_t)1 << t->addr.block_bits, id, err);
+	uint8_t id[PIECE_CLUSTERS][CONTENT_BYTES];
+	const uint8_t *data[PIECE_CLUSTERS];
+	uint8_t *ret[PIECE_CLUSTERS];
+	int r;
 
-	if (r < 0)
-		return r;
-	if (memcmp(id, t->descs[slot].b, sizeof(id)) != 0)
+	*wrong = 0;
+	if (n == 0)
+		return 0;
+	for (unsigned i = 0; i < n; i++) {
+		data[i] = v[i].data;
+		ret[i] = id[i];
+	}
+	r = content_ids(w, n, data, (size_t)1 << v->t->addr.block_bits, ret, err);
+	for (unsigned i = 0; r == 0 && i < n; i++)
+		if (memcmp(id[i], v[i].t->descs[v[i].slot].b, CONTENT_BYTES) != 0)
+			*wrong |= UINT32_C(1) << i;
+	if (*wrong)
 		return error_set(err, TM_E_CORRUPT,
-				 "the cluster in slot %u is not the one that was stored", slot);
-	return 0;
+				 "the cluster in slot %u is not the one that was stored",
+				 v[__builtin_ctz(*wrong)].slot);
+	return r;
 }

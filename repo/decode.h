@@ -13,6 +13,16 @@
 int frame_decode(struct worker *w, const struct seg_tables *t, const struct seg_frame *f,
 		 const void *stored, void *out, struct error *err) TM_WUR;
 
-/* Compares a cluster with the content id of its slot. */
-int cluster_prove(struct worker *w, const struct seg_tables *t, uint32_t slot, const void *cluster,
-		  struct error *err) TM_WUR;
+/* A cluster, and where it was stored. */
+struct stored_cluster {
+	const uint8_t *data;
+	const struct seg_tables *t;
+	uint32_t slot;
+};
+
+/*
+ * Compares n clusters of one size, at most PIECE_CLUSTERS, with the content ids of their slots.
+ * TM_E_CORRUPT: bit i of *wrong is set for each that is another; the text names the first.
+ */
+int clusters_prove(struct worker *w, unsigned n, const struct stored_cluster v[], uint32_t *wrong,
+		   struct error *err) TM_WUR;

@@ -30,15 +30,20 @@ static void hash_run(struct pool_task *task, unsigned worker)
 {
 	struct work *w = container_of(task, struct work, task);
 	size_t len = block_size(w->s);
+	const uint8_t *data[PIECE_CLUSTERS];
+	uint8_t *id[PIECE_CLUSTERS];
+	unsigned n = 0;
 
-	for (unsigned i = 0; w->code == 0 && i < w->nclusters; i++) {
+	for (unsigned i = 0; i < w->nclusters; i++) {
 		struct cluster *c = &w->cluster[i];
 
 		c->zero = cluster_is_zero(c->data, len);
-		if (!c->zero)
-			w->code =
-				content_id(&w->s->workers.v[worker], c->data, len, c->id, &w->err);
+		if (!c->zero) {
+			data[n] = c->data;
+			id[n++] = c->id;
+		}
 	}
+	w->code = content_ids(&w->s->workers.v[worker], n, data, len, id, &w->err);
 }
 
 /* How unequal n bytes are: about n + n²/256 for noise, with a standard deviation of n/11. */

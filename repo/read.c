@@ -213,12 +213,28 @@ static int decode_want(struct worker *w, struct read_piece *rp, unsigned want, s
 		if (c->want != want)
 			continue;
 		cluster = out + (c->slot - wt->f->first_slot) * bs;
-		if (rp->r->prove)
-			r = cluster_prove(w, wt->t->t, c->slot, cluster, err);
 		/* A piece may hold the same cluster twice. */
 		if (cluster != rp->p.data + i * bs)
 			memcpy(rp->p.data + i * bs, cluster, bs);
 	}
+	return r;
+}
+
+/* That the piece has the clusters that were stored. */
+static int prove_piece(struct worker *w, const struct read_piece *rp, struct error *err)
+{
+	const struct plan *p = rp->plan;
+	struct stored_cluster v[PIECE_CLUSTERS];
+	size_t bs = (size_t)1 << rp->r->repo->block_bits;
+	uint32_t wrong;
+	int r;
+
+	for (unsigned i = 0; i < p->nclusters; i++)
+		v[i] = (struct stored_cluster){
+			rp->p.data + i * bs, p->want[p->cluster[i].want].t->t, p->cluster[i].slot};
+	r = clusters_prove(w, p->nclusters, v, &wrong, err);
+	if (wrong)
+		name_place(rp->r, p, p->cluster[__builtin_ctz(wrong)].want, err);
 	return r;
 }
 
@@ -238,6 +254,8 @@ static void decode_run(struct pool_task *task, unsigned worker)
 		if (rp->code < 0)
 			name_place(rp->r, p, i, &rp->err);
 	}
+	if (rp->code == 0 && rp->r->prove)
+		rp->code = prove_piece(w, rp, &rp->err);
 }
 
 static void piece_back(struct piece *piece)

@@ -148,6 +148,7 @@ static bool fetch(struct mend *m, const struct want *w, uint8_t *ret)
 	struct tables *t = NULL;
 	const struct seg_frame *f;
 	uint8_t *stored = NULL;
+	uint32_t wrong;
 	bool ok;
 
 	if (!w || !w->from || load_tables(m->q->p, w->from, &t, &err) < 0 || !t)
@@ -160,7 +161,8 @@ static bool fetch(struct mend *m, const struct want *w, uint8_t *ret)
 	     frame_decode(m->worker, t->t, f, stored, m->worker->data, &err) == 0;
 	if (ok) {
 		memcpy(ret, m->worker->data + (w->slot - f->first_slot) * bs, bs);
-		ok = cluster_prove(m->worker, t->t, w->slot, ret, &err) == 0;
+		ok = clusters_prove(m->worker, 1, &(struct stored_cluster){ret, t->t, w->slot},
+				    &wrong, &err) == 0;
 	}
 	free(stored);
 	tables_unref(t);
@@ -240,16 +242,17 @@ static bool is_back(struct mend *m, const struct seg_frame *f)
 {
 	size_t bs = (size_t)1 << m->q->p->v->repo->block_bits;
 	const struct seg_tables *t = m->t->t;
+	struct stored_cluster v[FRAME_MAX_SLOTS];
 	struct error err = {0};
+	uint32_t wrong;
 	bool ok = f->stored_len > 0 && f->offset + f->stored_len <= m->object.len &&
 		  aead_set_key(m->worker->aead, &t->key, &err) == 0 &&
 		  frame_decode(m->worker, t, f, m->object.data + f->offset, m->worker->data,
 			       &err) == 0;
 
 	for (uint32_t i = 0; ok && i < f->nslots; i++)
-		ok = cluster_prove(m->worker, t, f->first_slot + i, m->worker->data + i * bs,
-				   &err) == 0;
-	return ok;
+		v[i] = (struct stored_cluster){m->worker->data + i * bs, t, f->first_slot + i};
+	return ok && clusters_prove(m->worker, f->nslots, v, &wrong, &err) == 0;
 }
 
 static bool any_lost(const struct vseg *s, const struct seg_frame *f)

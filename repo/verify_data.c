@@ -147,17 +147,58 @@ struct vdata {
 	struct error err;
 };
 
-static int check_data_frame(struct job *j, struct worker *w, const struct seg_frame *f,
-			    struct error *err)
+static void note_bad(struct job *j, uint32_t frame, int code, const struct error *why)
+{
+	if (!j->err.code)
+		j->err = *why;
+	if (!verify_is_damage(code))
+		j->code = code;
+	bit_set(j->bad, frame);
+}
+
+/* Clusters that were opened and whose content is still to be looked at. */
+struct opened {
+	unsigned n;
+	struct stored_cluster v[PIECE_CLUSTERS];
+	uint32_t frame[PIECE_CLUSTERS];
+};
+
+static void prove_opened(struct job *j, struct worker *w, struct opened *o)
+{
+	struct error one = {0};
+	uint32_t wrong;
+	int r = clusters_prove(w, o->n, o->v, &wrong, &one);
+
+	if (r < 0 && !wrong)
+		note_bad(j, j->first, r, &one);
+	for (unsigned i = 0; i < o->n; i++)
+		if (wrong >> i & 1)
+			note_bad(j, o->frame[i], r, &one);
+	o->n = 0;
+}
+
+static int open_frame(struct job *j, struct worker *w, uint32_t frame, struct opened *o,
+		      struct error *err)
 {
 	const struct seg_tables *t = j->t->t;
-	size_t bs = (size_t)1 << t->addr.block_bits;
+	const struct seg_frame *f = &t->frames[frame];
 	const uint8_t *stored = j->buf + (f->offset - j->offset);
+	size_t bs = (size_t)1 << t->addr.block_bits;
+	uint8_t *out;
 	int r = frame_check_crc(f, stored, err);
 
-	r = r ? r : frame_decode(w, t, f, stored, w->data, err);
-	for (unsigned i = 0; r == 0 && i < f->nslots; i++)
-		r = cluster_prove(w, t, f->first_slot + i, w->data + i * bs, err);
+	if (r < 0 || t->addr.type != SEGMENT_DATA || !t->has_key)
+		return r;
+	static_assert(FRAME_MAX_SLOTS <= PIECE_CLUSTERS,
+		      "the room of a worker has a frame's clusters");
+	if (o->n + f->nslots > FRAME_MAX_SLOTS)
+		prove_opened(j, w, o);
+	out = w->data + o->n * bs;
+	r = frame_decode(w, t, f, stored, out, err);
+	for (unsigned i = 0; r == 0 && i < f->nslots; i++) {
+		o->frame[o->n] = frame;
+		o->v[o->n++] = (struct stored_cluster){out + i * bs, t, f->first_slot + i};
+	}
 	return r;
 }
 
@@ -166,28 +207,22 @@ static void job_run(struct pool_task *task, unsigned worker)
 	struct job *j = container_of(task, struct job, task);
 	struct worker *w = &j->d->workers.v[worker];
 	const struct seg_tables *t = j->t->t;
+	struct opened opened = {0};
 
 	if (t->has_key)
 		j->code = aead_set_key(w->aead, &t->key, &j->err);
 	for (uint32_t i = j->first; j->code == 0 && i < j->first + j->n; i++) {
-		const struct seg_frame *f = &t->frames[i];
 		struct error one = {0};
 		int r;
 
-		if (f->stored_len == 0 || bit_get(j->bad, i))
+		if (t->frames[i].stored_len == 0 || bit_get(j->bad, i))
 			continue;
-		if (t->addr.type == SEGMENT_DATA && t->has_key)
-			r = check_data_frame(j, w, f, &one);
-		else
-			r = frame_check_crc(f, j->buf + (f->offset - j->offset), &one);
-		if (r == 0)
-			continue;
-		if (!j->err.code)
-			j->err = one;
-		if (!verify_is_damage(r))
-			j->code = r;
-		bit_set(j->bad, i);
+		r = open_frame(j, w, i, &opened, &one);
+		if (r < 0)
+			note_bad(j, i, r, &one);
 	}
+	if (j->code == 0)
+		prove_opened(j, w, &opened);
 }
 
 static void job_end(struct job *j, int code)

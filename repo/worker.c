@@ -27,6 +27,7 @@ static int worker_init(struct worker *w, const struct secret *id_key, int level,
 	int r = aead_new(&w->aead, err);
 
 	r = r ? r : mac_new(id_key, &w->mac, err);
+	r = r ? r : lanes_new(id_key, &w->lanes, err);
 	if (r < 0)
 		return r;
 	if (level != 0)
@@ -64,6 +65,7 @@ void workers_done(struct workers *w)
 	for (unsigned i = 0; w->v && i < w->n; i++) {
 		aead_free(w->v[i].aead);
 		mac_free(w->v[i].mac);
+		lanes_free(w->v[i].lanes);
 		ZSTD_freeCCtx(w->v[i].cctx);
 		ZSTD_freeDCtx(w->v[i].dctx);
 		free(w->v[i].frame);
@@ -86,5 +88,23 @@ int content_id(struct worker *w, const void *cluster, size_t len, uint8_t ret[CO
 
 	if (r == 0)
 		memcpy(ret, mac, CONTENT_BYTES);
+	return r;
+}
+
+int content_ids(struct worker *w, unsigned n, const uint8_t *const cluster[], size_t len,
+		uint8_t *const ret[], struct error *err)
+{
+	uint8_t mac[PIECE_CLUSTERS][KEY_BYTES];
+	int r = 0;
+
+	static_assert(PIECE_CLUSTERS <= LANES_MAX, "a piece is hashed at once");
+	if (w->lanes && n >= LANES_MIN && len <= LANES_MESSAGE_BYTES) {
+		r = lanes_do(w->lanes, n, cluster, len, mac, err);
+		for (unsigned i = 0; r == 0 && i < n; i++)
+			memcpy(ret[i], mac[i], CONTENT_BYTES);
+		return r;
+	}
+	for (unsigned i = 0; r == 0 && i < n; i++)
+		r = content_id(w, cluster[i], len, ret[i], err);
 	return r;
 }

@@ -2,13 +2,14 @@
 /* What each worker thread keeps for itself: contexts that are made once and reused. */
 #pragma once
 
-#include "crypt.h"
+#include "lanes.h"
 
 #include <zstd.h>
 
 struct worker {
 	struct aead *aead;
-	struct mac *mac; /* of content ids */
+	struct mac *mac;     /* of content ids */
+	struct lanes *lanes; /* of many; NULL: there are none */
 	ZSTD_CCtx *cctx;
 	ZSTD_DCtx *dctx;
 	uint8_t *frame; /* room for a frame's plaintext */
@@ -31,3 +32,6 @@ bool cluster_is_zero(const uint8_t *p, size_t len);
 /* The content id of a cluster. */
 int content_id(struct worker *w, const void *cluster, size_t len, uint8_t ret[CONTENT_BYTES],
 	       struct error *err) TM_WUR;
+/* Those of n clusters of len bytes, at most PIECE_CLUSTERS; ret[i] has CONTENT_BYTES. */
+int content_ids(struct worker *w, unsigned n, const uint8_t *const cluster[], size_t len,
+		uint8_t *const ret[], struct error *err) TM_WUR;

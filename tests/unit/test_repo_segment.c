@@ -105,7 +105,10 @@ static int read_all(struct fixture *f, const uint8_t *bytes, size_t len)
 
 		r = frame_decode(w, t, fr, bytes + fr->offset, out, NULL);
 		for (unsigned k = 0; r == 0 && k < fr->nslots; k++, n++) {
-			r = cluster_prove(w, t, fr->first_slot + k, out + k * BS, NULL);
+			struct stored_cluster c = {out + k * BS, t, fr->first_slot + k};
+			uint32_t wrong;
+
+			r = clusters_prove(w, 1, &c, &wrong, NULL);
 			assert_true(r < 0 || memcmp(out + k * BS, f->cluster[n], BS) == 0);
 		}
 	}
