@@ -11,6 +11,7 @@ from harness import HarnessError, run
 import data
 from measure import Agent, measure
 from peers import missing
+from warm import NEEDED, Warm
 
 SCENARIOS = {}
 FEW = 2     # rounds of what takes long and is there to be seen beside the rest
@@ -74,6 +75,7 @@ class Bench:
         self.build = args.build
         self.tidemark = args.build / "agent/tidemark"
         self.outcome = None
+        self.warm = Warm() if NEEDED and not args.small else None
         self.number = 0
         self.kept = {}  # what one scenario leaves to another
 
@@ -112,14 +114,14 @@ class Bench:
     def compare(self, contenders, rounds=None, few=(), of=None):
         """Runs each contender once a round, one after the other, so that what happens on the
         machine meanwhile hits them all; those of `few` in two rounds only. They return dicts of
-        numbers. `of`: bytes of data that each goes through, where it does not say `data_bytes` itself.
-        So much memory is touched before each, or who comes first would pay for the others: where a
-        hypervisor takes free pages back, the first touch of each costs more than what is measured."""
+        numbers. `of`: bytes of data that each goes through, where it does not say `data_bytes`
+        itself; memory is kept warm for those."""
         for number in range(rounds or self.rounds):
             for name, function in contenders.items():
                 if function is None or (name in few and number >= FEW):
                     continue
-                self._touch(of or 0)
+                if of and self.warm:
+                    self.warm.fill()
                 taken = function()
                 size = taken.get("data_bytes", of)
                 if size and "cpu" in taken:
@@ -130,13 +132,6 @@ class Bench:
                         row.setdefault(key, []).append(value)
                 print(f"    round {number + 1}: {name}: {taken['seconds']:.3f} s", flush=True)
         return self.outcome
-
-    def _touch(self, size):
-        path = self.where / "touched"
-        with open(path, "wb") as file:
-            for _ in range(size // data.MIB):
-                file.write(bytes(data.MIB))
-        path.unlink()
 
     def row(self, name, **numbers):
         """A row that was counted and not timed."""

@@ -2,11 +2,10 @@
 /*
  * What each stage of a backup costs by itself, on one thread, over the data that goes through it:
  *
- *	stages IMAGE DIR [DATA]   zero test, content id, zstd, seal, CRC and durable writes into
- *	                          DIR; with DATA also what a restore does, written to file DATA
- *
- * What is written goes again with its batch: on some virtual machines the first touch of memory
- *costs several times what writing does, and belongs to whoever comes first.
+ *	stages IMAGE DIR [back]      zero test, content id, zstd, seal, CRC and durable writes into
+ *	                             DIR; with `back` also what a restore does with them
+ *	stages write FILE BYTES      what a restore writes: the first touch of its memory is a
+ *	                             part of it, and it has to be measured in as little time
  *
  * Prints JSON: per stage the bytes that went in and the CPU seconds they took.  The data goes from
  * stage to stage in batches that are larger than the caches.
@@ -72,7 +71,7 @@ struct stages {
 	uint8_t *plain;  /* room for its data */
 	uint64_t batches;
 	int dir;
-	int data; /* -1: no restore */
+	bool back; /* a restore's, too */
 };
 
 static uint64_t cpu_ns(void)
@@ -276,11 +275,6 @@ static void restore_frames(struct stages *s)
 	}
 	count(s, STAGE_DECOMPRESS, since, data);
 	identify(s, STAGE_PROVE);
-	since = cpu_ns();
-	must(pwrite(s->data, s->plain, data, 0) == (ssize_t)data, "writing the data");
-	count(s, STAGE_WRITE_DATA, since, data);
-	/* On a file that grows, as the target of a restore does. */
-	must(ftruncate(s->data, 0) == 0, "ftruncate");
 }
 
 static void batch(struct stages *s)
@@ -292,7 +286,7 @@ static void batch(struct stages *s)
 	seal_frames(s);
 	sum_frames(s);
 	write_object(s);
-	if (s->data >= 0) {
+	if (s->back) {
 		load_object(s);
 		restore_frames(s);
 	}
@@ -324,6 +318,21 @@ static void all_data(struct stages *s, int fd, const uint8_t *image, off_t size)
 	batch(s);
 }
 
+static void write_data(struct stages *s, const char *name, uint64_t bytes)
+{
+	static uint8_t piece[PIECE_CLUSTERS * CLUSTER];
+	uint64_t since = cpu_ns(), at = 0;
+	int fd = open(name, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+
+	must(fd >= 0, name);
+	for (size_t len; at < bytes; at += len) {
+		len = min_u64(sizeof(piece), bytes - at);
+		must(io_pwrite(fd, name, piece, len, at, NULL) == 0, name);
+	}
+	must(fdatasync(fd) == 0 && close(fd) == 0, name);
+	count(s, STAGE_WRITE_DATA, since, bytes);
+}
+
 static void print_stages(const struct stages *s)
 {
 	(void)printf("{");
@@ -333,37 +342,45 @@ static void print_stages(const struct stages *s)
 	(void)printf("}\n");
 }
 
-int main(int argc, char **argv)
+static void all_stages(struct stages *s, const char *name, const char *dir)
 {
-	static struct stages s; /* large */
 	const struct secret key = {{1}};
 	struct workers workers;
 	struct stat st;
 	void *image;
-	int fd;
+	int fd = open(name, O_RDONLY | O_CLOEXEC);
 
-	if (argc < 3 || argc > 4) {
-		(void)fprintf(stderr, "usage: stages IMAGE DIR [DATA]\n");
-		return 2;
-	}
-	fd = open(argv[1], O_RDONLY | O_CLOEXEC);
-	must(fd >= 0 && fstat(fd, &st) == 0, argv[1]);
-	s.dir = open(argv[2], O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	must(s.dir >= 0, argv[2]);
-	s.data = argc > 3 ? open(argv[3], O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600) : -1;
-	must(argc == 3 || s.data >= 0, argc > 3 ? argv[3] : "");
+	must(fd >= 0 && fstat(fd, &st) == 0, name);
+	s->dir = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	must(s->dir >= 0, dir);
 	image = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_SHARED, fd, 0);
 	must(image != MAP_FAILED, "mmap");
 	must(workers_init(&workers, 1, &key, LEVEL, FRAME_TARGET_BYTES, NULL) == 0, "workers");
-	s.w = workers.v;
-	must(aead_set_key(s.w->aead, &key, NULL) == 0, "aead_set_key");
-	s.stored = malloc((size_t)BATCH * (CLUSTER + TAG_BYTES));
-	s.plain = malloc((size_t)BATCH * CLUSTER);
-	must(s.stored && s.plain, "memory");
-	all_data(&s, fd, image, st.st_size);
-	print_stages(&s);
+	s->w = workers.v;
+	must(aead_set_key(s->w->aead, &key, NULL) == 0, "aead_set_key");
+	s->stored = malloc((size_t)BATCH * (CLUSTER + TAG_BYTES));
+	s->plain = malloc((size_t)BATCH * CLUSTER);
+	must(s->stored && s->plain, "memory");
+	all_data(s, fd, image, st.st_size);
 	workers_done(&workers);
-	free(s.stored);
-	free(s.plain);
+	free(s->stored);
+	free(s->plain);
+}
+
+int main(int argc, char **argv)
+{
+	static struct stages s; /* large */
+
+	if (argc < 3 || argc > 4) {
+		(void)fprintf(stderr, "usage: stages IMAGE DIR [back] | stages write FILE BYTES\n");
+		return 2;
+	}
+	if (argc == 4 && strcmp(argv[1], "write") == 0) {
+		write_data(&s, argv[2], strtoull(argv[3], NULL, 10));
+	} else {
+		s.back = argc == 4;
+		all_stages(&s, argv[1], argv[2]);
+	}
+	print_stages(&s);
 	return 0;
 }
