@@ -4,8 +4,8 @@
 
 #include <string.h>
 
-/* Buffers of PIECE_CLUSTERS clusters: 24 MiB, and as much for their frames. */
-#define READ_PIECES     24
+/* Buffers of PIECE_CLUSTERS clusters: 22 MiB, and as much for their frames. */
+#define READ_PIECES     22
 #define NBD_CONNECTIONS 4
 #define NBD_CONNECT_MS  10000
 #define STALL_MS        120000 /* QEMU answers no read for so long: the backup is given up */

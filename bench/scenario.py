@@ -11,7 +11,7 @@ from harness import HarnessError, run
 import data
 from measure import Agent, measure
 from peers import missing
-from warm import NEEDED, Warm
+from warm import Warm, needed
 
 SCENARIOS = {}
 FEW = 2     # rounds of what takes long and is there to be seen beside the rest
@@ -75,7 +75,7 @@ class Bench:
         self.build = args.build
         self.tidemark = args.build / "agent/tidemark"
         self.outcome = None
-        self.warm = Warm() if NEEDED and not args.small else None
+        self.warm = Warm() if needed() and not args.small else None
         self.number = 0
         self.kept = {}  # what one scenario leaves to another
 
@@ -116,6 +116,8 @@ class Bench:
         machine meanwhile hits them all; those of `few` in two rounds only. They return dicts of
         numbers. `of`: bytes of data that each goes through, where it does not say `data_bytes`
         itself; memory is kept warm for those."""
+        if self.warm and not of:
+            self.warm.empty()
         for number in range(rounds or self.rounds):
             for name, function in contenders.items():
                 if function is None or (name in few and number >= FEW):

@@ -12,14 +12,18 @@ import threading
 from pathlib import Path
 
 MIB = 1024 * 1024
-CHUNK = 16 * MIB        # held and let go at once
+CHUNK = 32 * MIB        # held and let go at once
 LEFT = 512 * MIB        # free memory that nobody touches
-AHEAD = 64 * MIB        # so much more is free, for what is taken between two looks
-LOOK = 0.003            # seconds
+AHEAD = 128 * MIB       # so much more is free, for what is taken between two looks
+MOST = 64 * 1024 * MIB  # that is ever held
+LOOK = 0.01             # seconds
 MADV_POPULATE_WRITE = 23
 
-# Only where free pages are told of.
-NEEDED = Path("/sys/module/page_reporting").exists()
+
+def needed():
+    """Whether a balloon tells the hypervisor of free pages: VIRTIO_BALLOON_F_REPORTING, bit 5."""
+    return any(path.read_text()[5] == "1"
+               for path in Path("/sys/bus/virtio/drivers/virtio_balloon").glob("virtio*/features"))
 
 
 def free():
@@ -35,7 +39,7 @@ def chunk():
 
 
 class Warm:
-    """Lives as long as the process."""
+    """Lives as long as the process. empty() before what is not measured that way."""
 
     def __init__(self):
         self.held = []
@@ -45,8 +49,13 @@ class Warm:
     def fill(self):
         """Before something is measured."""
         with self.lock:
-            while free() > LEFT + CHUNK:
+            while free() > LEFT + CHUNK and len(self.held) * CHUNK < MOST:
                 self.held.append(chunk())
+
+    def empty(self):
+        with self.lock:
+            while self.held:
+                self.held.pop().close()
 
     def _let_go(self):
         looks = threading.Event()   # never set

@@ -4,7 +4,7 @@
 #include <inttypes.h>
 #include <string.h>
 
-/* More than the pieces on their way can need: 24 of 16 clusters, each in another segment. */
+/* More than the pieces on their way can need: 22 of 16 clusters, each in another segment. */
 #define MAX_TABLES_BYTES (22u << 20)
 /* What is asked for first: holds the tables of most segments. */
 #define FIRST_GET (64u << 10)

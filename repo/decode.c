@@ -53,15 +53,15 @@ int frame_decode(struct worker *w, const struct seg_tables *t, const struct seg_
 	}
 }
 
-int clusters_prove(struct worker *w, unsigned n, const struct stored_cluster v[], uint32_t *wrong,
-		   struct error *err)
+int clusters_prove(struct worker *w, unsigned n, const struct stored_cluster v[],
+		   uint32_t *ret_wrong, struct error *err)
 {
 	uint8_t id[PIECE_CLUSTERS][CONTENT_BYTES];
 	const uint8_t *data[PIECE_CLUSTERS];
 	uint8_t *ret[PIECE_CLUSTERS];
 	int r;
 
-	*wrong = 0;
+	*ret_wrong = 0;
 	if (n == 0)
 		return 0;
 	for (unsigned i = 0; i < n; i++) {
@@ -71,10 +71,10 @@ int clusters_prove(struct worker *w, unsigned n, const struct stored_cluster v[]
 	r = content_ids(w, n, data, (size_t)1 << v->t->addr.block_bits, ret, err);
 	for (unsigned i = 0; r == 0 && i < n; i++)
 		if (memcmp(id[i], v[i].t->descs[v[i].slot].b, CONTENT_BYTES) != 0)
-			*wrong |= UINT32_C(1) << i;
-	if (*wrong)
+			*ret_wrong |= UINT32_C(1) << i;
+	if (*ret_wrong)
 		return error_set(err, TM_E_CORRUPT,
 				 "the cluster in slot %u is not the one that was stored",
-				 v[__builtin_ctz(*wrong)].slot);
+				 v[__builtin_ctz(*ret_wrong)].slot);
 	return r;
 }

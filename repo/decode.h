@@ -22,7 +22,8 @@ struct stored_cluster {
 
 /*
  * Compares n clusters of one size, at most PIECE_CLUSTERS, with the content ids of their slots.
- * TM_E_CORRUPT: bit i of *wrong is set for each that is another; the text names the first.
+ * TM_E_CORRUPT: bit i of *ret_wrong is set for each that is another; the text names the first.
+ * *ret_wrong is 0 otherwise.
  */
-int clusters_prove(struct worker *w, unsigned n, const struct stored_cluster v[], uint32_t *wrong,
-		   struct error *err) TM_WUR;
+int clusters_prove(struct worker *w, unsigned n, const struct stored_cluster v[],
+		   uint32_t *ret_wrong, struct error *err) TM_WUR;

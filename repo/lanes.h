@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * HMAC-SHA256 of several messages at once, one in each lane of the vector registers: with AVX-512
- * sixteen take the time of seven one after the other, whatever their number.
+ * HMAC-SHA256 of several messages at once, one in each lane of the vector registers.  With AVX-512
+ * a call takes the time of seven messages one after the other, for one as for sixteen.
  */
 #pragma once
 
@@ -14,13 +14,16 @@
 struct lanes;
 
 /*
- * *ret is NULL where this build or this processor has none, and where they were not found to
- * compute what mac_do() does.
+ * *ret is NULL where this build has none, where this processor hashes one after the other as
+ * quickly, and where they were not found to compute what mac_do() does.
  */
 int lanes_new(const struct secret *key, struct lanes **ret, struct error *err) TM_WUR;
 void lanes_free(struct lanes *l);
 TM_CLEANUP(struct lanes, lanes_free)
 
-/* n messages of len bytes each.  One thread at a time. */
-int lanes_do(struct lanes *l, unsigned n, const uint8_t *const message[], size_t len,
-	     uint8_t ret[][KEY_BYTES], struct error *err) TM_WUR;
+/*
+ * n messages of len bytes each.  One thread at a time.  False: ret is undefined, and l must not be
+ * used again, because it may still refer to the messages.
+ */
+bool lanes_do(struct lanes *l, unsigned n, const uint8_t *const message[], size_t len,
+	      uint8_t ret[][KEY_BYTES]) TM_WUR;

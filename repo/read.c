@@ -233,8 +233,8 @@ static int prove_piece(struct worker *w, const struct read_piece *rp, struct err
 		v[i] = (struct stored_cluster){
 			rp->p.data + i * bs, p->want[p->cluster[i].want].t->t, p->cluster[i].slot};
 	r = clusters_prove(w, p->nclusters, v, &wrong, err);
-	if (wrong)
-		name_place(rp->r, p, p->cluster[__builtin_ctz(wrong)].want, err);
+	if (r < 0)
+		name_place(rp->r, p, p->cluster[wrong ? __builtin_ctz(wrong) : 0].want, err);
 	return r;
 }
 

@@ -159,24 +159,29 @@ static void note_bad(struct job *j, uint32_t frame, int code, const struct error
 /* Clusters that were opened and whose content is still to be looked at. */
 struct opened {
 	unsigned n;
-	struct stored_cluster v[PIECE_CLUSTERS];
-	uint32_t frame[PIECE_CLUSTERS];
+	struct stored_cluster v[FRAME_MAX_SLOTS]; /* what a worker has room for */
+	uint32_t frame[FRAME_MAX_SLOTS];
 };
 
 static void prove_opened(struct job *j, struct worker *w, struct opened *o)
 {
+	static_assert(FRAME_MAX_SLOTS <= PIECE_CLUSTERS, "they are proved at once");
 	struct error one = {0};
 	uint32_t wrong;
 	int r = clusters_prove(w, o->n, o->v, &wrong, &one);
 
-	if (r < 0 && !wrong)
-		note_bad(j, j->first, r, &one);
+	if (r < 0 && !wrong) {
+		j->code = r;
+		j->err = one;
+	}
 	for (unsigned i = 0; i < o->n; i++)
 		if (wrong >> i & 1)
 			note_bad(j, o->frame[i], r, &one);
 	o->n = 0;
 }
 
+/* Of data its clusters wait to be proved, for which those that waited before may have to go first.
+ */
 static int open_frame(struct job *j, struct worker *w, uint32_t frame, struct opened *o,
 		      struct error *err)
 {
@@ -189,8 +194,6 @@ static int open_frame(struct job *j, struct worker *w, uint32_t frame, struct op
 
 	if (r < 0 || t->addr.type != SEGMENT_DATA || !t->has_key)
 		return r;
-	static_assert(FRAME_MAX_SLOTS <= PIECE_CLUSTERS,
-		      "the room of a worker has a frame's clusters");
 	if (o->n + f->nslots > FRAME_MAX_SLOTS)
 		prove_opened(j, w, o);
 	out = w->data + o->n * bs;

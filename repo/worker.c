@@ -91,19 +91,32 @@ int content_id(struct worker *w, const void *cluster, size_t len, uint8_t ret[CO
 	return r;
 }
 
+/* False: hash one after the other. */
+static bool lanes_ids(struct worker *w, unsigned n, const uint8_t *const cluster[], size_t len,
+		      uint8_t *const ret[])
+{
+	uint8_t mac[PIECE_CLUSTERS][KEY_BYTES];
+
+	static_assert(PIECE_CLUSTERS <= LANES_MAX, "a piece is hashed at once");
+	if (!w->lanes || n < LANES_MIN || len > LANES_MESSAGE_BYTES)
+		return false;
+	if (!lanes_do(w->lanes, n, cluster, len, mac)) {
+		lanes_free(w->lanes);
+		w->lanes = NULL;
+		return false;
+	}
+	for (unsigned i = 0; i < n; i++)
+		memcpy(ret[i], mac[i], CONTENT_BYTES);
+	return true;
+}
+
 int content_ids(struct worker *w, unsigned n, const uint8_t *const cluster[], size_t len,
 		uint8_t *const ret[], struct error *err)
 {
-	uint8_t mac[PIECE_CLUSTERS][KEY_BYTES];
 	int r = 0;
 
-	static_assert(PIECE_CLUSTERS <= LANES_MAX, "a piece is hashed at once");
-	if (w->lanes && n >= LANES_MIN && len <= LANES_MESSAGE_BYTES) {
-		r = lanes_do(w->lanes, n, cluster, len, mac, err);
-		for (unsigned i = 0; r == 0 && i < n; i++)
-			memcpy(ret[i], mac[i], CONTENT_BYTES);
-		return r;
-	}
+	if (lanes_ids(w, n, cluster, len, ret))
+		return 0;
 	for (unsigned i = 0; r == 0 && i < n; i++)
 		r = content_id(w, cluster[i], len, ret[i], err);
 	return r;

@@ -5,10 +5,36 @@
 #include "repo/cache.h"
 #include "repo/internal.h"
 #include "repo/lost.h"
+#include "repo/worker.h"
 
 #define BS 4096
 
 static uint64_t seed;
+
+/* ---- content ids that are not those of the content ---- */
+
+static bool spoil; /* what is backed up now */
+
+static bool is_spoilt(const uint8_t *cluster)
+{
+	return cluster[0] % 4 == 0;
+}
+
+int __real_content_ids(struct worker *w, unsigned n, const uint8_t *const cluster[], size_t len,
+		       uint8_t *const ret[], struct error *err);
+int __wrap_content_ids(struct worker *w, unsigned n, const uint8_t *const cluster[], size_t len,
+		       uint8_t *const ret[], struct error *err);
+
+int __wrap_content_ids(struct worker *w, unsigned n, const uint8_t *const cluster[], size_t len,
+		       uint8_t *const ret[], struct error *err)
+{
+	int r = __real_content_ids(w, n, cluster, len, ret, err);
+
+	for (unsigned i = 0; spoil && i < n; i++)
+		if (is_spoilt(cluster[i]))
+			ret[i][0] ^= 1;
+	return r;
+}
 
 struct keys {
 	char key[64][KEY_MAX];
@@ -117,6 +143,80 @@ static void damage_one(struct rig *rig, const struct image *images, size_t n, co
 	}
 	assert_int_equal(how < 7 ? 0 : store_put_wait(st, key, "x", 1, NULL), 0);
 	replace(st, key, b.data, b.len);
+}
+
+/* The blocks of the only disk that the report says are lost. */
+static void lost_blocks(const struct repo_verify_report *report, uint64_t blocks, bool lost[])
+{
+	memset(lost, 0, blocks * sizeof(*lost));
+	for (size_t i = 0; i < report->ndamaged; i++)
+		for (size_t k = 0; k < report->damaged[i].nranges; k++) {
+			const struct repo_damage_range *range = &report->damaged[i].ranges[k];
+
+			for (uint64_t b = range->offset / BS;
+			     b * BS < range->offset + range->length; b++)
+				lost[b] = true;
+		}
+}
+
+/* Clusters are proved several frames at a time: each that is wrong costs its own frame alone. */
+static void wrong_clusters_are_found_one_by_one(void **state)
+{
+	enum { BLOCKS = 600 };
+	struct repo_verify_report report = {0};
+	struct keys keys = {.n = 0};
+	auto_buf struct buf b = {0};
+	struct error err = {0};
+	struct image im;
+	bool lost[BLOCKS];
+	struct rig rig;
+	struct tm_id id;
+	unsigned more = 0, wrong = 0;
+	const char *data = NULL;
+
+	(void)state;
+	rig_up(&rig, BS, seed);
+	image_init(&im, (uint64_t)BLOCKS * BS, BS);
+	/* No two neighbours, so that each is a frame. */
+	for (uint64_t block = 0; block < BLOCKS; block += 2)
+		image_noise(&im, &rig.random, block, block + 1);
+	spoil = true;
+	assert_int_equal(rig_backup(&rig, &im, NULL, &id, &err), 0);
+	spoil = false;
+	assert_int_equal(verify(&rig, &report, true, &err), 0);
+	lost_blocks(&report, BLOCKS, lost);
+	repo_verify_report_done(&report);
+	for (uint64_t block = 0; block < BLOCKS; block++) {
+		bool is = block % 2 == 0 && is_spoilt(im.data + block * BS);
+
+		assert_int_equal(lost[block], is);
+		wrong += is;
+	}
+	assert_in_range(wrong, 1, BLOCKS / 2 - 1);
+
+	/* A frame that cannot be opened while others wait takes none of them with it. */
+	assert_int_equal(rig.store->below->ops->list(rig.store->below, "", add_key, &keys, NULL),
+			 0);
+	for (size_t i = 0; i < keys.n; i++)
+		if (keys.size[i] > (uint64_t)BLOCKS / 2 * BS)
+			data = keys.key[i];
+	assert_non_null(data);
+	assert_int_equal(store_read(rig.store->below, data, 64 << 20, &b, NULL), 0);
+	b.data[b.len - b.len / 3] ^= 1;
+	replace(rig.store->below, data, b.data, b.len);
+	assert_int_equal(reopen(&rig, &err), 0);
+	assert_int_equal(verify(&rig, &report, true, &err), 0);
+	lost_blocks(&report, BLOCKS, lost);
+	repo_verify_report_done(&report);
+	for (uint64_t block = 0; block < BLOCKS; block++) {
+		bool is = block % 2 == 0 && is_spoilt(im.data + block * BS);
+
+		assert_true(lost[block] || !is);
+		more += lost[block] && !is;
+	}
+	assert_in_range(more, 0, 1);
+	image_done(&im);
+	rig_down(&rig);
 }
 
 static void damage_is_found_and_named(void **state)
@@ -593,6 +693,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(damage_is_found_and_named),
+		cmocka_unit_test(wrong_clusters_are_found_one_by_one),
 		cmocka_unit_test(scrub_finds_damage_in_any_object),
 		cmocka_unit_test(maps_fit_what_their_sessions_stored),
 		cmocka_unit_test(a_map_that_leads_to_an_old_version_is_found),
