@@ -46,7 +46,7 @@ static void use(const void *p)
 
 static void worker(struct workers *w)
 {
-	const struct secret key = {{1}};
+	static const struct secret key = {{1}};
 
 	must(workers_init(w, 1, &key, LEVEL, FRAME, NULL) == 0, "workers");
 	must(aead_set_key(w->v->aead, &key, NULL) == 0, "aead_set_key");

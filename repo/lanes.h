@@ -14,10 +14,11 @@
 struct lanes;
 
 /*
- * *ret is NULL where this build has none, where this processor hashes one after the other as
- * quickly, and where they were not found to compute what mac_do() does.
+ * NULL where this build has none, where this processor hashes one after the other as quickly, where
+ * they were not found to compute what mac_do() does, and without memory.  The first call of a
+ * process takes some milliseconds, to find that out.
  */
-int lanes_new(const struct secret *key, struct lanes **ret, struct error *err) TM_WUR;
+struct lanes *lanes_new(const struct secret *key);
 void lanes_free(struct lanes *l);
 TM_CLEANUP(struct lanes, lanes_free)
 

@@ -70,21 +70,17 @@ static void jobs_init(struct lanes *l)
 	}
 }
 
-/* *ret is NULL where the processor has none. */
-static int lanes_alloc(const struct secret *key, struct lanes **ret, struct error *err)
+static struct lanes *lanes_alloc(const struct secret *key)
 {
 	auto_clean(lanes_free) struct lanes *l = calloc(1, sizeof(*l));
 
-	*ret = NULL;
-	if (!l || posix_memalign(&l->memory, BLOCK_BYTES, imb_get_mb_mgr_size()) != 0)
-		return error_nomem(err);
-	if (!manager_init(l))
-		return 0;
+	if (!l || posix_memalign(&l->memory, BLOCK_BYTES, imb_get_mb_mgr_size()) != 0 ||
+	    !manager_init(l))
+		return NULL;
 	hash_key(l, key, 0x36, l->inner);
 	hash_key(l, key, 0x5c, l->outer);
 	jobs_init(l);
-	*ret = tm_steal(l);
-	return 0;
+	return tm_steal(l);
 }
 
 void lanes_free(struct lanes *l)
@@ -130,11 +126,11 @@ static bool agree(struct lanes *l, struct mac *mac, const uint8_t *room, unsigne
 static void prove(void)
 {
 	static const struct secret key = {"a key that proves and keeps none"};
-	auto_clean(lanes_free) struct lanes *l = NULL;
+	auto_clean(lanes_free) struct lanes *l = lanes_alloc(&key);
 	auto_clean(mac_free) struct mac *mac = NULL;
 	uint8_t *room = malloc(LANES_MESSAGE_BYTES + LANES_MAX);
 
-	if (room && lanes_alloc(&key, &l, NULL) == 0 && l && mac_new(&key, &mac, NULL) == 0) {
+	if (room && l && mac_new(&key, &mac, NULL) == 0) {
 		for (uint32_t i = 0, x = 1; i < LANES_MESSAGE_BYTES + LANES_MAX; i++) {
 			x = x * 1664525 + 1013904223;
 			room[i] = (uint8_t)(x >> 24);
@@ -147,9 +143,8 @@ static void prove(void)
 	free(room);
 }
 
-int lanes_new(const struct secret *key, struct lanes **ret, struct error *err)
+struct lanes *lanes_new(const struct secret *key)
 {
-	*ret = NULL;
 	pthread_once(&lanes_once, prove);
-	return lanes_proved ? lanes_alloc(key, ret, err) : 0;
+	return lanes_proved ? lanes_alloc(key) : NULL;
 }

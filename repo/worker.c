@@ -27,9 +27,9 @@ static int worker_init(struct worker *w, const struct secret *id_key, int level,
 	int r = aead_new(&w->aead, err);
 
 	r = r ? r : mac_new(id_key, &w->mac, err);
-	r = r ? r : lanes_new(id_key, &w->lanes, err);
 	if (r < 0)
 		return r;
+	w->lanes_key = id_key;
 	if (level != 0)
 		r = compressor_new(level, &w->cctx, err);
 	if (r < 0)
@@ -98,7 +98,12 @@ static bool lanes_ids(struct worker *w, unsigned n, const uint8_t *const cluster
 	uint8_t mac[PIECE_CLUSTERS][KEY_BYTES];
 
 	static_assert(PIECE_CLUSTERS <= LANES_MAX, "a piece is hashed at once");
-	if (!w->lanes || n < LANES_MIN || len > LANES_MESSAGE_BYTES)
+	if (n < LANES_MIN || len > LANES_MESSAGE_BYTES)
+		return false;
+	if (w->lanes_key)
+		w->lanes = lanes_new(w->lanes_key);
+	w->lanes_key = NULL;
+	if (!w->lanes)
 		return false;
 	if (!lanes_do(w->lanes, n, cluster, len, mac)) {
 		lanes_free(w->lanes);

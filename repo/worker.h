@@ -9,7 +9,9 @@
 struct worker {
 	struct aead *aead;
 	struct mac *mac;     /* of content ids */
-	struct lanes *lanes; /* of many; NULL: there are none */
+	struct lanes *lanes; /* of many */
+	/* What lanes are made with when the first many come: NULL behind that.  Not owned. */
+	const struct secret *lanes_key;
 	ZSTD_CCtx *cctx;
 	ZSTD_DCtx *dctx;
 	uint8_t *frame; /* room for a frame's plaintext */
@@ -21,7 +23,7 @@ struct workers {
 	unsigned n;
 };
 
-/* level 0: no compression contexts; frame_bytes 0: no room. */
+/* id_key has to outlive w.  level 0: no compression contexts; frame_bytes 0: no room. */
 int workers_init(struct workers *w, unsigned n, const struct secret *id_key, int level,
 		 size_t frame_bytes, struct error *err) TM_WUR;
 void workers_done(struct workers *w);

@@ -118,8 +118,10 @@ static void a_bit_changes_one_id(void **state)
 static void lanes_are_there_where_they_should_be(void **state)
 {
 	struct fixture *f = *state;
-	bool has = f->workers.v[0].lanes != NULL;
+	bool has;
 
+	compare(f, PIECE_CLUSTERS, LANES_MESSAGE_BYTES);
+	has = f->workers.v[0].lanes != NULL;
 	printf("lanes: %s\n", has ? "yes" : "no");
 #if TEST_LANES /* the build has the library */
 	assert_true(has || !__builtin_cpu_supports("avx512bw"));
