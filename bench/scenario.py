@@ -115,14 +115,12 @@ class Bench:
         """Runs each contender once a round, one after the other, so that what happens on the
         machine meanwhile hits them all; those of `few` in two rounds only. They return dicts of
         numbers. `of`: bytes of data that each goes through, where it does not say `data_bytes`
-        itself; memory is kept warm for those."""
-        if self.warm and not of:
-            self.warm.empty()
+        itself."""
         for number in range(rounds or self.rounds):
             for name, function in contenders.items():
                 if function is None or (name in few and number >= FEW):
                     continue
-                if of and self.warm:
+                if self.warm:
                     self.warm.fill()
                 taken = function()
                 size = taken.get("data_bytes", of)

@@ -321,10 +321,12 @@ static void all_data(struct stages *s, int fd, const uint8_t *image, off_t size)
 static void write_data(struct stages *s, const char *name, uint64_t bytes)
 {
 	static uint8_t piece[PIECE_CLUSTERS * CLUSTER];
-	uint64_t since = cpu_ns(), at = 0;
+	uint64_t since, at = 0;
 	int fd = open(name, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
 
 	must(fd >= 0, name);
+	memset(piece, 1, sizeof(piece)); /* or all of it would be one page of zeroes */
+	since = cpu_ns();
 	for (size_t len; at < bytes; at += len) {
 		len = min_u64(sizeof(piece), bytes - at);
 		must(io_pwrite(fd, name, piece, len, at, NULL) == 0, name);
