@@ -66,6 +66,13 @@ class Outcome:
         return all(c in self.rows for c in contenders)
 
 
+@dataclass
+class Peer:
+    """Another program at the same work. It may be missing, or fail."""
+
+    function: object
+
+
 class Bench:
     def __init__(self, args, scratch, where):
         self.small, self.seed = args.small, args.seed
@@ -117,12 +124,16 @@ class Bench:
         numbers. `of`: bytes of data that each goes through, where it does not say `data_bytes`
         itself."""
         for number in range(rounds or self.rounds):
-            for name, function in contenders.items():
+            for name, function in list(contenders.items()):
                 if function is None or (name in few and number >= FEW):
                     continue
                 if self.warm:
                     self.warm.fill()
-                taken = function()
+                taken = self.attempt(name, function) if isinstance(function, Peer) else function()
+                if taken is None:
+                    contenders[name] = None
+                    self.outcome.rows.pop(name, None)
+                    continue
                 size = taken.get("data_bytes", of)
                 if size and "cpu" in taken:
                     taken["cpu_per_gib"] = (taken["cpu"] + taken.get("helpers", 0)) / (size / data.GIB)
@@ -144,12 +155,22 @@ class Bench:
         self.outcome.notes.append(text)
 
     def peer(self, function, *programs):
-        """`function`, or None when its programs are not there, which is noted."""
+        """For compare() and attempt(), or None when its programs are not there, which is noted."""
         absent = missing(*programs)
         if absent:
             self.note(f"left out: {', '.join(absent)} not installed")
             return None
-        return function
+        return Peer(function)
+
+    def attempt(self, name, peer):
+        """What a peer returns, or None when it fails, which is noted: nothing ends for that."""
+        try:
+            return peer.function()
+        except (HarnessError, OSError) as error:
+            why = " ".join(str(error).split())
+            print(f"    {name}: FAILED: {why}", flush=True)
+            self.note(f"left out: {name} failed: {why[:200]}")
+            return None
 
     def same(self, a, b):
         """What came back is what was there."""
