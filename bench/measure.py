@@ -8,7 +8,7 @@ import threading
 import time
 from pathlib import Path
 
-from harness import HarnessError, spawn
+from harness import HarnessError
 
 TICK = os.sysconf("SC_CLK_TCK")
 TIMEOUT = 1800
@@ -60,17 +60,29 @@ def measure(*pipeline, servers=(), env=None, stdin=None, expect=(0,)):
     out      what the last one wrote (text)"""
     before = {pid: cpu_of(pid) for pid in servers}
     processes, peaks = [], []
-    log = subprocess.PIPE
     began = time.monotonic()
+    try:
+        _start(pipeline, stdin, env, processes, peaks)
+        return _end(pipeline, began, processes, peaks, before, expect)
+    finally:
+        for process in processes:
+            process.kill()  # does nothing to one that has been waited for
+
+
+def _start(pipeline, stdin, env, processes, peaks):
+    """Not by spawn(): that forks, and to copy the page tables of this process takes as long as what is short."""
     source = stdin if stdin is not None else subprocess.DEVNULL
     for argv in pipeline:
-        process = spawn([os.fspath(a) for a in argv], stdin=source, stdout=subprocess.PIPE, stderr=log
-                        if argv is pipeline[-1] else subprocess.DEVNULL, env=env)
+        process = subprocess.Popen([os.fspath(a) for a in argv], stdin=source, stdout=subprocess.PIPE, env=env,
+                                   stderr=subprocess.PIPE if argv is pipeline[-1] else subprocess.DEVNULL)
         if processes:
             processes[-1].stdout.close()
         source = process.stdout
         processes.append(process)
         peaks.append(_Peak(process.pid))
+
+
+def _end(pipeline, began, processes, peaks, before, expect):
     timer = threading.Timer(TIMEOUT, lambda: [p.kill() for p in processes])
     timer.daemon = True  # or a bench that is ended would wait for it
     timer.start()
