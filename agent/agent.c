@@ -151,9 +151,8 @@ int agent_each_domain(struct agent *a, agent_domain_fn *fn, void *data, struct e
 		r = in_domain(a, &l.v[i], fn, data, l.n - i, &one);
 		if (r && first)
 			say_error(a, &one);
-		else if (r && err)
-			*err = one;
-		first = first ? first : r;
+		else
+			first = error_pass(err, r, &one);
 	}
 	return first ? first : r;
 }

@@ -489,13 +489,10 @@ int cmd_backup(struct agent *a, enum exit_status *status, struct error *err)
 		r = backup_target(a, a->opt.args.v[i], status, &one);
 		if (!r)
 			continue;
-		if (!first) {
-			first = r;
-			if (err)
-				*err = one;
-		} else {
+		if (first)
 			say_error(a, &one);
-		}
+		else
+			first = error_pass(err, r, &one);
 		if (r == TM_E_CANCELED)
 			break;
 	}

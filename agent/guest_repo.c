@@ -173,9 +173,7 @@ static int use_domain(struct repo *r, const char *repo_url, const struct tm_id *
 
 	if (code == TM_E_NOTFOUND)
 		return error_set(err, TM_E_STALE, "%s holds another repository now", repo_url);
-	if (code && err && !err->code)
-		*err = one;
-	return code;
+	return error_pass(err, code, &one);
 }
 
 /* Is the point in the domain that the journal names?  It may be another one than that in use, of

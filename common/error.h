@@ -58,10 +58,11 @@ void error_set_at(struct error *err, enum tm_code code, int errnum, const char *
 int error_errno_at(struct error *err, int errnum, const char *file, int line, const char *fmt, ...)
 	TM_PRINTF(5, 6);
 
-/* Hands over what went wrong with `from`, whose caller had to look at it first; yields code. */
+/* If code says that something went wrong, hands over what `from` says of it, at which the caller
+ * had to look first; yields code. */
 static inline int error_pass(struct error *err, int code, const struct error *from)
 {
-	if (err && !err->code) {
+	if (code && err && !err->code) {
 		*err = *from;
 		err->code = (enum tm_code)code;
 	}

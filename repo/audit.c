@@ -59,9 +59,7 @@ static int wait_look(struct repo_audit *a, struct error *err)
 		if (r < 0)
 			return r;
 	}
-	if (a->look_code && err)
-		*err = a->look_err;
-	return a->look_code;
+	return error_pass(err, a->look_code, &a->look_err);
 }
 
 static bool is_damage(int code)
@@ -83,9 +81,7 @@ static int find_run(struct repo_audit *a, uint64_t block, bool *ret, struct erro
 	*ret = r == 0;
 	if (r == 0 || is_damage(r))
 		return 0;
-	if (err)
-		*err = one;
-	return r;
+	return error_pass(err, r, &one);
 }
 
 /* Adds a block of the run that was found; a cluster whose content is not known is left out. */

@@ -18,7 +18,5 @@ int cache_await(struct repo *repo, struct cache_await *w, struct error *err)
 		if (loop_run_once(repo->loop, -1, &loop_err) < 0)
 			log_debug("loop: %s", loop_err.text);
 	}
-	if (w->code < 0 && err && !err->code)
-		*err = w->wait.err;
-	return w->code;
+	return error_pass(err, w->code, &w->wait.err);
 }

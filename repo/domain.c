@@ -247,11 +247,9 @@ int domain_restore(struct repo *repo, const struct domain_id *id, const char *na
 		char key[KEY_MAX];
 
 		/* one that only could not be read now, or that a newer program wrote, stays */
-		if (c.err[copy].code != TM_E_NOTFOUND && c.err[copy].code != TM_E_CORRUPT) {
-			if (err && !err->code)
-				*err = c.err[copy];
-			return c.err[copy].code ? c.err[copy].code : TM_E_EXISTS;
-		}
+		if (c.err[copy].code != TM_E_NOTFOUND && c.err[copy].code != TM_E_CORRUPT)
+			return error_pass(err, c.err[copy].code ? c.err[copy].code : TM_E_EXISTS,
+					  &c.err[copy]);
 		name_domain(&id->id, id->generation, copy, key);
 		if (id->there[copy] && id->generation == repo->master.generation)
 			r = repo->st->ops->remove(repo->st, key, err);
@@ -432,9 +430,7 @@ static int fill(const struct repo *repo, const struct domain_id *id, struct repo
 	ret->copies = r ? 0 : d.worn[0] ? 1 : COPIES;
 	if (r == TM_E_CORRUPT || r == TM_E_UNSUPPORTED || r == TM_E_NOTFOUND)
 		return text_copy(one.text, &ret->problem, err);
-	if (r < 0 && err && !err->code)
-		*err = one;
-	return r;
+	return error_pass(err, r, &one);
 }
 
 static int by_name(const void *a, const void *b)
@@ -493,9 +489,7 @@ int repo_domain_use(struct repo *repo, const char *name, struct error *err)
 	r = r ? r : domain_use(repo, &id, &one);
 	if (r == TM_E_NOTFOUND)
 		return no_such_domain(repo, name, err);
-	if (r < 0 && err && !err->code)
-		*err = one;
-	return r;
+	return error_pass(err, r, &one);
 }
 
 int repo_domain_use_id(struct repo *repo, const struct tm_id *id, struct error *err)

@@ -55,9 +55,7 @@ int flag_put(struct repo *repo, enum session_flag flag, const struct tm_id *sid,
 
 	if (r == TM_E_EXISTS)
 		return 0;
-	if (r < 0 && err && !err->code)
-		*err = own;
-	return r;
+	return error_pass(err, r, &own);
 }
 
 int repo_forget(struct repo *repo, const struct tm_id *ids, size_t n, struct error *err)

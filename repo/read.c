@@ -500,11 +500,8 @@ int repo_read_disk(struct repo *repo, const struct point *p, const struct point_
 	code = reader_init(r, opt, err);
 	if (code == 0) {
 		reader_run(r, opt);
-		code = r->code;
-		if (code < 0 && err && !err->code) {
-			*err = r->err;
-			error_prefix(err, "point %.12s of %s", id_text(&p->id).s, p->guest);
-		}
+		error_prefix(&r->err, "point %.12s of %s", id_text(&p->id).s, p->guest);
+		code = error_pass(err, r->code, &r->err);
 	}
 	reader_done(r);
 	free(r);

@@ -327,8 +327,7 @@ static int own_node(struct counter *c, uint64_t ref, unsigned level, uint64_t po
 	r = get_node(c, ref, level, pos, &n, &one);
 	if (is_damage(r))
 		return 0;
-	if (r < 0 && err && !err->code)
-		*err = one;
+	(void)error_pass(err, r, &one);
 	for (unsigned i = 0; r == 0 && i < node_entries(level); i++)
 		if (n.e[i] != REF_HOLE)
 			r = own_entry(c, &n, i, err);

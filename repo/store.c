@@ -36,9 +36,7 @@ static void run_until(struct store *st, const bool *done)
 static int wait_for(struct store *st, struct waiting *w, struct error *err)
 {
 	run_until(st, &w->done);
-	if (w->code < 0 && err && !err->code)
-		*err = w->req.err;
-	return w->code;
+	return error_pass(err, w->code, &w->req.err);
 }
 
 int store_put_wait(struct store *st, const char *key, const void *bytes, size_t len,
@@ -121,8 +119,7 @@ int store_read_end(struct store *st, struct store_reading *rd, size_t max, struc
 
 	run_until(st, &rd->done);
 	r = rd->code;
-	if (r < 0 && err && !err->code)
-		*err = rd->req.err;
+	(void)error_pass(err, r, &rd->req.err);
 	r = r ? r : read_rest(st, rd, max, err);
 	if (r == 0) {
 		buf_done(ret);

@@ -147,9 +147,10 @@ struct vdata {
 	struct error err;
 };
 
+/* Of damage the first one is told; what is none ends the job. */
 static void note_bad(struct job *j, uint32_t frame, int code, const struct error *why)
 {
-	if (!j->err.code)
+	if (!j->err.code || !verify_is_damage(code))
 		j->err = *why;
 	if (!verify_is_damage(code))
 		j->code = code;
@@ -442,7 +443,5 @@ int verify_read(struct verifier *v, struct error *err)
 	for (unsigned i = 0; i < JOBS; i++)
 		free(d.job[i].buf);
 	workers_done(&d.workers);
-	if (r < 0 && err && !err->code)
-		*err = own;
-	return r;
+	return error_pass(err, r, &own);
 }

@@ -279,7 +279,5 @@ int verify_map(struct verifier *v, const struct point *p, const struct point_dis
 	free(c.changes.v);
 	if (r == TM_E_NOTFOUND || verify_is_damage(r))
 		return 0; /* what cannot be read has been reported */
-	if (r < 0 && err && !err->code)
-		*err = one;
-	return r;
+	return error_pass(err, r, &one);
 }

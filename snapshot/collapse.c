@@ -150,8 +150,7 @@ static int collapse_disk(struct collapse *c, struct error *err)
 			e = (struct error){0};
 			r = collapse_reconnect(c->g, &e);
 		}
-		if (r && err && !err->code)
-			*err = e;
+		(void)error_pass(err, r, &e);
 	}
 	collapse_hold(c, false);
 	if (r)
@@ -215,7 +214,5 @@ int collapse_disks(struct guest *g, struct journal *j, const struct collapse_opt
 		if (rd && (!g->qmp || qmp_lost(g->qmp)))
 			break;
 	}
-	if (r && err && !err->code)
-		*err = first;
-	return r;
+	return error_pass(err, r, &first);
 }

@@ -183,9 +183,7 @@ static int read_one(const char *path, struct journal **ret, struct error *err)
 
 	if (!r)
 		r = journal_decode(text.data, text.len, path, ret, &e);
-	if (r && err && !err->code)
-		*err = e;
-	return r;
+	return error_pass(err, r, &e);
 }
 
 int journal_read(const char *path, struct journal **ret, struct error *err)

@@ -340,7 +340,5 @@ int recover_offline(struct guest *g, struct journal *j, struct text_list *lines,
 		if (!first.code)
 			first = e;
 	}
-	if (first.code && err && !err->code)
-		*err = first;
-	return first.code;
+	return error_pass(err, first.code, &first);
 }

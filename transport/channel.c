@@ -199,9 +199,7 @@ static int connect_until(const char *path, uint64_t deadline_ms, int *ret_fd, st
 		int r = unix_socket_connect(path, ret_fd, &e);
 
 		if (r != TM_E_BUSY) {
-			if (r && err)
-				*err = e;
-			return r;
+			return error_pass(err, r, &e);
 		}
 		if (now_ms() >= deadline_ms)
 			return error_set(err, TM_E_TIMEOUT,

@@ -254,9 +254,7 @@ static int connect_socket(struct nbd_conn *conn, const struct nbd_address *addr,
 			return r < 0 ? libnbd_failed(addr->socket, err) : 0;
 		}
 		if (r != TM_E_BUSY || now_ms() >= deadline_ms) {
-			if (err)
-				*err = e;
-			return r;
+			return error_pass(err, r, &e);
 		}
 		r = loop_run_once(conn->loop, RETRY_MS, err);
 		if (r)
@@ -298,9 +296,7 @@ static int wait_ready(struct nbd_conn *conn, uint64_t deadline_ms, struct error 
 			return r;
 	}
 	if (!conn->h) {
-		if (err)
-			*err = conn->lost;
-		return conn->why;
+		return error_pass(err, conn->why, &conn->lost);
 	}
 	return 0;
 }

@@ -283,9 +283,7 @@ static int open_readers(struct nbd_source *ns, const struct nbd_address *addr, u
 		r = nbd_conn_open(ns->loop, addr, "base:allocation", until,
 				  &ns->readers[ns->nreaders], &e);
 		if (r && !first) {
-			if (err)
-				*err = e;
-			return r;
+			return error_pass(err, r, &e);
 		}
 		if (r) {
 			log_debug("stays with %u NBD connections: %s", ns->nreaders, e.text);

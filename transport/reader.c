@@ -593,9 +593,7 @@ int reader_run(struct loop *loop, struct block_source *src, struct piece_sink *s
 	run_loop(r);
 	*ret = r->counts;
 	if (r->code) {
-		code = r->code;
-		if (err)
-			*err = r->err;
+		code = error_pass(err, r->code, &r->err);
 		if (!drain(r))
 			return code; /* r stays: others still point into it */
 	}

@@ -49,9 +49,7 @@ static int estimate(struct loop *loop, struct mapper *m, const struct reader_opt
 
 		mapper_pump(m);
 		if (m->code) {
-			if (err)
-				*err = m->err;
-			return m->code;
+			return error_pass(err, m->code, &m->err);
 		}
 		state = mapper_next(m, &range);
 		if (state == MAPPER_END)

@@ -208,9 +208,7 @@ static int sink_put(struct piece_sink *ps, struct piece *piece, struct error *er
 	int r;
 
 	if (sink->code) {
-		if (err)
-			*err = sink->err;
-		return sink->code;
+		return error_pass(err, sink->code, &sink->err);
 	}
 	r = check_runs(sink, piece, err);
 	if (r)
@@ -290,12 +288,7 @@ int disk_sink_finish(struct disk_sink *sink, struct disk_sink_counts *ret, struc
 		r = wait_idle(sink, err);
 	}
 	ret->written_bytes = sink->written_bytes;
-	if (!r && sink->code) {
-		if (err)
-			*err = sink->err;
-		r = sink->code;
-	}
-	return r;
+	return r ? r : error_pass(err, sink->code, &sink->err);
 }
 
 void sink_done(struct disk_sink *sink)
