@@ -190,12 +190,11 @@ int lost_load(struct repo *repo, struct lost *ret, struct error *err)
 		struct error one = {0};
 
 		r = load_one(repo, l.v[i], ret, &one);
-		if (r == TM_E_NOMEM) {
-			(void)error_pass(err, r, &one);
-		} else if (r < 0) {
+		if (r == TM_E_CORRUPT || r == TM_E_UNSUPPORTED || r == TM_E_NOTFOUND) {
 			log_debug("no record of lost slots: %s", one.text);
 			r = 0;
 		}
+		(void)error_pass(err, r, &one); /* what cannot be read now may tell of damage */
 	}
 	free(l.v);
 	return r;

@@ -212,6 +212,39 @@ static void the_next_backup_stores_what_was_lost(void **state)
 	free(keys);
 }
 
+/* A record of damage that cannot be read now is no reason to trust what it may speak of. */
+static void a_record_of_damage_that_cannot_be_read_is_an_error(void **state)
+{
+	struct keys *keys = calloc(1, sizeof(*keys));
+	struct repo_verify_report report = {0};
+	struct lost lost = {0};
+	struct history h;
+	struct failing *f;
+	size_t k = 0;
+
+	(void)state;
+	history_up(&h, 3 * 1024 * 1024);
+	list_keys(&h.rig, "d/", keys);
+	while (!strstr(keys->key[k], "/s/"))
+		k++;
+	damage(&h.rig, keys->key[k]);
+	verify(&h, true, &report);
+	assert_true(report.ndamaged > 0);
+	repo_verify_report_done(&report);
+	f = h.rig.store;
+	f->of = REQUEST_GET;
+	f->calls = 0;
+	f->fail_at = 1;
+	assert_int_equal(lost_load(h.rig.repo, &lost, NULL), TM_E_IO);
+	lost_done(&lost);
+	f->fail_at = 0;
+	assert_int_equal(lost_load(h.rig.repo, &lost, NULL), 0);
+	assert_int_equal(lost.n, 1);
+	lost_done(&lost);
+	history_down(&h);
+	free(keys);
+}
+
 /* ---- repair ---- */
 
 static void repair(struct history *h, bool dry_run, struct repo_verify_report *ret)
@@ -454,6 +487,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(the_next_backup_stores_what_was_lost),
+		cmocka_unit_test(a_record_of_damage_that_cannot_be_read_is_an_error),
 		cmocka_unit_test(maps_are_built_again),
 		cmocka_unit_test(older_points_get_back_what_is_stored_anew),
 		cmocka_unit_test(a_frame_whose_checksum_alone_is_wrong_is_kept),
