@@ -154,30 +154,30 @@ int output_frame(struct repo_session *s, const struct work *w, const struct work
 	return 0;
 }
 
-/* Room for an extra record in the open segment.  0, OUT_WAIT or an error. */
-static int extra_ready(struct repo_session *s, struct error *err)
+/* Room for n extra records in the open segment.  0, OUT_WAIT or an error. */
+static int extra_ready(struct repo_session *s, unsigned n, struct error *err)
 {
-	if (s->data.open && s->data.open->w->nextras == SEGMENT_MAX_EXTRAS)
+	if (s->data.open && s->data.open->w->nextras + n > SEGMENT_MAX_EXTRAS)
 		segment_close(s, &s->data);
 	return data_ready(s, 0, 0, err);
 }
 
 int output_hole(struct repo_session *s, uint64_t block, uint64_t count, struct error *err)
 {
-	int r = extra_ready(s, err);
+	unsigned n = seg_hole_records(count);
+	int r = extra_ready(s, n, err);
 
 	if (r != 0)
 		return r;
-	if (!seg_add_hole(s->data.open->w, s->ndisks - 1, block, count))
-		return error_set(err, TM_E_RANGE, "a hole is too long");
+	seg_add_hole(s->data.open->w, s->ndisks - 1, block, count);
 	session_disk(s)->used_own = true; /* also when no node is left */
-	s->data.bytes += sizeof(struct format_desc);
+	s->data.bytes += n * sizeof(struct format_desc);
 	return 0;
 }
 
 int output_alias(struct repo_session *s, uint64_t block, uint64_t ref, struct error *err)
 {
-	int r = extra_ready(s, err);
+	int r = extra_ready(s, 1, err);
 	uint32_t before;
 
 	if (r != 0)

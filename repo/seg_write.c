@@ -101,15 +101,20 @@ void seg_describe(struct seg_writer *w, uint32_t slot, unsigned disk, uint64_t b
 	memcpy(w->descs[slot].b, id, CONTENT_BYTES);
 }
 
-bool seg_add_hole(struct seg_writer *w, unsigned disk, uint64_t block, uint64_t count)
+unsigned seg_hole_records(uint64_t count)
 {
+	static_assert(MAX_BLOCKS / UINT32_MAX < SEGMENT_MAX_EXTRAS, "a segment has room for all");
+	return (unsigned)div_round_up(count, UINT32_MAX);
+}
+
+void seg_add_hole(struct seg_writer *w, unsigned disk, uint64_t block, uint64_t count)
+{
+	assert(w->nextras + seg_hole_records(count) <= SEGMENT_MAX_EXTRAS);
 	while (count > 0) {
 		struct format_desc *d = &w->extras[w->nextras];
 		uint32_t n = (uint32_t)min_u64(count, UINT32_MAX);
 		struct le32 len = le32_of(n);
 
-		if (w->nextras == SEGMENT_MAX_EXTRAS)
-			return false;
 		memset(d, 0, sizeof(*d));
 		d->place = desc_place(DESC_HOLE, disk, block);
 		memcpy(d->b, len.b, sizeof(len.b));
@@ -117,7 +122,6 @@ bool seg_add_hole(struct seg_writer *w, unsigned disk, uint64_t block, uint64_t 
 		block += n;
 		count -= n;
 	}
-	return true;
 }
 
 /* b of an alias record */

@@ -64,8 +64,10 @@ void seg_add_frame(struct seg_writer *w, unsigned nslots, uint8_t method, const 
 bool seg_add_gap(struct seg_writer *w, unsigned nslots);
 void seg_describe(struct seg_writer *w, uint32_t slot, unsigned disk, uint64_t block,
 		  const uint8_t id[CONTENT_BYTES]);
-/* False when the extra records are full. */
-bool seg_add_hole(struct seg_writer *w, unsigned disk, uint64_t block, uint64_t count);
+/* How many extra records a hole of so many blocks takes. */
+unsigned seg_hole_records(uint64_t count);
+/* There must be room for its records. */
+void seg_add_hole(struct seg_writer *w, unsigned disk, uint64_t block, uint64_t count);
 /* A block that refers to a cluster elsewhere; joins the record before where it goes on.  There must
  * be room for a record. */
 void seg_add_alias(struct seg_writer *w, unsigned disk, uint64_t block, uint32_t session,

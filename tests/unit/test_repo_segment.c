@@ -74,7 +74,7 @@ static void up(struct fixture *f)
 	seg_begin(f->w, &f->addr, &f->sealing);
 	add_frame(f, 0, 4);
 	add_frame(f, 4, 2);
-	assert_true(seg_add_hole(f->w, 3, 500, 17));
+	seg_add_hole(f->w, 3, 500, 17);
 	assert_int_equal(seg_seal(f->w, f->aead, &f->session, NULL), 0);
 }
 
@@ -136,6 +136,30 @@ static void segments_come_back(void **state)
 	assert_ptr_equal(seg_find(t, 3), &t->frames[0]);
 	assert_ptr_equal(seg_find(t, 4), &t->frames[1]);
 	assert_null(seg_find(t, 6));
+	seg_tables_free(t);
+	down(&f);
+}
+
+/* A record has 32 bits for the length of a hole. */
+static void a_long_hole_takes_several_records(void **state)
+{
+	struct seg_tables *t = NULL;
+	struct fixture f;
+
+	(void)state;
+	up(&f);
+	seg_begin(f.w, &f.addr, &f.sealing);
+	assert_int_equal(seg_hole_records(UINT32_MAX), 1);
+	assert_int_equal(seg_hole_records(MAX_BLOCKS), 129);
+	for (unsigned i = 0; i < SEGMENT_MAX_EXTRAS - 129; i++)
+		seg_add_hole(f.w, 0, 2 * i, 1);
+	seg_add_hole(f.w, 1, 0, MAX_BLOCKS);
+	assert_int_equal(f.w->nextras, SEGMENT_MAX_EXTRAS);
+	assert_int_equal(seg_seal(f.w, f.aead, &f.session, NULL), 0);
+	assert_int_equal(
+		seg_tables_parse(&f.addr, &f.keys, f.w->object, f.w->object_len, f.aead, &t, NULL),
+		0);
+	assert_int_equal(t->nextras, SEGMENT_MAX_EXTRAS);
 	seg_tables_free(t);
 	down(&f);
 }
@@ -246,6 +270,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(segments_come_back),
+		cmocka_unit_test(a_long_hole_takes_several_records),
 		cmocka_unit_test(every_flipped_bit_is_seen),
 		cmocka_unit_test(every_cut_is_seen),
 		cmocka_unit_test(segments_are_bound_to_their_place),
