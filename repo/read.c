@@ -25,8 +25,9 @@ void reader_fail(struct reader *r, int code, const struct error *err)
 
 static void fetch_got(struct store_req *req, int code);
 
-static void move_plan(struct fetch *f, struct plan *p, struct tables *t, uint64_t *begin,
-		      uint64_t *end, bool *lost)
+/* 0, TM_E_CORRUPT when t lacks a frame, TM_E_STALE when one was put together anew. */
+static int move_plan(struct fetch *f, struct plan *p, struct tables *t, uint64_t *begin,
+		     uint64_t *end)
 {
 	for (unsigned i = 0; i < p->nwants; i++) {
 		struct want *w = &p->want[i];
@@ -35,10 +36,11 @@ static void move_plan(struct fetch *f, struct plan *p, struct tables *t, uint64_
 		if (w->fetch != f)
 			continue;
 		frame = seg_find(t->t, w->f->first_slot);
-		if (!frame || frame->stored_len != w->f->stored_len) {
-			*lost = true;
-			continue;
-		}
+		if (!frame)
+			return TM_E_CORRUPT;
+		if (frame->first_slot != w->f->first_slot || frame->nslots != w->f->nslots ||
+		    frame->stored_len != w->f->stored_len)
+			return TM_E_STALE;
 		tables_ref(t);
 		tables_unref(w->t);
 		w->t = t;
@@ -46,26 +48,33 @@ static void move_plan(struct fetch *f, struct plan *p, struct tables *t, uint64_
 		*begin = min_u64(*begin, frame->offset);
 		*end = max_u64(*end, frame->offset + frame->stored_len);
 	}
+	return 0;
 }
 
 /* All that waits for f turns to the same frames in another generation, where they lie closer. */
-static bool fetch_move(struct fetch *f, struct tables *t)
+static int fetch_move(struct fetch *f, struct tables *t, struct error *err)
 {
 	struct plan_list *lists[] = {&f->r->batch, &f->r->ready};
 	uint64_t begin = UINT64_MAX, end = 0;
-	bool lost = false;
+	int r = 0;
 
 	for (unsigned i = 0; i < ARRAY_SIZE(lists); i++)
-		for (struct plan *p = lists[i]->first; p; p = p->next)
-			move_plan(f, p, t, &begin, &end, &lost);
-	if (lost || begin > end || end - begin > f->len)
-		return false;
+		for (struct plan *p = lists[i]->first; r == 0 && p; p = p->next)
+			r = move_plan(f, p, t, &begin, &end);
+	if (r == TM_E_STALE || (r == 0 && (begin > end || end - begin > f->len)))
+		return error_set(err, TM_E_STALE,
+				 "object %s was replaced by one with other frames meanwhile; try "
+				 "again",
+				 f->t->key);
+	if (r < 0)
+		return error_set(err, TM_E_CORRUPT,
+				 "object %s was replaced by one that lacks clusters", f->t->key);
 	tables_ref(t);
 	tables_unref(f->t);
 	f->t = t;
 	f->offset = begin;
 	f->len = (size_t)(end - begin);
-	return true;
+	return 0;
 }
 
 static void fetch_tables_there(struct cache_wait *w, int code)
@@ -78,9 +87,9 @@ static void fetch_tables_there(struct cache_wait *w, int code)
 	if (code == 0)
 		t = cache_tables(f->r->repo->cache, &f->t->t->addr.session, SEGMENT_DATA,
 				 f->t->t->addr.index);
-	if (code == 0 && f->refs > 0 && (!t || !fetch_move(f, t)))
-		code = error_set(&err, TM_E_CORRUPT,
-				 "object %s was replaced by one that lacks clusters", f->t->key);
+	if (code == 0 && f->refs > 0)
+		code = t ? fetch_move(f, t, &err)
+			 : error_set(&err, TM_E_NOMEM, "the table cache is too small");
 	tables_unref(t);
 	if (code == 0 && f->refs > 0) {
 		st->ops->get(st, f->t->key, f->buf, f->len, f->offset, &f->req);
