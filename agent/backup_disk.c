@@ -201,8 +201,14 @@ static int begin_disk(struct backup *b, const struct snapshot_disk *sd, struct b
 
 	if (r)
 		return r;
-	if (disk)
-		return begin_epoch(b, sd, disk, base, ret, err);
+	if (disk) {
+		r = begin_epoch(b, sd, disk, base, ret, &e);
+		if (r != TM_E_STALE)
+			return r ? error_pass(err, r, &e) : 0;
+		log_debug("not by the bitmap: %s", e.text); /* forgotten since it was looked up */
+		error_clear(&e);
+		base->lost = 0;
+	}
 	if (b->agent->opt.full)
 		return begin_full(b, sd, base, ret, err);
 	r = begin_compared(b, sd, base, ret, &e);

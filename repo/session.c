@@ -155,7 +155,9 @@ static int check_parent(const struct repo_session *s, const struct point_disk *d
 		return error_set(err, TM_E_RANGE, "the parent has blocks of %" PRIu32 " bytes",
 				 d->block_size);
 	if (!d->map || d->map->nsessions >= MAX_SESSIONS)
-		return error_set(err, TM_E_RANGE, "the parent cannot be continued");
+		return error_set(err, TM_E_RANGE,
+				 "the chain of points behind the parent is too long; a backup "
+				 "with --full begins a new one");
 	return 0;
 }
 
