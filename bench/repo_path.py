@@ -3,6 +3,7 @@
 
 from harness import HarnessError
 
+import data
 from data import CLUSTER, GIB
 from scenario import scenario
 
@@ -99,8 +100,9 @@ def repo_restore(bench):
     point is forgotten, and what the repository takes after a `prune` is set against what is
     stored of the points that are left."""
     points, first = (10, 512) if bench.small else (400, 32768)
+    content = data.file_system(bench.mib, bench.seed)  # not bench.image(): to map its holes would fill them
     agent, taken = simulated(bench, "year", size=GIB if bench.small else 4 * GIB, points=points, dirty=64,
-                             first=first, content=bench.image())
+                             first=first, content=content)
     ratio = (taken["before"]["payload_bytes"] + taken["payload_bytes"]) / ((first + 64 * (points - 1)) * CLUSTER)
     listed = agent("list")["json"]
 
