@@ -64,22 +64,52 @@ static int recover_one(struct agent *a, const struct guest_target *target,
 	}
 }
 
+static void targets_done(struct target *v, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		target_done(&v[i]);
+	free(v);
+}
+
+/* All words are understood before anything is done; *ret has as many as there are. */
+static int parse_targets(const struct string_list *words, struct target **ret, struct error *err)
+{
+	struct target *v = calloc(words->n, sizeof(*v));
+	int r = v ? 0 : error_nomem(err);
+
+	for (size_t i = 0; !r && i < words->n; i++)
+		r = target_parse(words->v[i], &v[i], err);
+	if (r && v)
+		targets_done(v, words->n);
+	else
+		*ret = v;
+	return r;
+}
+
+/* One guest's failure does not cost the others their recovery. */
 static int recover_targets(struct agent *a, const struct recover_options *opt,
 			   struct recover_report *report, struct error *err)
 {
-	int first = 0;
+	const struct string_list *words = &a->opt.args;
+	struct target *targets = NULL;
+	int r, first = 0;
 
-	if (!a->opt.args.n)
+	if (!words->n)
 		return recover_all(opt, report, err);
-	for (size_t i = 0; i < a->opt.args.n; i++) {
-		auto_target struct target t = {0};
-		int r = target_parse(a->opt.args.v[i], &t, err);
+	r = parse_targets(words, &targets, err);
+	if (r)
+		return r;
+	for (size_t i = 0; i < words->n && r != TM_E_CANCELED; i++) {
+		struct error one = {0};
 
-		if (!r)
-			r = recover_one(a, &t.guest, opt, report, err);
-		if (r && !first)
-			first = r;
+		r = recover_one(a, &targets[i].guest, opt, report, &one);
+		error_prefix(&one, "%s", words->v[i]);
+		if (r && first)
+			say_error(a, &one);
+		else if (r)
+			first = error_pass(err, r, &one);
 	}
+	targets_done(targets, words->n);
 	return first;
 }
 
@@ -89,19 +119,17 @@ int cmd_recover(struct agent *a, enum exit_status *status, struct error *err)
 	struct recover_options opt;
 	int r = agent_state_dir(a, err), rj = 0;
 
-	/* A guest must be able to start when the repository cannot be reached. */
-	if (!r && a->opt.repo && !a->opt.before_start)
-		r = agent_open_repo(a, err);
 	if (r)
 		return r;
 	opt = recover_options_of(a, a->opt.check);
-	if (a->opt.before_start)
+	if (a->opt.before_start) /* a guest's start does not wait for a repository */
 		opt.committed = NULL;
 	r = recover_targets(a, &opt, &report, err);
 	if (a->opt.json) {
-		rj = print_json(json_pack("{s:b, s:b, s:o}", "found", report.found, "left",
-					  report.left, "actions", lines_json(&report.lines)),
-				r ? NULL : err);
+		rj = print_json_warned(a,
+				       json_pack("{s:b, s:b, s:o}", "found", report.found, "left",
+						 report.left, "actions", lines_json(&report.lines)),
+				       r ? NULL : err);
 	} else {
 		for (size_t i = 0; i < report.lines.n; i++)
 			print_line("", report.lines.v[i]);

@@ -1,0 +1,116 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""What recover and status do, and tell, where the repository cannot be had, several guests are
+named, or one that nobody knows."""
+
+import os
+
+from harness import HarnessError, Sub, Tidemark, Vm, assert_clean, image, note_baseline
+from harness.cases import case, main
+from harness.vm import Disk
+
+SIZE = 8 * image.MIB
+CLUSTER = 65536
+
+
+def check(good, what):
+    if not good:
+        raise HarnessError(str(what))
+
+
+class Rig:
+    """A guest of one disk, one good point, and a second backup that was killed when it had frozen."""
+
+    def __init__(self, scratch, tidemark):
+        self.scratch, self.tidemark = scratch, tidemark
+        self.path = image.create(scratch.dir("disks") / "vda.qcow2", SIZE)
+        self.shadow = image.Shadow(scratch / "shadow", SIZE)
+        self.vm = Vm(scratch, [Disk(self.path, "vda")], guest=False).start()
+        note_baseline(self.vm)
+        self.write(0)
+        self.tidemark("backup", self.target, "--quiesce", "never")
+        self.die()
+
+    @property
+    def target(self):
+        return self.vm.target()
+
+    def write(self, cluster):
+        self.vm.write("vda", cluster * CLUSTER, CLUSTER, cluster + 1, self.shadow)
+
+    def die(self):
+        self.write(1)
+        self.tidemark("backup", self.target, "--quiesce", "never", expect=-9,
+                      env={"TIDEMARK_DEBUG_KILL_AT": "frozen"})
+        self.write(2)
+        check(self.vm.active_file("vda") != self.path, "it is not on an overlay")
+
+    def assert_merged(self):
+        check(self.vm.active_file("vda") == self.path, "it is on its overlay")
+
+    def go_on(self):
+        """The next backup is incremental, and what it restores and the guest has is what was written."""
+        self.write(3)
+        point = self.tidemark("backup", self.target, "--quiesce", "never").json
+        check(point["disks"][0]["source"] == "bitmap", point)
+        assert_clean(self.vm)
+        disk, = self.tidemark("restore", point["point"], "--to", self.scratch.dir("restored"),
+                              "--force").json["disks"]
+        self.vm.terminate()
+        image.assert_same(disk["to"], self.shadow.path, "raw", "raw")
+        image.assert_same(self.path, self.shadow.path)
+
+
+def initialized(scratch, *options, env=None):
+    tidemark = Tidemark(scratch, env=env)
+    tidemark("init", *options)
+    return tidemark
+
+
+def recovers(rig, expect_line, env=None):
+    document = rig.tidemark("recover", "--check", rig.target, expect=5, env=env).json
+    check(document["left"] and document["found"], document)
+    document = rig.tidemark("recover", rig.target, env=env).json
+    check(not document["left"] and document["found"], document)
+    rig.assert_merged()
+    said, = [line for line in document["actions"] if "left to the next backup" in line]
+    check(expect_line in said, document)
+
+
+@case
+def recovery_without_a_repository(scratch):
+    rig = Rig(scratch, initialized(scratch))
+    os.rename(rig.tidemark.repo, scratch / "away")
+    recovers(rig, "there is no repository")
+    rig.tidemark("recover", rig.target)
+    os.rename(scratch / "away", rig.tidemark.repo)
+    rig.go_on()
+
+
+@case
+def recovery_without_the_right_password(scratch):
+    password = {"TIDEMARK_PASSWORD": "right"}
+    rig = Rig(scratch, initialized(scratch, "--encrypt", env=password))
+    recovers(rig, str(rig.tidemark.repo), {"TIDEMARK_PASSWORD": "wrong"})
+    rig.die()
+    recovers(rig, str(rig.tidemark.repo), {"TIDEMARK_PASSWORD": ""})
+    rig.go_on()
+
+
+@case
+def each_target_has_its_own_error(scratch):
+    rig = Rig(scratch, initialized(scratch))
+    missing = [f"image:{scratch}/none{n}.qcow2" for n in (1, 2)]
+    rig.tidemark("recover", rig.target, "qmp:", expect=2)
+    rig.tidemark("recover", "--check", rig.target, expect=5)    # nothing was done
+    result = rig.tidemark("recover", missing[0], rig.target, missing[1], expect=1)
+    for target in missing:
+        line, = [line for line in result.err.splitlines() if target in line]
+        check("there is no image" in line, result.err)
+    check(result.json["warnings"] == [] and not result.json["left"], result)
+    rig.assert_merged()
+    rig.go_on()
+
+
+if __name__ == "__main__":
+    main()
