@@ -200,9 +200,14 @@ bool target_file_needs_zeroes(const struct target_file *t)
 static int publish(struct target_file *t, struct error *err)
 {
 	unsigned flags = t->opt.force ? 0 : RENAME_NOREPLACE;
+	int res = 0;
 
 	if (renameat2(AT_FDCWD, t->partial, AT_FDCWD, t->opt.to, flags) < 0)
-		return error_errno(err, errno, "cannot rename %s to %s", t->partial, t->opt.to);
+		res = -errno;
+	if (flags && (res == -EINVAL || res == -ENOSYS))
+		res = io_rename_by_link(AT_FDCWD, t->partial, AT_FDCWD, t->opt.to);
+	if (res < 0)
+		return error_errno(err, -res, "cannot rename %s to %s", t->partial, t->opt.to);
 	t->made = false;
 	return io_sync_parent(t->opt.to, err);
 }

@@ -91,6 +91,14 @@ int io_read_file(const char *path, size_t max, struct buf *ret, struct error *er
 	return 0;
 }
 
+int io_rename_by_link(int from_dir, const char *from, int to_dir, const char *to)
+{
+	if (linkat(from_dir, from, to_dir, to, 0) < 0)
+		return -errno;
+	(void)unlinkat(from_dir, from, 0); /* a leftover is harmless */
+	return 0;
+}
+
 int io_sync_dir(const char *dir, struct error *err)
 {
 	auto_close int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);

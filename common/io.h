@@ -37,6 +37,12 @@ int io_publish(const char *path, const void *bytes, size_t len, mode_t mode,
 int io_publish_all(const char *const paths[], size_t n, const void *bytes, size_t len, mode_t mode,
 		   bool *done, struct error *err) TM_WUR;
 
+/*
+ * A rename that replaces nothing, where the file system does not know RENAME_NOREPLACE (EINVAL or
+ * ENOSYS), as over a network: by a hard link.  0 or -errno; -EEXIST: the name is taken.
+ */
+int io_rename_by_link(int from_dir, const char *from, int to_dir, const char *to) TM_WUR;
+
 /* Makes path and missing parents (0700), syncing each new entry into its parent. */
 int io_mkdirs(const char *path, struct error *err) TM_WUR;
 

@@ -235,10 +235,17 @@ static void put_made_part(struct put *p)
 	put_start_step(p, PUT_OPEN_PARENT);
 }
 
+/* The name of the object in its folder. */
+static const char *put_name(const struct put *p)
+{
+	const char *slash = strrchr(p->key, '/');
+
+	return slash ? slash + 1 : p->key;
+}
+
 static void put_start_step(struct put *p, enum put_step step)
 {
 	struct loop *loop = p->d->st.loop;
-	char *slash;
 
 	p->step = step;
 	switch (step) {
@@ -268,9 +275,8 @@ static void put_start_step(struct put *p, enum put_step step)
 			    O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
 		break;
 	case PUT_RENAME:
-		slash = strrchr(p->key, '/');
-		loop_renameat(loop, &p->op, p->d->tmp, p->tmp, p->folder->fd,
-			      slash ? slash + 1 : p->key, RENAME_NOREPLACE);
+		loop_renameat(loop, &p->op, p->d->tmp, p->tmp, p->folder->fd, put_name(p),
+			      RENAME_NOREPLACE);
 		break;
 	case PUT_TAKEN:
 	case PUT_PUBLISH:
@@ -282,21 +288,10 @@ static void put_start_step(struct put *p, enum put_step step)
 	}
 }
 
-/* Network file systems may not know RENAME_NOREPLACE; a hard link does not replace either. */
-static int put_link(struct put *p)
-{
-	const char *slash = strrchr(p->key, '/');
-
-	if (linkat(p->d->tmp, p->tmp, p->folder->fd, slash ? slash + 1 : p->key, 0) < 0)
-		return -errno;
-	(void)unlinkat(p->d->tmp, p->tmp, 0); /* a leftover is harmless */
-	return 0;
-}
-
 static void put_renamed(struct put *p, int res)
 {
 	if (res == -EINVAL || res == -ENOSYS)
-		res = put_link(p);
+		res = io_rename_by_link(p->d->tmp, p->tmp, p->folder->fd, put_name(p));
 	if (put_lost_folder(p, res))
 		return;
 	if (res == -EEXIST)
