@@ -23,6 +23,7 @@
 
 #define FLAG(f)         option_set_flag, FIELD(bool, f), NULL, 0, 0
 #define TEXT(f)         option_set_text, FIELD(const char *, f), NULL, 0, 0
+#define ANY_TEXT(f)     option_set_any_text, FIELD(const char *, f), NULL, 0, 0
 #define LIST(f)         option_set_list, FIELD(struct string_list, f), NULL, 0, 0
 #define SIZE(f)         option_set_size, FIELD(uint64_t, f), NULL, 0, 0
 #define TIME(f)         option_set_time, FIELD(uint64_t, f), NULL, 0, 0
@@ -47,7 +48,8 @@ const struct option_spec option_specs[] = {
 	 "all but this disk (may be repeated)"},
 	{0, "name", "NAME", ON(CMD_BACKUP), TEXT(name),
 	 "name of the point (default: made from the time)"},
-	{0, "description", "TEXT", ON(CMD_BACKUP), TEXT(description), "description of the point"},
+	{0, "description", "TEXT", ON(CMD_BACKUP), ANY_TEXT(description),
+	 "description of the point"},
 	{0, "tag", "TAG", ON(CMD_BACKUP) | ON(CMD_LIST), LIST(tags),
 	 "tag of the point (may be repeated)"},
 	{0, "full", NULL, ON(CMD_BACKUP), FLAG(full), "read and store every disk whole"},

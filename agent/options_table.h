@@ -48,8 +48,9 @@ extern const struct command_spec option_commands[CMD_COUNT];
 typedef int option_set_fn(const struct option_spec *spec, void *field, const char *value,
 			  struct error *err);
 
-option_set_fn option_set_flag;   /* bool */
-option_set_fn option_set_text;   /* const char *, borrowed */
+option_set_fn option_set_flag; /* bool */
+option_set_fn option_set_text; /* const char *, borrowed; not empty */
+option_set_fn option_set_any_text;
 option_set_fn option_set_list;   /* struct string_list */
 option_set_fn option_set_size;   /* uint64_t, bytes */
 option_set_fn option_set_time;   /* uint64_t, milliseconds */

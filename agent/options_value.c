@@ -26,8 +26,8 @@ int option_set_flag(const struct option_spec *spec, void *field, const char *val
 	return 0;
 }
 
-int option_set_text(const struct option_spec *spec, void *field, const char *value,
-		    struct error *err)
+int option_set_any_text(const struct option_spec *spec, void *field, const char *value,
+			struct error *err)
 {
 	(void)spec;
 	(void)err;
@@ -35,12 +35,26 @@ int option_set_text(const struct option_spec *spec, void *field, const char *val
 	return 0;
 }
 
+/* A script's variable that is not set is no choice of nothing. */
+static int refuse_empty(const struct option_spec *spec, const char *value, struct error *err)
+{
+	return *value ? 0 : error_set(err, TM_E_USAGE, "--%s is empty", spec->name);
+}
+
+int option_set_text(const struct option_spec *spec, void *field, const char *value,
+		    struct error *err)
+{
+	int r = refuse_empty(spec, value, err);
+
+	return r ? r : option_set_any_text(spec, field, value, err);
+}
+
 int option_set_list(const struct option_spec *spec, void *field, const char *value,
 		    struct error *err)
 {
-	if (!*value) /* a script's variable that is not set, not a choice of nothing */
-		return error_set(err, TM_E_USAGE, "--%s is empty", spec->name);
-	return string_list_add(field, value, err);
+	int r = refuse_empty(spec, value, err);
+
+	return r ? r : string_list_add(field, value, err);
 }
 
 int option_set_size(const struct option_spec *spec, void *field, const char *value,

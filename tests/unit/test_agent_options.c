@@ -43,6 +43,9 @@ static void options_may_stand_anywhere(void **state)
 	assert_int_equal(parse("tidemark list -r /repo --repo=/other", &o, &err), 0);
 	assert_string_equal(o.repo, "/other");
 	options_done(&o);
+	assert_int_equal(parse("tidemark -r /r backup t --description=", &o, &err), 0);
+	assert_string_equal(o.description, "");
+	options_done(&o);
 	assert_int_equal(parse("tidemark -r /r show -- -strange-", &o, &err), 0);
 	assert_string_equal(o.args.v[0], "-strange-");
 	options_done(&o);
@@ -110,6 +113,10 @@ static void wrong_lines_name_the_wrong_word(void **state)
 		{"tidemark -r /r forget --keep-within 99999999999y", "'99999999999y'"},
 		{"tidemark -r /r forget --keep-tag=", "--keep-tag is empty"},
 		{"tidemark -r /r backup t --tag=", "--tag is empty"},
+		{"tidemark -r /r backup t --name=", "--name is empty"},
+		{"tidemark -r /r list --guest=", "--guest is empty"},
+		{"tidemark -r /r restore p --to=", "--to is empty"},
+		{"tidemark --repo= list", "--repo is empty"},
 		{"tidemark -r /r prune x", "'x'"},
 		{"tidemark -r /r prune --max-unused 101", "'101'"},
 		{"tidemark -r /r prune --keep-last 1", "--keep-last"},
