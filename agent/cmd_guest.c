@@ -50,6 +50,10 @@ static int recover_one(struct agent *a, const struct guest_target *target,
 				return r;
 			continue;
 		}
+		if (!r && one.unknown && !a->opt.before_start)
+			r = text_list_add(&report->lines, &e,
+					  "no QEMU listens at %s, and no journal knows it",
+					  target->qmp_socket);
 		report->found |= one.found;
 		report->left |= one.left;
 		for (size_t i = 0; i < one.lines.n; i++) {

@@ -250,7 +250,7 @@ static int recover_found(struct guest *g, struct journal *j, const struct recove
 }
 
 /* Without a journal of its own the files that the guest uses lead to a copy. */
-static int look_at_disks(struct guest *g, struct error *err)
+static int look_at_disks(struct guest *g, bool *ret_gone, struct error *err)
 {
 	struct error e = {0};
 	int r;
@@ -260,9 +260,8 @@ static int look_at_disks(struct guest *g, struct error *err)
 	r = guest_connect(g, &e);
 	if (!r)
 		r = guest_refresh(g, &e);
-	if (r == TM_E_NOTFOUND)
-		return 0; /* not running, and nothing known: nothing to do */
-	return r ? error_pass(err, r, &e) : 0;
+	*ret_gone = r == TM_E_NOTFOUND;
+	return *ret_gone ? 0 : error_pass(err, r, &e);
 }
 
 static int recover_opened(struct guest *g, const struct recover_options *opt,
@@ -271,16 +270,18 @@ static int recover_opened(struct guest *g, const struct recover_options *opt,
 	auto_clean(journal_free) struct journal *j = NULL;
 	auto_free char *path = NULL;
 	size_t before = report->lines.n;
+	bool gone = false;
 	int r = journal_path(g->state_dir, g->key, &path, err);
 
 	if (!r && access(path, F_OK) < 0)
-		r = look_at_disks(g, err);
+		r = look_at_disks(g, &gone, err);
 	if (!r)
 		r = recover_find(g, &j, err);
 	if (!r && !j) {
 		r = recover_strays(g, opt->check_only, &report->lines, err);
 		report->found = report->lines.n > before;
 		report->left = report->found && opt->check_only;
+		report->unknown = gone && !report->found;
 	}
 	if (r == TM_E_STALE)
 		report->found = report->left = true; /* and a person has to decide */

@@ -364,6 +364,7 @@ struct recover_report {
 	struct recover_running running;
 	bool found;             /* something was left by an interrupted run */
 	bool left;              /* something still is (check_only, or it could not be done) */
+	bool unknown;           /* of recover_guest(): no QEMU listens there, no journal knows it */
 	struct text_list lines; /* what was left and what was done, in order */
 };
 void recover_report_done(struct recover_report *r);
