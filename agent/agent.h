@@ -105,6 +105,8 @@ void say_error(const struct agent *a, const struct error *err);
 void say_warning(struct agent *a, const char *fmt, ...) TM_PRINTF(2, 3);
 /* A remark; not with --quiet or --json. */
 void say(struct agent *a, const char *fmt, ...) TM_PRINTF(2, 3);
+/* What was done to a guest besides what was asked for; not with --quiet. */
+void say_done(struct agent *a, const char *fmt, ...) TM_PRINTF(2, 3);
 
 /* A number, or null for UINT64_MAX (new reference). */
 json_t *json_bytes(uint64_t bytes);

@@ -227,8 +227,8 @@ int recover_before(struct agent *a, const struct guest_target *target, struct er
 	int r = recover_guest(target, &opt, &report, err);
 
 	for (size_t i = 0; i < report.lines.n; i++)
-		say(a, "recover: %s", report.lines.v[i]);
-	if (r && r != TM_E_BUSY) /* that of somebody who is at work is not interrupted */
+		say_done(a, "recover: %s", report.lines.v[i]);
+	if (r && report.found)
 		error_prefix(err, "an interrupted run could not be put right");
 	return r;
 }

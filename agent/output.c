@@ -54,19 +54,36 @@ void say_warning(struct agent *a, const char *fmt, ...)
 			      "tidemark: warning: no memory to repeat that in the JSON output\n");
 }
 
-void say(struct agent *a, const char *fmt, ...)
+TM_PRINTF(2, 0)
+static void remark(struct agent *a, const char *fmt, va_list ap)
 {
 	char text[LINE_MAX_BYTES];
-	va_list ap;
 
-	if (a->opt.quiet || a->opt.json)
+	if (a->opt.quiet)
 		return;
 	clear_bar(a);
-	va_start(ap, fmt);
 	format_line(text, fmt, ap);
-	va_end(ap);
 	show_text(stderr, text);
 	(void)fputc('\n', stderr);
+}
+
+void say(struct agent *a, const char *fmt, ...)
+{
+	va_list ap;
+
+	va_start(ap, fmt);
+	if (!a->opt.json)
+		remark(a, fmt, ap);
+	va_end(ap);
+}
+
+void say_done(struct agent *a, const char *fmt, ...)
+{
+	va_list ap;
+
+	va_start(ap, fmt);
+	remark(a, fmt, ap);
+	va_end(ap);
 }
 
 json_t *json_bytes(uint64_t bytes)

@@ -112,5 +112,32 @@ def each_target_has_its_own_error(scratch):
     rig.go_on()
 
 
+@case
+def a_guest_that_nobody_knows(scratch):
+    tidemark = initialized(scratch)
+    typo = f"qmp:{scratch}/typo.sock"
+    for json_output in (True, False):
+        result = tidemark("recover", typo, json_output=json_output)
+        check("no QEMU listens" in result.out and f"{scratch}/typo.sock" in result.out, result.out)
+    check("nothing is left" not in result.out, result.out)
+    result = tidemark("recover", "--before-start", typo, json_output=False)
+    check(not result.out and not result.err, result)    # as before each start
+    # What keeps a backup from recovering is not an interrupted run where there was none.
+    for target in (f"image:{scratch}/none2.qcow2", f"qmp:{scratch}/{'s' * 200}"):
+        result = tidemark("backup", target, expect=1)
+        check(target[-10:] in result.err and "interrupted" not in result.err, result.err)
+
+
+@case
+def a_backup_tells_what_it_put_right(scratch):
+    rig = Rig(scratch, initialized(scratch))
+    result = rig.tidemark("backup", rig.target, "--quiesce", "never")
+    check(result.json["warnings"] == [] and "recover: guest vm: recovered" in result.err, result.err)
+    rig.die()
+    result = rig.tidemark("-q", "backup", rig.target, "--quiesce", "never")
+    check(not result.err, result.err)
+    rig.go_on()
+
+
 if __name__ == "__main__":
     main()
