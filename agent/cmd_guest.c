@@ -190,12 +190,13 @@ static json_t *epoch_json(const struct guest_disk *d, const struct outlook *o)
 			 audit_json(&o->audit));
 }
 
-/* o NULL: there is no repository to ask, or the disk is left out. */
+/* o NULL: nothing is known of the next backup. */
 static json_t *disk_json(const struct guest_disk *d, const struct outlook *o)
 {
-	return json_pack("{s:s, s:o, s:o, s:I, s:b, s:o, s:b, s:o, s:o, s:o, s:o, s:o}", "disk",
-			 d->name, "file", json_text(d->file), "format", json_text(d->format),
-			 "size", (json_int_t)d->size, "chosen", d->left_out == NULL, "left_out",
+	return json_pack("{s:s, s:o, s:o, s:o, s:I, s:b, s:o, s:b, s:o, s:o, s:o, s:o, s:o}",
+			 "disk", d->name, "file", json_text(d->file), "overlay_of",
+			 json_text(d->overlay_of), "format", json_text(d->format), "size",
+			 (json_int_t)d->size, "chosen", d->left_out == NULL, "left_out",
 			 json_text(d->left_out), "can_persist", d->can_persist, "chain",
 			 chain_json(d), "bitmaps", bitmaps_json(d), "epoch",
 			 o ? epoch_json(d, o) : json_null(), "source",
@@ -211,14 +212,17 @@ static int status_json(struct agent *a, const struct guest *g, const struct outl
 	for (size_t i = 0; disks && i < guest_ndisks(g); i++) {
 		const struct guest_disk *d = guest_disk(g, i);
 
-		(void)json_array_append_new(disks, disk_json(d, o && !d->left_out ? &o[i] : NULL));
+		/* What is known of an overlay is not what is known of the disk. */
+		(void)json_array_append_new(
+			disks, disk_json(d, o && !d->left_out && !d->overlay_of ? &o[i] : NULL));
 	}
-	return print_json(json_pack("{s:s, s:o, s:s, s:b, s:o, s:b, s:o, s:o}", "guest",
-				    guest_name(g), "uuid", json_text(guest_uuid(g)), "state",
-				    guest_state(g), "agent", guest_has_agent(g), "disks", disks,
-				    "recovery_needed", left->left, "leftovers",
-				    lines_json(&left->lines), "warnings", take_warnings(a)),
-			  err);
+	return print_json_warned(a,
+				 json_pack("{s:s, s:o, s:s, s:b, s:o, s:b, s:o, s:n}", "guest",
+					   guest_name(g), "uuid", json_text(guest_uuid(g)), "state",
+					   guest_state(g), "agent", guest_has_agent(g), "disks",
+					   disks, "recovery_needed", left->left, "leftovers",
+					   lines_json(&left->lines), "running"),
+				 err);
 }
 
 static void print_outlook(const struct outlook *o)
@@ -334,7 +338,8 @@ static struct outlook *ask_repository(struct agent *a, struct guest *g)
 }
 
 /* QEMU speaks with the backup that runs, and its images change: its journal has to do. */
-static int tell_running(struct agent *a, const struct recover_report *left, struct error *err)
+static int tell_running(struct agent *a, const struct guest_target *target,
+			const struct recover_report *left, struct error *err)
 {
 	const struct recover_running *v = &left->running;
 	char since[TIME_TEXT_MAX];
@@ -345,11 +350,14 @@ static int tell_running(struct agent *a, const struct recover_report *left, stru
 		return 0;
 	}
 	time_format_utc(id_time_ms(&v->point), since);
-	return print_json(json_pack("{s:s, s:b, s:{s:I, s:s, s:s, s:s, s:o}}", "guest", v->guest,
-				    "recovery_needed", 0, "running", "process", (json_int_t)v->pid,
-				    "phase", v->phase, "since", since, "point",
-				    id_text(&v->point).s, "repository", json_text(v->repo_url)),
-			  err);
+	return print_json_warned(
+		a,
+		json_pack("{s:s, s:n, s:n, s:b, s:[], s:b, s:[], s:{s:I, s:s, s:s, s:s, s:o}}",
+			  "guest", v->guest, "uuid", "state", "agent", target->agent_socket != NULL,
+			  "disks", "recovery_needed", 0, "leftovers", "running", "process",
+			  (json_int_t)v->pid, "phase", v->phase, "since", since, "point",
+			  id_text(&v->point).s, "repository", json_text(v->repo_url)),
+		err);
 }
 
 int cmd_status(struct agent *a, enum exit_status *status, struct error *err)
@@ -371,7 +379,7 @@ int cmd_status(struct agent *a, enum exit_status *status, struct error *err)
 	if (left.left)
 		*status = EXIT_RECOVERY;
 	if (!r && left.running.pid)
-		return tell_running(a, &left, err);
+		return tell_running(a, &t.guest, &left, err);
 	if (r)
 		return r;
 	opt = (struct guest_options){.state_dir = a->state_dir, .hooks = {snapshot_tick, a}};

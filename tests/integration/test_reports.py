@@ -4,6 +4,7 @@
 named, or one that nobody knows."""
 
 import os
+import signal
 
 from harness import HarnessError, Sub, Tidemark, Vm, assert_clean, image, note_baseline
 from harness.cases import case, main
@@ -136,6 +137,39 @@ def a_backup_tells_what_it_put_right(scratch):
     rig.die()
     result = rig.tidemark("-q", "backup", rig.target, "--quiesce", "never")
     check(not result.err, result.err)
+    rig.go_on()
+
+
+@case
+def status_of_a_disk_on_its_overlay(scratch):
+    """In JSON as in text: what is known of the overlay is not told of the disk."""
+    rig = Rig(scratch, initialized(scratch))
+    status = rig.tidemark("status", rig.target, expect=5).json
+    disk, = status["disks"]
+    check(disk["file"] == str(rig.vm.active_file("vda")) and disk["overlay_of"] == str(rig.path) and
+          disk["source"] is disk["would_read_bytes"] is disk["epoch"] is None, disk)
+    rig.tidemark("recover", rig.target)
+    disk, = rig.tidemark("status", rig.target).json["disks"]
+    check(disk["file"] == str(rig.path) and disk["overlay_of"] is None and
+          disk["source"] == "bitmap" and disk["epoch"]["usable"], disk)
+    rig.go_on()
+
+
+@case
+def status_has_one_shape(scratch):
+    rig = Rig(scratch, initialized(scratch))
+    rig.tidemark("recover", rig.target)
+    plain = rig.tidemark("status", rig.target).json
+    run = rig.tidemark.start("backup", rig.target, "--quiesce", "never",
+                             env={"TIDEMARK_DEBUG_STOP_AT": "frozen"})
+    run.wait_stopped("frozen")
+    beside = rig.tidemark("status", rig.target).json
+    check(list(plain) == list(beside) and plain["running"] is None, (plain, beside))
+    check(beside["running"]["process"] == run.process.pid and beside["warnings"] == [] and
+          beside["disks"] == beside["leftovers"] == [] and beside["agent"] == plain["agent"] and
+          beside["uuid"] is beside["state"] is None and beside["guest"] == plain["guest"], beside)
+    run.signal(signal.SIGCONT)
+    run.finish(0)
     rig.go_on()
 
 
