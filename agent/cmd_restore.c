@@ -62,7 +62,7 @@ static int choose_place(struct restore *rs, size_t ndisks, struct error *err)
 	size_t len = strlen(to);
 	struct stat st;
 
-	if (strncmp(to, "nbd", 3) == 0 && strstr(to, "://")) {
+	if (target_file_is_nbd(to)) {
 		if (ndisks > 1)
 			return error_set(err, TM_E_USAGE,
 					 "%s takes one disk, the point has %zu; choose with --disk",

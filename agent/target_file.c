@@ -28,10 +28,12 @@ struct target_file {
 	bool in_place; /* a device or a server: old data may show through */
 };
 
-static bool is_nbd_address(const char *to)
+/* Of any kind that there may be: whether it knows that one is libnbd's to say. */
+bool target_file_is_nbd(const char *to)
 {
-	return strncmp(to, "nbd://", 6) == 0 || strncmp(to, "nbd+unix://", 11) == 0 ||
-	       strncmp(to, "nbds://", 7) == 0 || strncmp(to, "nbds+unix://", 12) == 0;
+	size_t scheme = strspn(to, "abcdefghijklmnopqrstuvwxyz+");
+
+	return strncmp(to, "nbd", 3) == 0 && strncmp(to + scheme, "://", 3) == 0;
 }
 
 static int make_partial_name(struct target_file *t, struct error *err)
@@ -133,7 +135,7 @@ static int open_any(struct target_file *t, struct error *err)
 	struct nbd_address addr = {.uri = t->opt.to};
 	int fd, r;
 
-	if (is_nbd_address(t->opt.to)) {
+	if (target_file_is_nbd(t->opt.to)) {
 		if (strcmp(t->opt.format, "raw") != 0)
 			return error_set(
 				err, TM_E_USAGE,

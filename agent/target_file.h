@@ -19,6 +19,9 @@ struct target_file_options {
 	bool force; /* an existing file is replaced */
 };
 
+/* An address of an NBD server, not a path. */
+bool target_file_is_nbd(const char *to);
+
 int target_file_open(const struct target_file_options *opt, struct target_file **ret,
 		     struct error *err) TM_WUR;
 struct piece_sink *target_file_sink(struct target_file *t);
