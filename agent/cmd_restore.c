@@ -10,10 +10,19 @@
 
 #define READ_PIECES 32 /* buffers of PIECE_CLUSTERS clusters: 32 MiB */
 
+/* A disk that is to be restored. */
+struct goal {
+	const struct point_disk *disk;
+	char *to;    /* as the user is told */
+	char *place; /* what that is; no two goals have the same */
+};
+
 struct restore {
 	struct agent *agent;
 	struct point *point;
 	bool into_dir;
+	struct goal *goals;
+	size_t ngoals;
 	json_t *disks;    /* results */
 	const char *disk; /* being written, for progress */
 };
@@ -81,7 +90,7 @@ static int choose_place(struct restore *rs, size_t ndisks, struct error *err)
 	if (errno != ENOENT)
 		return error_errno(err, errno, "cannot look at %s", to);
 	rs->into_dir = ndisks > 1 || (len && to[len - 1] == '/');
-	return rs->into_dir ? io_mkdirs(to, err) : 0;
+	return 0;
 }
 
 /* File names are made of the guest's and the disk's name; neither may lead elsewhere. */
@@ -137,7 +146,58 @@ static int report(struct restore *rs, const struct point_disk *d, const char *to
 	return json_array_append_new(rs->disks, o) ? error_nomem(err) : 0;
 }
 
-static int restore_disk(struct restore *rs, const struct point_disk *d, struct error *err)
+static struct target_file_options options_of(const struct restore *rs, const struct goal *g)
+{
+	return (struct target_file_options){.loop = rs->agent->loop,
+					    .to = g->place ? g->place : g->to,
+					    .format = rs->agent->opt.format,
+					    .size = g->disk->size,
+					    .block_size = g->disk->block_size,
+					    .force = rs->agent->opt.force};
+}
+
+/* Names of disks may differ in what a file's name cannot have; names of files may be links. */
+static int refuse_shared_place(const struct restore *rs, const struct goal *g, struct error *err)
+{
+	for (const struct goal *other = rs->goals; other < g; other++) {
+		if (strcmp(other->place, g->place) == 0)
+			return error_set(err, TM_E_USAGE,
+					 "disks '%s' and '%s' would both become %s; choose one "
+					 "with --disk",
+					 other->disk->name, g->disk->name, g->place);
+	}
+	return 0;
+}
+
+/* Where each chosen disk goes, and that it may: all of them before the first is written. */
+static int look_at_goals(struct restore *rs, struct error *err)
+{
+	for (size_t i = 0; i < rs->point->ndisks; i++) {
+		const struct point_disk *d = &rs->point->disks[i];
+		struct goal *g = &rs->goals[rs->ngoals];
+		struct target_file_options opt;
+		int r;
+
+		if (!chosen(&rs->agent->opt, d->name))
+			continue;
+		rs->ngoals++;
+		g->disk = d;
+		r = target_path(rs, d, &g->to, err);
+		opt = options_of(rs, g);
+		if (!r)
+			r = target_file_look(&opt, &g->place, err);
+		if (r) {
+			error_prefix(err, "disk %s", d->name);
+			return r;
+		}
+		r = refuse_shared_place(rs, g, err);
+		if (r)
+			return r;
+	}
+	return 0;
+}
+
+static int restore_disk(struct restore *rs, const struct goal *g, struct error *err)
 {
 	struct agent *a = rs->agent;
 	struct repo_read_options read = {.pool = a->pool,
@@ -145,51 +205,52 @@ static int restore_disk(struct restore *rs, const struct point_disk *d, struct e
 					 .pieces = READ_PIECES,
 					 .tick = tick,
 					 .data = rs};
+	const struct target_file_options opt = options_of(rs, g);
 	auto_clean(target_file_free) struct target_file *t = NULL;
-	auto_free char *to = NULL;
 	uint64_t written = 0;
-	int r = target_path(rs, d, &to, err);
+	int r = target_file_open(&opt, &t, err);
 
-	if (r)
-		return r;
-	rs->disk = d->name;
-	const struct target_file_options opt = {.loop = a->loop,
-						.to = to,
-						.format = a->opt.format,
-						.size = d->size,
-						.block_size = d->block_size,
-						.force = a->opt.force};
-	r = target_file_open(&opt, &t, err);
+	rs->disk = g->disk->name;
 	if (r)
 		return r;
 	read.zero_runs = target_file_needs_zeroes(t);
-	r = repo_read_disk(a->repo, rs->point, d, target_file_sink(t), &read, err);
+	r = repo_read_disk(a->repo, rs->point, g->disk, target_file_sink(t), &read, err);
 	if (r == TM_E_CORRUPT)
 		error_append(err, "; 'tidemark verify --read-data' says what else is damaged, "
 				  "'tidemark repair' mends what can be");
 	if (!r)
 		r = target_file_finish(t, &written, err);
-	return r ? r : report(rs, d, to, written, err);
+	return r ? r : report(rs, g->disk, g->to, written, err);
 }
 
 static int restore_disks(struct restore *rs, struct error *err)
 {
-	struct agent *a = rs->agent;
 	size_t n = 0;
 	int r = check_names(rs, &n, err);
 
 	if (!r)
 		r = choose_place(rs, n, err);
-	for (size_t i = 0; !r && i < rs->point->ndisks; i++) {
-		const struct point_disk *d = &rs->point->disks[i];
-
-		if (!chosen(&a->opt, d->name))
-			continue;
-		r = restore_disk(rs, d, err);
+	if (r)
+		return r;
+	rs->goals = calloc(n + 1, sizeof(*rs->goals));
+	r = rs->goals ? look_at_goals(rs, err) : error_nomem(err);
+	if (!r && rs->into_dir)
+		r = io_mkdirs(rs->agent->opt.to, err);
+	for (size_t i = 0; !r && i < rs->ngoals; i++) {
+		r = restore_disk(rs, &rs->goals[i], err);
 		if (r)
-			error_prefix(err, "disk %s", d->name);
+			error_prefix(err, "disk %s", rs->goals[i].disk->name);
 	}
 	return r;
+}
+
+static void goals_free(struct restore *rs)
+{
+	for (size_t i = 0; i < rs->ngoals; i++) {
+		free(rs->goals[i].to);
+		free(rs->goals[i].place);
+	}
+	free(rs->goals);
 }
 
 int cmd_restore(struct agent *a, enum exit_status *status, struct error *err)
@@ -206,6 +267,7 @@ int cmd_restore(struct agent *a, enum exit_status *status, struct error *err)
 	rs.point = p;
 	if (!r)
 		r = restore_disks(&rs, err);
+	goals_free(&rs);
 	if (r || !a->opt.json) {
 		json_decref(rs.disks);
 		return r;

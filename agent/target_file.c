@@ -105,6 +105,13 @@ static int look_at_target(struct target_file *t, struct error *err)
 {
 	struct stat st;
 
+	t->in_place = target_file_is_nbd(t->opt.to);
+	if (t->in_place && strcmp(t->opt.format, "raw") != 0)
+		return error_set(err, TM_E_USAGE,
+				 "%s: the server decides about the format; restore to it as raw",
+				 t->opt.to);
+	if (t->in_place)
+		return 0;
 	if (stat(t->opt.to, &st) < 0) {
 		if (errno != ENOENT)
 			return error_errno(err, errno, "cannot look at %s", t->opt.to);
@@ -133,21 +140,13 @@ static int look_at_target(struct target_file *t, struct error *err)
 static int open_any(struct target_file *t, struct error *err)
 {
 	struct nbd_address addr = {.uri = t->opt.to};
-	int fd, r;
+	int fd, r = look_at_target(t, err);
 
-	if (target_file_is_nbd(t->opt.to)) {
-		if (strcmp(t->opt.format, "raw") != 0)
-			return error_set(
-				err, TM_E_USAGE,
-				"%s: the server decides about the format; restore to it as raw",
-				t->opt.to);
-		t->in_place = true;
-		return nbd_sink_open(t->opt.loop, &addr, t->opt.size, t->opt.block_size, CONNECT_MS,
-				     &t->sink, err);
-	}
-	r = look_at_target(t, err);
 	if (r)
 		return r;
+	if (target_file_is_nbd(t->opt.to))
+		return nbd_sink_open(t->opt.loop, &addr, t->opt.size, t->opt.block_size, CONNECT_MS,
+				     &t->sink, err);
 	if (t->in_place)
 		return file_sink_open(t->opt.loop, t->opt.to, t->opt.size, t->opt.block_size, true,
 				      &t->sink, err);
@@ -169,6 +168,23 @@ static int open_any(struct target_file *t, struct error *err)
 		return error_errno(err, errno, "cannot open %s", t->partial);
 	hold_partial(t, fd);
 	return 0;
+}
+
+int target_file_look(const struct target_file_options *opt, char **ret_place, struct error *err)
+{
+	struct target_file t = {.opt = *opt, .claim = -1};
+	int r = look_at_target(&t, err);
+
+	if (t.claim >= 0)
+		(void)close(t.claim);
+	if (r)
+		return r;
+	if (target_file_is_nbd(opt->to))
+		return text_copy(opt->to, ret_place, err);
+	*ret_place = realpath(opt->to, NULL);
+	if (!*ret_place && errno != ENOENT)
+		return error_errno(err, errno, "cannot look at %s", opt->to);
+	return *ret_place ? 0 : text_copy(opt->to, ret_place, err);
 }
 
 int target_file_open(const struct target_file_options *opt, struct target_file **ret,

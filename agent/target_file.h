@@ -22,6 +22,14 @@ struct target_file_options {
 /* An address of an NBD server, not a path. */
 bool target_file_is_nbd(const char *to);
 
+/*
+ * Refuses now what target_file_open() would refuse for what is there.  *ret_place is the caller's:
+ * the file or device behind a link, else `to`.  What is opened as that is replaced itself, and not
+ * the link.
+ */
+int target_file_look(const struct target_file_options *opt, char **ret_place,
+		     struct error *err) TM_WUR;
+
 int target_file_open(const struct target_file_options *opt, struct target_file **ret,
 		     struct error *err) TM_WUR;
 struct piece_sink *target_file_sink(struct target_file *t);

@@ -1,6 +1,8 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: Apache-2.0
-"""What a restore refuses before anything is written."""
+"""What a restore refuses before anything is written, and what it writes where a link is."""
+
+import os
 
 from harness import HarnessError, Tidemark, image, run
 from harness.cases import case, main
@@ -23,6 +25,68 @@ def setup(scratch, *names):
 def check(fine, what):
     if not fine:
         raise HarnessError(f"{what}")
+
+
+def files(where):
+    """The files of a directory, if there is one, with their first bytes."""
+    return {path.name: path.read_bytes()[:10] for path in where.glob("*") if path.is_file()}
+
+
+@case
+def two_disks_of_one_file_name_are_refused(scratch):
+    paths, tidemark = setup(scratch, "a_b", "a\tb")
+    for where in (scratch.dir("there"), scratch / "new"):
+        said = tidemark("restore", "g", "--to", where, "--force", expect=2, json_output=False)
+        check(all(word in said.err for word in ("'a_b'", "'a", "--disk")), said.err)
+        check(not files(where), files(where))
+    for name, path in zip(("a_b", "a\tb"), paths):
+        made, = tidemark("restore", "g", "--to", scratch.dir("there"), "--force", "--disk", name).json["disks"]
+        image.assert_same(path, made["to"], "qcow2", "raw")
+
+
+@case
+def two_names_of_one_file_are_refused(scratch):
+    _, tidemark = setup(scratch, "a", "b")
+    where = scratch.dir("there")
+    (where / "g-a.raw").write_text("precious")
+    (where / "g-b.raw").symlink_to("g-a.raw")
+    said = tidemark("restore", "g", "--to", where, "--force", expect=2, json_output=False)
+    check("'a' and 'b'" in said.err or "'b' and 'a'" in said.err, said.err)
+    check((where / "g-a.raw").read_text() == "precious", "a file was overwritten")
+
+
+@case
+def a_target_that_is_taken_is_found_before_anything_is_written(scratch):
+    """Whichever of the disks it is of."""
+    _, tidemark = setup(scratch, "a", "b", "c")
+    for name in "abc":
+        where = scratch.dir(f"with-{name}")
+        (where / f"g-{name}.raw").write_text("precious")
+        said = tidemark("restore", "g", "--to", where, expect=1)
+        check(f"g-{name}.raw" in said.err and "--force" in said.err, said.err)
+        check(files(where) == {f"g-{name}.raw": b"precious"}, files(where))
+    (where / "g-c.raw").unlink()
+    (where / "g-c.raw").mkdir()
+    said = tidemark("restore", "g", "--to", where, "--force", expect=2)
+    check("g-c.raw" in said.err and not files(where), said.err)
+
+
+@case
+def the_file_behind_a_link_is_replaced(scratch):
+    """It is what the guest's definition names."""
+    (path,), tidemark = setup(scratch, "a")
+    real, link = scratch.dir("real") / "disk.img", scratch.dir("links") / "disk.img"
+    for fmt in ("raw", "qcow2"):
+        real.write_text("old")
+        link.unlink(missing_ok=True)
+        link.symlink_to(os.path.relpath(real, link.parent))
+        said = tidemark("restore", "g", "--to", link, "--format", fmt, expect=1)
+        check("--force" in said.err and real.read_text() == "old", said.err)
+        made, = tidemark("restore", "g", "--to", link, "--format", fmt, "--force").json["disks"]
+        check(made["to"] == str(link) and link.is_symlink(), made)
+        check(not real.is_symlink(), "the file has become a link")
+        image.assert_same(path, real, "qcow2", fmt)
+        check(os.listdir(real.parent) == os.listdir(link.parent) == ["disk.img"], "something is left")
 
 
 @case
