@@ -62,7 +62,7 @@ static int describe(const struct block_node *base, json_t **ret, struct error *e
 	return r;
 }
 
-static int as_text(const json_t *description, char **ret, struct error *err)
+int export_text(const json_t *description, char **ret, struct error *err)
 {
 	char *text = json_dumps(description, JSON_COMPACT);
 	int r = text ? text_format(ret, err, "json:%s", text) : error_nomem(err);
@@ -78,7 +78,7 @@ int export_describe(struct export *e, const struct block_node *base, struct erro
 
 	free(e->image);
 	e->image = NULL;
-	return r ? r : as_text(description, &e->image, err);
+	return r ? r : export_text(description, &e->image, err);
 }
 
 int export_alone(const char *file, const char *format, bool unlocked, char **ret, struct error *err)
@@ -88,7 +88,7 @@ int export_alone(const char *file, const char *format, bool unlocked, char **ret
 			   "force-share", (int)unlocked, "file", "driver", "file", "filename",
 			   file);
 
-	return r ? r : as_text(v, ret, err);
+	return r ? r : export_text(v, ret, err);
 }
 
 /* ---- transient bitmaps ---- */
@@ -168,7 +168,7 @@ static int show_bitmap(struct guest *g, const struct journal *j, size_t i, struc
 	if (r)
 		return r;
 	free(tm_steal(e->image));
-	return as_text(description, &e->image, err);
+	return export_text(description, &e->image, err);
 }
 
 /* Without its bitmap the disk is read on another rung; a QEMU that is gone is another matter. */

@@ -27,6 +27,9 @@ int export_describe(struct export *e, const struct block_node *base, struct erro
 int export_alone(const char *file, const char *format, bool unlocked, char **ret,
 		 struct error *err) TM_WUR;
 
+/* A description of an image as qemu-img and qemu-nbd take it for a name. */
+int export_text(const json_t *description, char **ret, struct error *err) TM_WUR;
+
 /* Serves each of j->ndisks exports, which have been described: fills socket, pid. */
 int exports_start(struct guest *g, struct journal *j, struct export *v, struct error *err) TM_WUR;
 

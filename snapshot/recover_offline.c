@@ -8,6 +8,7 @@
 
 #include "base_lock.h"
 #include "epochs.h"
+#include "exports.h"
 #include "identity.h"
 #include "names.h"
 #include "overlay.h"
@@ -51,6 +52,17 @@ static int refuse_exchanged(const struct journal_disk *d, const char *which, str
 		which, (unsigned long long)was->inode);
 }
 
+static int refuse_changed(const struct journal_disk *d, struct error *err)
+{
+	return error_set(
+		err, TM_E_STALE,
+		"%s was changed after it was frozen, so the guest was started without its overlay "
+		"%s, which no longer fits: no overlay of the guest is merged, all are kept.  "
+		"Where the guest's data is right as it is, do without them, with the command that "
+		"recovery prints",
+		d->base, d->overlay);
+}
+
 /*
  * From the transaction to the commit of its own overlay, or for ever with a pull, nobody writes to
  * the base.  A base that was written all the same was started alone; and so it was when it is
@@ -72,15 +84,7 @@ static int check_base_unchanged(const struct journal *j, const struct journal_di
 	/* A copy of a base that was frozen then is as good when it has the time of its original. */
 	if (exchanged && !(exchanged == d->base && !changed && d->frozen_mtime))
 		return refuse_exchanged(d, exchanged, err);
-	if (!changed)
-		return 0;
-	return error_set(
-		err, TM_E_STALE,
-		"%s was changed after it was frozen, so the guest was started without its overlay "
-		"%s, which no longer fits: no overlay of the guest is merged, all are kept.  "
-		"Where the guest's data is right as it is, do without them, with the command that "
-		"recovery prints",
-		d->base, d->overlay);
+	return changed ? refuse_changed(d, err) : 0;
 }
 
 static int set_backing(const struct journal_disk *d, struct error *err)
@@ -91,51 +95,136 @@ static int set_backing(const struct journal_disk *d, struct error *err)
 	return spawn_run(argv, IMG_TIMEOUT_MS, NULL, err);
 }
 
-/* From here on the base does change: a recovery that dies in the middle is simply run again. */
-static int begin_commit(struct journal *j, struct journal_disk *d, struct error *err)
+static int look_mtime(const struct journal_disk *d, uint64_t *ret, struct error *err)
 {
-	d->how = COLLAPSE_COMMIT; /* whatever it was to be */
-	d->pivot = PIVOT_NONE;
-	d->frozen_mtime = 0;
-	return journal_write(j, j->phase < JOURNAL_FROZEN ? JOURNAL_FROZEN : j->phase, err);
+	struct stat st;
+
+	if (stat(d->base, &st) < 0)
+		return error_errno(err, errno, "cannot look at %s", d->base);
+	*ret = mtime_ns(&st);
+	return 0;
 }
 
-/* The disk may have grown meanwhile: the base has to become as large. */
-static int clear_way(const struct journal_disk *jd, struct error *err)
+/* The disk may have grown meanwhile: the base has to become as large.  *cleared: it was written. */
+static int clear_way(const struct journal_disk *jd, bool *cleared, struct error *err)
 {
 	struct guest_disk *v = calloc(2, sizeof(*v)); /* overlay and base */
 	int r = v ? image_look(jd->overlay, "qcow2", &v[0], err) : error_nomem(err);
 
 	if (!r)
 		r = image_look(jd->base, jd->format, &v[1], err);
-	if (!r && v[1].size < v[0].size)
+	*cleared = !r && v[1].size < v[0].size;
+	if (*cleared)
 		r = epochs_clear_way(NULL, &v[1], err);
 	if (v)
 		guest_disks_free(v, 2);
 	return r;
 }
 
+/* The overlay over its base, for qemu-img, which asks for no lock of a base that is claimed. */
+static int overlay_over_base(const struct journal_disk *d, bool claimed, char **ret,
+			     struct error *err)
+{
+	auto_json json_t *v = NULL;
+	struct stat st;
+	int r = stat(d->base, &st) < 0 ? error_errno(err, errno, "cannot look at %s", d->base) : 0;
+
+	if (!r)
+		r = jsonx_make(&v, err, "{s:s, s:{s:s, s:s}, s:{s:s, s:{s:s, s:s, s:s}}}", "driver",
+			       "qcow2", "file", "driver", "file", "filename", d->overlay, "backing",
+			       "driver", d->format, "file", "driver",
+			       S_ISREG(st.st_mode) ? "file" : "host_device", "filename", d->base,
+			       "locking", claimed ? "off" : "auto");
+	return r ? r : export_text(v, ret, err);
+}
+
+/*
+ * `claim` is ours alone until it is merged, even should we die meanwhile: qemu-img has it too.  -1:
+ * there are no locks.
+ */
+static int merge(const struct journal_disk *d, int claim, struct error *err)
+{
+	auto_free char *image = NULL;
+	const char *argv[] = {"qemu-img", "commit", "-q", "-d", NULL, NULL};
+	int r = overlay_over_base(d, claim >= 0, &image, err);
+
+	if (r)
+		return r;
+	argv[4] = image;
+	if (claim >= 0 && fcntl(claim, F_SETFD, 0) < 0)
+		return error_errno(err, errno, "cannot hand on the lock of %s", d->base);
+	r = spawn_run(argv, COMMIT_TIMEOUT_MS, NULL, err);
+	return r ? r : io_sync_file(d->base, err);
+}
+
+/* What the time of the base says from here on; 0: nothing. */
+static int journal_frozen(struct journal *j, struct journal_disk *d, uint64_t mtime,
+			  struct error *err)
+{
+	d->frozen_mtime = mtime;
+	return journal_write(j, j->phase < JOURNAL_FROZEN ? JOURNAL_FROZEN : j->phase, err);
+}
+
+/*
+ * Nobody else can open the base from before the last look at it until all is merged, or a guest
+ * that was started on it in between would be merged over.  *ret_mtime: of the base as it is now.
+ */
+static int claim_base(struct journal *j, struct journal_disk *d, int *ret_claim,
+		      uint64_t *ret_mtime, struct error *err)
+{
+	uint64_t seen = 0;
+	bool cleared = false;
+	struct error e = {0};
+	int r = look_mtime(d, &seen, err);
+
+	if (!r)
+		r = check_base_unchanged(j, d, err);
+	base_unlock(d);
+	if (r)
+		return r;
+	r = clear_way(d, &cleared, err);
+	if (r == TM_E_STALE && journal_frozen(j, d, 0, &e)) /* a person is to write to it */
+		error_append(err, "; %s", e.text);
+	if (!r && cleared)
+		r = look_mtime(d, &seen, err);
+	if (!r)
+		r = image_claim(d->base, ret_claim, err);
+	if (!r)
+		r = look_mtime(d, ret_mtime, err);
+	if (!r && *ret_mtime != seen)
+		r = refuse_changed(d, err);
+	return r;
+}
+
+/*
+ * From when the journal says so the base does change: a recovery that dies in the middle is simply
+ * run again.  Where the merge failed and changed nothing, it is still known what the base was.
+ */
 static int commit(struct journal *j, struct journal_disk *d, struct error *err)
 {
-	const char *const argv[] = {"qemu-img", "commit", "-q",       "-d",
-				    "-f",       "qcow2",  d->overlay, NULL};
-	int r = check_base_unchanged(j, d, err);
+	bool known = d->frozen_mtime != 0;
+	auto_close int claim = -1;
+	uint64_t before = 0, after = 0;
+	struct error e = {0};
+	int r = claim_base(j, d, &claim, &before, err);
 
 	if (!r)
 		r = set_backing(d, err);
-	if (!r)
-		r = begin_commit(j, d, err);
-	base_unlock(d);
-	if (!r)
-		r = clear_way(d, err);
-	if (!r)
-		r = spawn_run(argv, COMMIT_TIMEOUT_MS, NULL, err);
-	if (!r)
-		r = io_sync_file(d->base, err);
 	if (r)
 		return r;
-	d->pivot = PIVOT_DONE;
-	return journal_write(j, JOURNAL_PIVOTED, err);
+	d->how = COLLAPSE_COMMIT; /* whatever it was to be */
+	d->pivot = PIVOT_NONE;
+	r = journal_frozen(j, d, 0, err);
+	if (!r)
+		r = merge(d, claim, err);
+	if (!r) {
+		d->pivot = PIVOT_DONE;
+		return journal_write(j, JOURNAL_PIVOTED, err);
+	}
+	if (known && !look_mtime(d, &after, NULL) && after == before &&
+	    journal_frozen(j, d, before, &e))
+		error_append(err, "; %s", e.text);
+	return r;
 }
 
 /*
@@ -313,17 +402,38 @@ static int check_overlays(const struct journal *j, struct error *err)
 	return 0;
 }
 
-int recover_offline(struct guest *g, struct journal *j, struct text_list *lines, struct error *err)
+/*
+ * A transaction that nobody lived to see, if there was one: what check_bases() finds good now is
+ * known by its time from here on, for the first merge makes the journal say that all are frozen.
+ */
+static void note_bases(struct journal *j)
+{
+	for (size_t i = 0; j->phase == JOURNAL_FREEZING && i < j->ndisks; i++) {
+		struct journal_disk *d = &j->disks[i];
+		struct error e = {0};
+
+		if (d->overlay && !d->frozen_mtime && look_mtime(d, &d->frozen_mtime, &e))
+			log_debug("disk %s: %s", d->name, e.text);
+	}
+}
+
+/* A guest is started with all its disks: one that is still locked keeps it from the others. */
+static void lock_bases(const struct journal *j)
+{
+	for (size_t i = 0; i < j->ndisks; i++) {
+		struct journal_disk *d = &j->disks[i];
+		struct error e = {0};
+
+		if (d->overlay && recover_needs_overlay(d) && base_lock(d, &e))
+			log_debug("disk %s: %s", d->name, e.text);
+	}
+}
+
+static int recover_disks(struct guest *g, struct journal *j, struct text_list *lines,
+			 struct error *err)
 {
 	struct error first = {0};
-	int r = check_bases(j, lines, err);
 
-	if (!r)
-		r = recover_check_missing(j, any_base_changed(j), lines, err);
-	if (!r)
-		r = check_overlays(j, err);
-	if (r)
-		return r;
 	for (size_t i = 0; i < j->ndisks; i++) {
 		struct error e = {0};
 
@@ -331,6 +441,7 @@ int recover_offline(struct guest *g, struct journal *j, struct text_list *lines,
 			continue;
 		(void)guest_tick(g, "recover", j->disks[i].name, 0, 0, NULL);
 		if (recover_disk(j, &j->disks[i], lines, &e) == 0) {
+			base_unlock(&j->disks[i]);
 			/* Already gone, perhaps: no reason to keep the guest from starting. */
 			if (epochs_void_file(&j->disks[i], lines, &e))
 				log_debug("%s", e.text);
@@ -341,4 +452,22 @@ int recover_offline(struct guest *g, struct journal *j, struct text_list *lines,
 			first = e;
 	}
 	return error_pass(err, first.code, &first);
+}
+
+int recover_offline(struct guest *g, struct journal *j, struct text_list *lines, struct error *err)
+{
+	int r;
+
+	lock_bases(j);
+	note_bases(j);
+	r = check_bases(j, lines, err);
+	if (!r)
+		r = recover_check_missing(j, any_base_changed(j), lines, err);
+	if (!r)
+		r = check_overlays(j, err);
+	if (!r)
+		r = recover_disks(g, j, lines, err);
+	for (size_t i = 0; i < j->ndisks; i++)
+		base_unlock(&j->disks[i]);
+	return r;
 }
