@@ -80,6 +80,7 @@ void journal_free(struct journal *j)
 	free(j->state);
 	free(j->socket_dir);
 	free(j->path);
+	buf_done(&j->told);
 	free(j);
 }
 
@@ -121,6 +122,33 @@ int journal_list_files(const struct journal *j, struct text_list *ret, struct er
 	return r;
 }
 
+static bool says(const char *path, const struct buf *text)
+{
+	auto_buf struct buf found = {0};
+
+	return io_read_file(path, JOURNAL_MAX, &found, NULL) == 0 && found.len == text->len &&
+	       memcmp(found.data, text->data, text->len) == 0;
+}
+
+/*
+ * A file that has its name but whose directory could not be synced says what the caller is told not
+ * to rely on.  Recovery would.
+ */
+static void take_back(const struct journal *j, const struct text_list *files,
+		      const struct buf *text)
+{
+	for (size_t i = 0; i < files->n; i++) {
+		struct error e = {0};
+
+		if (!says(files->v[i], text))
+			continue;
+		if (j->told.len && io_publish(files->v[i], j->told.data, j->told.len, 0600, &e))
+			log_debug("%s", e.text); /* most likely synced no more than before */
+		if (says(files->v[i], text))
+			(void)unlink(files->v[i]);
+	}
+}
+
 /*
  * All files, or at least one: a full file system of a base or of the state must not keep the guest
  * from going back onto its own files.  A file that could not be replaced is removed, and where even
@@ -143,8 +171,10 @@ static int publish(const struct journal *j, const struct buf *text, bool all, st
 			   &first);
 	for (size_t i = 0; i < files.n; i++)
 		written += done[i];
-	if (r && (all || !written))
+	if (r && (all || !written)) {
+		take_back(j, &files, text);
 		return error_pass(err, r, &first);
+	}
 	if (r)
 		log_debug("%s", first.text);
 	for (size_t i = 0; i < files.n; i++) {
@@ -170,6 +200,9 @@ int journal_write(struct journal *j, enum journal_phase phase, struct error *err
 		error_prefix(err, "cannot write the journal");
 		return r;
 	}
+	buf_done(&j->told);
+	j->told = text;
+	text = (struct buf){0};
 	log_debug("journal: %s", phase_names[phase]);
 	journal_debug_point(phase_names[phase]);
 	return 0;
@@ -183,7 +216,11 @@ static int read_one(const char *path, struct journal **ret, struct error *err)
 
 	if (!r)
 		r = journal_decode(text.data, text.len, path, ret, &e);
-	return error_pass(err, r, &e);
+	if (r)
+		return error_pass(err, r, &e);
+	(*ret)->told = text;
+	text = (struct buf){0};
+	return 0;
 }
 
 int journal_read(const char *path, struct journal **ret, struct error *err)

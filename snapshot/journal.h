@@ -87,6 +87,7 @@ struct journal {
 	size_t ndisks;
 
 	int socket_lock; /* not stored: of socket_dir, rundir.h; -1: none */
+	struct buf told; /* not stored: the text that was written last, or read */
 
 	char *path; /* not stored: in the state directory; copies lie beside the bases */
 };

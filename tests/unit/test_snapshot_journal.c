@@ -315,6 +315,64 @@ static void a_file_that_cannot_be_written_is_removed(void **state)
 	journal_free(j);
 }
 
+static bool no_sync; /* of directories */
+
+int __wrap_io_sync_dir(const char *dir, struct error *err);
+int __real_io_sync_dir(const char *dir, struct error *err);
+
+int __wrap_io_sync_dir(const char *dir, struct error *err)
+{
+	return no_sync ? error_set(err, TM_E_IO, "cannot sync %s", dir)
+		       : __real_io_sync_dir(dir, err);
+}
+
+/* The names have changed, but who wrote is told that it failed: recovery must not read more. */
+static void what_was_not_told_is_not_read(void **state)
+{
+	struct place p;
+	struct journal *j = make_place(&p), *back = NULL;
+
+	(void)state;
+	j->disks[0].pivot = PIVOT_NONE;
+	assert_int_equal(journal_write(j, JOURNAL_COMMITTING, NULL), 0);
+	for (int again = 0; again < 2; again++) {
+		no_sync = true;
+		j->disks[0].pivot = PIVOT_BEGUN;
+		assert_int_equal(journal_write(j, JOURNAL_PIVOTING, NULL), TM_E_IO);
+		assert_int_equal(j->phase, JOURNAL_COMMITTING);
+		no_sync = false;
+		for (int i = 0; i < 3; i++)
+			expect_phase(i ? p.copy[i - 1] : p.path, JOURNAL_COMMITTING);
+		journal_free(back);
+		back = NULL;
+		assert_int_equal(journal_read(p.path, &back, NULL), 0);
+		assert_int_equal(back->disks[0].pivot, PIVOT_NONE);
+		/* One that was read knows it as well. */
+		journal_free(j);
+		j = back;
+		back = NULL;
+	}
+	assert_int_equal(journal_write(j, JOURNAL_PIVOTING, NULL), 0);
+	expect_phase(p.copy[1], JOURNAL_PIVOTING);
+	assert_int_equal(journal_remove(j, NULL), 0);
+	drop_place(&p);
+	journal_free(j);
+}
+
+static void a_first_journal_that_failed_is_not_there(void **state)
+{
+	struct place p;
+	struct journal *j = make_place(&p);
+
+	(void)state;
+	no_sync = true;
+	assert_int_equal(journal_write(j, JOURNAL_PREPARING, NULL), TM_E_IO);
+	no_sync = false;
+	assert_false(journal_exists(j));
+	drop_place(&p);
+	journal_free(j);
+}
+
 static void images_of_a_guest_that_is_off_have_no_copies(void **state)
 {
 	struct place p;
@@ -378,6 +436,8 @@ int main(void)
 		cmocka_unit_test(any_file_leads_to_the_newest),
 		cmocka_unit_test(one_place_is_enough_once_frozen),
 		cmocka_unit_test(a_file_that_cannot_be_written_is_removed),
+		cmocka_unit_test(what_was_not_told_is_not_read),
+		cmocka_unit_test(a_first_journal_that_failed_is_not_there),
 		cmocka_unit_test(images_of_a_guest_that_is_off_have_no_copies),
 		cmocka_unit_test(the_lock_names_its_holder),
 		cmocka_unit_test(keys_are_file_names_that_differ),
