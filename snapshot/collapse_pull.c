@@ -193,6 +193,21 @@ static void drop_base(struct collapse *c, const struct block_graph *graph)
 	}
 }
 
+/* Nothing relies on the overlay alone before it is safe and the journal says so. */
+static int mark_done(struct collapse *c, struct error *err)
+{
+	enum journal_pivot before = c->d->pivot;
+	int r = io_sync_file(c->d->overlay, err);
+
+	if (r)
+		return r;
+	c->d->pivot = PIVOT_DONE;
+	r = journal_write(c->j, JOURNAL_PULLED, err);
+	if (r)
+		c->d->pivot = before;
+	return r;
+}
+
 /* The overlay stands without its base. */
 static int pulled(struct collapse *c, const struct block_graph *graph, struct error *err)
 {
@@ -200,12 +215,8 @@ static int pulled(struct collapse *c, const struct block_graph *graph, struct er
 	bool keep = c->d->how == COLLAPSE_PULL_KEEP;
 	int r = 0;
 
-	if (c->d->pivot != PIVOT_DONE) {
-		r = io_sync_file(c->d->overlay, err);
-		c->d->pivot = PIVOT_DONE;
-		if (!r)
-			r = journal_write(c->j, JOURNAL_PULLED, err);
-	}
+	if (c->d->pivot != PIVOT_DONE)
+		r = mark_done(c, err);
 	if (!r && keep && identity_look(c->d->base, &c->d->base_id) == IDENTITY_OTHER &&
 	    !same_file(c->d->base, c->d->overlay))
 		r = error_set(err, TM_E_STALE,

@@ -6,6 +6,7 @@ and every write of the guest is kept."""
 
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -318,6 +319,49 @@ def a_base_that_is_left_for_good_keeps_no_second_name(scratch):
     rig.assert_images()
     rig.vm.start()
     rig.go_on()
+
+
+class Spell:
+    """What strace does to the system calls of a program that is stopped: each use of `call`
+    on one of the paths fails from now on."""
+
+    def __init__(self, pid, log, call, error, *paths):
+        argv = ["strace", "-f", "-qq", "-o", log, "-e", f"trace={call}", "-e",
+                f"inject={call}:error={error}", "-p", str(pid)]
+        for path in paths:
+            argv += ["-P", path]
+        self.process = subprocess.Popen(argv)
+        status = Path(f"/proc/{pid}/status")
+        wait_for("strace", lambda: "TracerPid:\t0\n" not in status.read_text(), 30)
+
+
+@case
+def a_pulled_disk_takes_no_name_before_it_is_safe_and_journalled(scratch):
+    for what in ("sync", "journal"):
+        sub = Sub(scratch, what)
+        rig = PullRig(sub, [Disk(image.create(sub.dir("disks") / "vda.qcow2", SIZE), "vda")])
+        base, = (d.path for d in rig.vm.disks)
+        inode = base.stat().st_ino
+        running = rig.start_stopped("completed", "--collapse", "pull", "--keep-name")
+        journal, = (rig.tidemark.state / "journal").glob("*.json")
+        spell = ("fsync", "EIO", rig.vm.active_file("vda")) if what == "sync" else (
+            "pwrite64", "ENOSPC", f"{journal}.tmp", f"{base}.tidemark-journal.tmp")
+        strace = Spell(running.process.pid, sub / "strace.log", *spell)
+        rig.write_all()
+        running.signal(signal.SIGCONT)
+        running.finish(5)
+        strace.process.wait(30)
+        # The end of the pull is tried twice: by the collapse, and by the way out.
+        if (sub / "strace.log").read_text().count("INJECTED") < 2:
+            raise HarnessError(f"what was to fail was not used twice: {what}")
+        if base.stat().st_ino != inode:
+            raise HarnessError(f"the overlay took the name all the same: {what}")
+        rig.tidemark("recover", rig.vm.target())
+        if base.stat().st_ino == inode:
+            raise HarnessError(f"recovery did not bring the pull to its end: {what}")
+        rig.go_on()
+        rig.vm.kill()
+        rig.assert_images()
 
 
 @case
