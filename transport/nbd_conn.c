@@ -15,6 +15,7 @@
 #define RETRY_MS     10         /* between attempts to enter a full queue of connections */
 #define MAX_PAYLOAD  (32 << 20) /* what every server has to accept that says nothing else */
 #define NOTIFY_TURNS 16         /* receives in one go before others have their turn */
+#define PARTS_MAX    1024       /* of a reply, apart from each other: every other sector of 1 MiB */
 
 /* ---- the list of running calls ---- */
 
@@ -37,6 +38,7 @@ static void move_to_finished(struct nbd_conn *conn, struct nbd_call *call)
 	if (call->next)
 		call->next->prev = call->prev;
 	conn->in_flight--;
+	extents_done(&call->seen);
 	call->next = NULL;
 	*conn->finished_end = call;
 	conn->finished_end = &call->next;
@@ -384,34 +386,65 @@ void nbd_conn_free(struct nbd_conn *conn)
 
 /* ---- requests ---- */
 
-/* First of all the error: a read that failed leaves the buffer as it was. */
 static int call_completed(void *data, int *error)
 {
 	struct nbd_call *call = data;
-	int errnum = *error;
 
-	call->errnum = errnum;
-	if (!errnum && call->seen != call->length)
-		(void)error_set(
-			&call->err, TM_E_PEER,
-			"%s at offset %llu: the NBD server answered with %llu of %llu bytes",
-			call->verb, (unsigned long long)call->offset,
-			(unsigned long long)call->seen, (unsigned long long)call->length);
+	call->errnum = *error;
 	move_to_finished(call->conn, call);
 	return 0; /* see retire() */
 }
 
-/* Counts what a reply really brings: libnbd does not complain about a part left out. */
-static int chunk_arrived(void *data, const void *bytes, size_t len, uint64_t offset,
-			 unsigned status, int *error)
+static int bad_answer(struct nbd_call *call, const char *what)
+{
+	(void)error_set(&call->err, TM_E_PEER,
+			"%s of %llu bytes at offset %llu: the NBD server's answer %s", call->verb,
+			(unsigned long long)call->length, (unsigned long long)call->offset, what);
+	return 0; /* keeps the connection in step; the call fails when it completes */
+}
+
+static int bad_part(struct nbd_call *call, const char *what, uint64_t offset)
+{
+	(void)bad_answer(call, what);
+	error_append(&call->err, " offset %llu", (unsigned long long)offset);
+	return 0;
+}
+
+/*
+ * A part of a read's reply is in the buffer.  NBD allows parts in any order, but none over another,
+ * and together they have to be the whole.  libnbd sees to it that they lie inside, and no more:
+ * what is left out keeps what the buffer held before.
+ */
+static int part_arrived(void *data, const void *bytes, size_t len, uint64_t offset, unsigned status,
+			int *error)
 {
 	struct nbd_call *call = data;
+	uint64_t before = extents_bytes(&call->seen);
 
 	(void)bytes;
-	(void)offset;
-	if (*error == 0 && status != LIBNBD_READ_ERROR)
-		call->seen += len;
+	if (*error || status == LIBNBD_READ_ERROR || call->err.code)
+		return 0;
+	if (extents_add(&call->seen, offset, len, &call->err))
+		return 0;
+	if (extents_bytes(&call->seen) != before + len)
+		return bad_part(call, "has parts that overlap, at", offset);
+	if (call->seen.n > PARTS_MAX)
+		return bad_part(call, "is in too many pieces, at", offset);
 	return 0;
+}
+
+/* First of all the error: a read that failed leaves the buffer as it was. */
+static int read_completed(void *data, int *error)
+{
+	struct nbd_call *call = data;
+	const struct extent *first = call->seen.v;
+	uint64_t end = call->offset;
+
+	if (call->seen.n && first->offset == call->offset)
+		end += first->length;
+	if (*error == 0 && !call->err.code && end != call->offset + call->length)
+		(void)bad_part(call, "lacks the part from", end);
+	return call_completed(data, error);
 }
 
 /* False: the connection has ended and so has the call. */
@@ -422,7 +455,7 @@ static bool begin(struct nbd_conn *conn, struct nbd_call *call, const char *verb
 	call->conn = conn;
 	call->cookie = 0;
 	call->errnum = 0;
-	call->seen = 0;
+	call->seen = (struct extents){0};
 	push_running(conn, call);
 	if (conn->h)
 		return true;
@@ -452,15 +485,14 @@ void nbd_conn_read(struct nbd_conn *conn, struct nbd_call *call, void *buf)
 		return;
 	started(conn, call,
 		nbd_aio_pread_structured(conn->h, buf, call->length, call->offset,
-					 (nbd_chunk_callback){chunk_arrived, call, NULL},
-					 (nbd_completion_callback){call_completed, call, NULL}, 0));
+					 (nbd_chunk_callback){part_arrived, call, NULL},
+					 (nbd_completion_callback){read_completed, call, NULL}, 0));
 }
 
 void nbd_conn_write(struct nbd_conn *conn, struct nbd_call *call, const void *buf)
 {
 	if (!begin(conn, call, "write"))
 		return;
-	call->seen = call->length;
 	started(conn, call,
 		nbd_aio_pwrite(conn->h, buf, call->length, call->offset,
 			       (nbd_completion_callback){call_completed, call, NULL}, 0));
@@ -470,7 +502,6 @@ void nbd_conn_zero(struct nbd_conn *conn, struct nbd_call *call)
 {
 	if (!begin(conn, call, "zeroing"))
 		return;
-	call->seen = call->length;
 	started(conn, call,
 		nbd_aio_zero(conn->h, call->length, call->offset,
 			     (nbd_completion_callback){call_completed, call, NULL}, 0));
@@ -488,14 +519,6 @@ void nbd_conn_flush(struct nbd_conn *conn, struct nbd_call *call)
 
 /* ---- block status ---- */
 
-static int bad_map(struct nbd_call *call, const char *what)
-{
-	(void)error_set(&call->err, TM_E_PEER,
-			"map of %llu bytes at offset %llu: the NBD server's answer %s",
-			(unsigned long long)call->length, (unsigned long long)call->offset, what);
-	return 0; /* keeps the connection in step; the call fails when it completes */
-}
-
 /*
  * Adds the extents of one answer.  Only the last one may reach over the end of what was
  * asked, as the protocol allows; it is cut there.
@@ -508,9 +531,9 @@ static int add_entries(struct nbd_call *call, const uint32_t *entries, size_t n)
 		uint64_t len = min_u64(entries[i], end - at);
 
 		if (!entries[i])
-			return bad_map(call, "has an empty extent");
+			return bad_answer(call, "has an empty extent");
 		if (!len)
-			return bad_map(call, "lies outside");
+			return bad_answer(call, "lies outside");
 		if (((entries[i + 1] & call->mask) != 0) == call->set &&
 		    extents_add(call->ret, at, len, &call->err))
 			return 0;
@@ -528,9 +551,9 @@ static int extents_arrived(void *data, const char *context, uint64_t offset, uin
 	if (*error || call->err.code)
 		return 0;
 	if (strcmp(context, call->conn->context) != 0)
-		return bad_map(call, "is about another context");
+		return bad_answer(call, "is about another context");
 	if (offset != call->offset || call->reach != call->offset)
-		return bad_map(call, "comes twice or is about another place");
+		return bad_answer(call, "comes twice or is about another place");
 	return add_entries(call, entries, n);
 }
 
@@ -539,8 +562,7 @@ static int map_completed(void *data, int *error)
 	struct nbd_call *call = data;
 
 	if (*error == 0 && !call->err.code && call->reach == call->offset)
-		(void)bad_map(call, "says nothing");
-	call->seen = call->length;
+		(void)bad_answer(call, "says nothing");
 	return call_completed(data, error);
 }
 

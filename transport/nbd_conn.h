@@ -28,12 +28,12 @@ struct nbd_call {
 	/* The rest is the connection's own. */
 	struct nbd_conn *conn;
 	struct nbd_call *prev, *next;
-	int64_t cookie; /* libnbd's name for it; 0: none */
-	int errnum;     /* the server's answer */
-	uint64_t seen;  /* reads: bytes delivered so far */
-	bool set;       /* maps: which value of the flags counts … */
-	uint32_t mask;  /* … and of which flag */
-	uint64_t reach; /* maps: end of the answer */
+	int64_t cookie;      /* libnbd's name for it; 0: none */
+	int errnum;          /* the server's answer */
+	struct extents seen; /* reads: what of the export has been delivered so far */
+	bool set;            /* maps: which value of the flags counts … */
+	uint32_t mask;       /* … and of which flag */
+	uint64_t reach;      /* maps: end of the answer */
 	struct extents *ret;
 };
 
