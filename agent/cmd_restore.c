@@ -23,8 +23,10 @@ struct restore {
 	bool into_dir;
 	struct goal *goals;
 	size_t ngoals;
-	json_t *disks;    /* results */
-	const char *disk; /* being written, for progress */
+	json_t *disks;              /* results */
+	const char *disk;           /* being written, for progress */
+	struct target_file *target; /* of it */
+	struct loop_watch watch;
 };
 
 static bool chosen(const struct options *opt, const char *disk)
@@ -127,6 +129,16 @@ static int tick(void *data, uint64_t done, uint64_t total, struct error *err)
 	return agent_check_interrupt(err);
 }
 
+/* Its server may never answer, its device be slow: whatever waits for them, ends. */
+static void leave_when_interrupted(struct loop_watch *watch, uint64_t idle_ms)
+{
+	struct restore *rs = container_of(watch, struct restore, watch);
+
+	(void)idle_ms;
+	if (agent_interrupted)
+		target_file_abort(rs->target, "interrupted");
+}
+
 static int report(struct restore *rs, const struct point_disk *d, const char *to, uint64_t written,
 		  struct error *err)
 {
@@ -213,6 +225,8 @@ static int restore_disk(struct restore *rs, const struct goal *g, struct error *
 	rs->disk = g->disk->name;
 	if (r)
 		return r;
+	rs->target = t;
+	loop_set_watch(a->loop, &rs->watch);
 	read.zero_runs = target_file_needs_zeroes(t);
 	r = repo_read_disk(a->repo, rs->point, g->disk, target_file_sink(t), &read, err);
 	if (r == TM_E_CORRUPT)
@@ -220,6 +234,7 @@ static int restore_disk(struct restore *rs, const struct goal *g, struct error *
 				  "'tidemark repair' mends what can be");
 	if (!r)
 		r = target_file_finish(t, &written, err);
+	loop_set_watch(a->loop, NULL);
 	return r ? r : report(rs, g->disk, g->to, written, err);
 }
 
@@ -256,7 +271,8 @@ static void goals_free(struct restore *rs)
 int cmd_restore(struct agent *a, enum exit_status *status, struct error *err)
 {
 	auto_clean(point_free) struct point *p = NULL;
-	struct restore rs = {.agent = a, .disks = json_array()};
+	struct restore rs = {
+		.agent = a, .disks = json_array(), .watch.tick = leave_when_interrupted};
 	int r = rs.disks ? agent_open_repo(a, err) : error_nomem(err);
 
 	(void)status;

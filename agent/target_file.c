@@ -214,6 +214,12 @@ bool target_file_needs_zeroes(const struct target_file *t)
 	return t->in_place;
 }
 
+void target_file_abort(struct target_file *t, const char *why)
+{
+	if (t->sink)
+		disk_sink_abort(t->sink, why);
+}
+
 /* Without --force nobody's file may vanish, even one that came while we were writing. */
 static int publish(struct target_file *t, struct error *err)
 {

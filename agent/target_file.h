@@ -37,6 +37,9 @@ struct piece_sink *target_file_sink(struct target_file *t);
 /* True when what is there may not be zero already, so that zero runs have to be written. */
 bool target_file_needs_zeroes(const struct target_file *t);
 
+/* As disk_sink_abort(). */
+void target_file_abort(struct target_file *t, const char *why);
+
 /* Makes what was written durable and gives it its name. */
 int target_file_finish(struct target_file *t, uint64_t *ret_written_bytes,
 		       struct error *err) TM_WUR;

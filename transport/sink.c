@@ -304,18 +304,22 @@ void sink_done(struct disk_sink *sink)
 		sink->layout->ops->free(sink->layout);
 }
 
+void disk_sink_abort(struct disk_sink *sink, const char *why)
+{
+	struct error err = {0};
+	int code = error_set(&err, TM_E_CANCELED, "%s", why);
+
+	fail(sink, code, &err);
+	if (sink->ops->abort)
+		sink->ops->abort(sink);
+}
+
 void disk_sink_free(struct disk_sink *sink)
 {
-	struct error given_up = {0};
-
 	if (!sink)
 		return;
 	if (sink->running || sink->queue) {
-		int code = error_set(&given_up, TM_E_CANCELED, "given up");
-
-		fail(sink, code, &given_up);
-		if (sink->ops->abort)
-			sink->ops->abort(sink);
+		disk_sink_abort(sink, "given up");
 		if (wait_idle(sink, NULL))
 			return; /* the loop is broken: it still holds the ops */
 	}

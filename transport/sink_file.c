@@ -10,10 +10,12 @@
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 
-#define FILE_DEPTH      32
-#define FILE_WRITE_MAX  (1 << 20)
-#define FILE_ZERO_MAX   ((uint64_t)1 << 30) /* one step, so that a failure shows early */
-#define FILE_ZERO_BYTES (1 << 18)           /* written zeroes, where nothing else works */
+#define FILE_DEPTH     32
+#define FILE_WRITE_MAX (1 << 20)
+#define FILE_ZERO_MAX                                                                   \
+	((uint64_t)16 << 20)      /* a device may write them out, and cannot be stopped \
+				   */
+#define FILE_ZERO_BYTES (1 << 18) /* written zeroes, where nothing else works */
 
 /* Ways to zero a part, each one tried when the one before is not supported. */
 enum zero_way {
@@ -79,6 +81,7 @@ static void transfer_more(struct file_op *fo)
 static void transferred(struct loop_op *io, int res)
 {
 	struct file_op *fo = container_of(io, struct file_op, io);
+	const struct disk_sink *sink = fo->op.sink;
 
 	if (res == -EINTR || res == -EAGAIN)
 		res = 0;
@@ -87,10 +90,10 @@ static void transferred(struct loop_op *io, int res)
 		return;
 	}
 	fo->done += (uint64_t)res;
-	if (fo->done < fo->op.length)
+	if (fo->done < fo->op.length && !sink->code)
 		transfer_more(fo);
 	else
-		sink_op_end(&fo->op, 0, NULL);
+		sink_op_end(&fo->op, sink->code, &sink->err);
 }
 
 static void file_transfer(struct disk_sink *sink, struct sink_op *op)

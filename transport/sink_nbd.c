@@ -50,16 +50,17 @@ static void op_more(struct nbd_op *no);
 static void op_done(struct nbd_call *call, int code)
 {
 	struct nbd_op *no = container_of(call, struct nbd_op, call);
+	const struct disk_sink *sink = no->op.sink;
 
 	if (code) {
 		sink_op_end(&no->op, code, &call->err);
 		return;
 	}
 	no->done += call->length;
-	if (no->done < no->op.length)
+	if (no->done < no->op.length && !sink->code)
 		op_more(no);
 	else
-		sink_op_end(&no->op, 0, NULL);
+		sink_op_end(&no->op, sink->code, &sink->err);
 }
 
 /* The whole op, or as much of it as there are zeroes to write. */

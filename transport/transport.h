@@ -210,6 +210,13 @@ struct piece_sink *disk_sink_pieces(struct disk_sink *sink);
 int disk_sink_finish(struct disk_sink *sink, struct disk_sink_counts *ret,
 		     struct error *err) TM_WUR;
 
+/*
+ * Gives up: the sink fails with TM_E_CANCELED and the text, unless it has failed already, and
+ * pieces come back as soon as what was begun has ended.  What waits for a server does not go on
+ * waiting; a write to a file or device ends when the kernel ends it.
+ */
+void disk_sink_abort(struct disk_sink *sink, const char *why);
+
 /* Also after failures; outstanding pieces are released first.  Does not remove the file.  Runs the
  * loop. */
 void disk_sink_free(struct disk_sink *sink);

@@ -1,10 +1,13 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: Apache-2.0
-"""What a restore refuses before anything is written, and what it writes where a link is."""
+"""What a restore refuses before anything is written, what it writes where a link is, and that it
+ends when it is interrupted."""
 
 import os
+import signal
 
-from harness import HarnessError, Tidemark, image, run
+from harness import HarnessError, Tidemark, image, run, wait_for
+from harness.base import reap, spawn
 from harness.cases import case, main
 
 SIZE = 4 * image.MIB + 512
@@ -96,6 +99,42 @@ def every_kind_of_nbd_address_is_one(scratch):
         check("takes one disk" in tidemark("restore", "g", "--to", to, expect=2).err, to)
         said = tidemark("restore", "g", "--to", to, "--disk", "a", "--format", "qcow2", expect=2)
         check("as raw" in said.err, said.err)
+
+
+@case
+def an_interrupted_restore_does_not_wait_for_its_server(scratch):
+    _, tidemark = setup(scratch, "a")
+    for step in ("pwrite", "zero", "flush"):
+        sock, begun, hold = (scratch / f"{step}.{what}" for what in ("sock", "begun", "hold"))
+        hold.touch()
+        answers = {"pwrite": "cat > /dev/null", "zero": "exit 0", "flush": "exit 0"}
+        answers[step] = f"touch {begun}; while [ -e {hold} ]; do sleep 0.1; done; {answers[step]}"
+        server = spawn(["nbdkit", "-f", "-U", sock, "eval", "get_size=echo 64M"]
+                       + [f"{method}={script}" for method, script in answers.items()])
+        try:
+            wait_for("nbdkit", lambda sock=sock: sock.exists() or server.poll() is not None)
+            restore = tidemark.start("restore", "g", "--to", f"nbd+unix:///?socket={sock}")
+            wait_for(step, lambda begun=begun: begun.exists() or not restore.running)
+            restore.signal(signal.SIGINT)
+            said = restore.finish(130, timeout=30)
+            check("interrupted" in said.err and not said.out, said.err)
+        finally:
+            hold.unlink()
+            reap(server)
+
+
+@case
+def an_interrupted_restore_leaves_no_file(scratch):
+    """Unless it was quicker."""
+    _, tidemark = setup(scratch, "a")
+    to = scratch.dir("to") / "disk.img"
+    for fmt in ("raw", "qcow2"):
+        restore = tidemark.start("restore", "g", "--to", to, "--format", fmt)
+        wait_for("its file", lambda: list(to.parent.iterdir()) or not restore.running, 30, 0.001)
+        restore.signal(signal.SIGINT)
+        done = restore.finish((0, 130)).status == 0
+        check(os.listdir(to.parent) == ["disk.img"] * done, os.listdir(to.parent))
+        to.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -156,6 +156,29 @@ static void blocks_behind_the_end_are_refused(void **state)
 	disk_sink_free(sink);
 }
 
+static void what_is_given_up_gives_its_pieces_back(void **state)
+{
+	auto_free uint8_t *want = calloc(BLOCKS, BLOCK);
+	struct disk_sink_counts counts;
+	struct disk_sink *sink;
+	struct error err = {0};
+	int r;
+
+	(void)state;
+	assert_int_equal(file_sink_open(loop, path, SIZE, BLOCK, false, &sink, &err), 0);
+	assert_int_equal(put_pattern(sink, want, &err), 0);
+	assert_int_not_equal(producer->busy, 0);
+	disk_sink_abort(sink, "enough");
+	disk_sink_abort(sink, "twice");
+	r = piece_sink_put(disk_sink_pieces(sink), free_piece(), &err);
+	assert_int_equal(r, TM_E_CANCELED);
+	assert_non_null(strstr(err.text, "enough"));
+	error_clear(&err);
+	assert_int_equal(disk_sink_finish(sink, &counts, &err), TM_E_CANCELED);
+	assert_int_equal(producer->busy, 0);
+	disk_sink_free(sink);
+}
+
 /* A limit on the file's size fails the writes behind it, as a full disk would. */
 static void the_first_failed_write_stays(void **state)
 {
@@ -223,7 +246,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		TEST(what_is_put_arrives),          TEST(an_existing_file_is_kept_unless_forced),
 		TEST(odd_targets_are_refused),      TEST(blocks_behind_the_end_are_refused),
-		TEST(the_first_failed_write_stays),
+		TEST(the_first_failed_write_stays), TEST(what_is_given_up_gives_its_pieces_back),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
