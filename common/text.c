@@ -42,7 +42,7 @@ bool text_is_utf8(const char *text)
 
 static const char size_units[] = "KMGTP";
 
-/* Digits at *p, moved behind them; false when they are too many. */
+/* Digits at *p, moved behind them; false when they are too many, and *p is somewhere among them. */
 static bool whole_number(const char **p, uint64_t *ret)
 {
 	*ret = 0;
@@ -90,19 +90,19 @@ int size_parse(const char *text, uint64_t *ret, struct error *err)
 {
 	uint64_t whole, fraction, scale, unit;
 	const char *p = text;
-	bool fits;
 
 	if (!isdigit((unsigned char)*p))
 		return error_set(err, TM_E_USAGE,
 				 "'%s' is not a size (a number, perhaps with K, M, G, T or P)",
 				 text);
-	fits = whole_number(&p, &whole);
+	if (!whole_number(&p, &whole))
+		return error_set(err, TM_E_USAGE, "the size '%s' is too large", text);
 	fraction_of(&p, &fraction, &scale);
 	if (!unit_of(&p, &unit))
 		return error_set(err, TM_E_USAGE, "'%s' is not a size (units are K, M, G, T and P)",
 				 text);
 	/* fraction < 10^6 and unit <= 2^50 in the divided form: no overflow */
-	if (!fits || __builtin_mul_overflow(whole, unit, &whole) ||
+	if (__builtin_mul_overflow(whole, unit, &whole) ||
 	    __builtin_add_overflow(whole, unit / 1024 * fraction / scale * 1024, ret))
 		return error_set(err, TM_E_USAGE, "the size '%s' is too large", text);
 	return 0;

@@ -121,6 +121,8 @@ static void wrong_lines_name_the_wrong_word(void **state)
 		{"tidemark -r /r prune --max-unused 101", "'101'"},
 		{"tidemark -r /r prune --keep-last 1", "--keep-last"},
 		{"tidemark -r /r protect", "POINT"},
+		{"tidemark -r /r backup t --limit-rate 99999999999999999999", "too large"},
+		{"tidemark -r /r backup t --limit-rate 99999999999999999999G", "too large"},
 	};
 	struct options o;
 	struct error err;
