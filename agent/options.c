@@ -3,6 +3,7 @@
 
 #include <ctype.h>
 #include <getopt.h>
+#include <limits.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -64,16 +65,37 @@ static int find_command(const char *word, enum command *ret, struct error *err)
 	return r;
 }
 
-static int bad_option(int c, char **argv, struct error *err)
+/* getopt's word for a long option that it does not take: unknown, ambiguous, or given a value. */
+static int bad_long(const char *word, bool known, struct error *err)
 {
-	const char *word = argv[optind - 1];
+	int len = (int)strcspn(word, "="); /* behind it, perhaps a password */
+	size_t n = 0;
+	int r;
 
+	if (known)
+		return error_set(err, TM_E_USAGE, "the option '%.*s' takes no argument", len, word);
+	r = error_set(err, TM_E_USAGE, "there is no option '%.*s'", len, word);
+	for (size_t i = 0; i < option_nspecs; i++) {
+		if (strncmp(option_specs[i].name, word + 2, (size_t)len - 2) == 0)
+			error_append(err, "%s --%s", n++ ? "," : "; it may be short for",
+				     option_specs[i].name);
+	}
+	return r;
+}
+
+/* word: the one that getopt was at, perhaps several letters in one. */
+static int bad_option(int c, const char *word, struct error *err)
+{
+	char letter[3] = {'-', (char)optopt, '\0'};
+	bool is_long = strncmp(word, "--", 2) == 0;
+
+	if (!is_long && optopt > 0 && optopt < KEY_FIRST && isprint(optopt))
+		word = letter;
 	if (c == ':')
 		return error_set(err, TM_E_USAGE, "the option '%s' needs an argument", word);
-	if (optopt && isprint(optopt) && word[0] == '-' && word[1] != '-')
-		return error_set(err, TM_E_USAGE, "there is no option '-%c'", optopt);
-	return error_set(err, TM_E_USAGE, "there is no option '%s'%s", word,
-			 optopt ? ", or it takes no argument" : ", or it is ambiguous");
+	if (is_long)
+		return bad_long(word, optopt != 0, err);
+	return error_set(err, TM_E_USAGE, "there is no option '%s'", word);
 }
 
 bool options_keep_by_time(const struct options *o)
@@ -96,6 +118,19 @@ static int check_forget(const struct options *o, struct error *err)
 				 "forget needs points, or a rule like --keep-daily 7");
 	if (o->args.n > 0 && (has_retention(o) || o->guest))
 		return error_set(err, TM_E_USAGE, "forget takes either points or rules, not both");
+	return 0;
+}
+
+static int check_point_name(const char *name, struct error *err)
+{
+	if (!*name || strchr(name, '@') || strchr(name, '/') || strcmp(name, "latest") == 0)
+		return error_set(err, TM_E_USAGE,
+				 "'%s' cannot be a point's name: it is empty, 'latest', or has '@' "
+				 "or '/' in it",
+				 name);
+	if (strlen(name) > NAME_MAX)
+		return error_set(err, TM_E_USAGE, "--name has %zu bytes; it may have at most %d",
+				 strlen(name), NAME_MAX);
 	return 0;
 }
 
@@ -123,12 +158,6 @@ static int check(const struct options *o, struct error *err)
 				 o->check ? "no --check" : "a TARGET");
 	if (o->keep_name && o->collapse != COLLAPSE_MODE_PULL)
 		return error_set(err, TM_E_USAGE, "--keep-name needs --collapse pull");
-	if (o->password_file && o->key_file)
-		return error_set(err, TM_E_USAGE,
-				 "--password-file and --key-file exclude each other");
-	if (o->new_password_file && o->new_key_file)
-		return error_set(err, TM_E_USAGE,
-				 "--new-password-file and --new-key-file exclude each other");
 	if (o->command == CMD_RESTORE && !o->to)
 		return error_set(err, TM_E_USAGE, "restore needs --to DIR, FILE or an nbd address");
 	if (o->command == CMD_RESTORE && strcmp(o->to, "-") == 0)
@@ -136,7 +165,7 @@ static int check(const struct options *o, struct error *err)
 				 "restore does not write to stdout; a file of that name is ./-");
 	if (o->command == CMD_FORGET)
 		return check_forget(o, err);
-	return 0;
+	return o->name ? check_point_name(o->name, err) : 0;
 }
 
 struct words {
@@ -158,18 +187,18 @@ static int take_word(struct words *w, const char *word, struct error *err)
 static int take_words(struct words *w, int argc, char **argv, struct error *err)
 {
 	struct option longs[OPTIONS_MAX + 1];
-	int c, r = 0;
+	int c, r = 0, at = 1;
 
 	fill_getopt(longs);
 	opterr = 0;
 	optind = 0;
-	while (!r && (c = getopt_long(argc, argv, "-:r:vqh", longs, NULL)) != -1) {
+	for (; !r && (c = getopt_long(argc, argv, "-:r:vqh", longs, NULL)) != -1; at = optind) {
 		const struct option_spec *spec = find_spec(c);
 
 		if (c == 1) {
 			r = take_word(w, optarg, err);
 		} else if (!spec) {
-			r = bad_option(c, argv, err);
+			r = bad_option(c, argv[at], err);
 		} else {
 			w->used[spec - option_specs] = true;
 			r = spec->set(spec, (char *)w->o + spec->field, optarg, err);
@@ -191,6 +220,58 @@ static int check_used(const struct words *w, struct error *err)
 	return 0;
 }
 
+static bool is_used(const struct words *w, const char *option)
+{
+	for (size_t i = 0; i < option_nspecs; i++) {
+		if (strcmp(option_specs[i].name, option) == 0)
+			return w->used[i];
+	}
+	return false;
+}
+
+/* Options that say nothing with another one, or without it. */
+static int check_pairs(const struct words *w, struct error *err)
+{
+	static const struct {
+		const char *option, *other;
+	} exclude[] = {{"verbose", "quiet"},
+		       {"full", "like"},
+		       {"password-file", "key-file"},
+		       {"new-password-file", "new-key-file"}};
+	static const char *const of_prune[] = {"max-unused", "stale-hours"};
+
+	for (size_t i = 0; i < ARRAY_SIZE(exclude); i++) {
+		if (is_used(w, exclude[i].option) && is_used(w, exclude[i].other))
+			return error_set(err, TM_E_USAGE, "--%s and --%s exclude each other",
+					 exclude[i].option, exclude[i].other);
+	}
+	for (size_t i = 0; w->o->command == CMD_FORGET && i < ARRAY_SIZE(of_prune); i++) {
+		if (is_used(w, of_prune[i]) && !w->o->prune)
+			return error_set(err, TM_E_USAGE, "forget --%s needs --prune", of_prune[i]);
+	}
+	return 0;
+}
+
+/* Not all options of key are those of each of its actions. */
+static int check_key(const struct words *w, struct error *err)
+{
+	static const char *const of_add[] = {"role", "label"};
+	static const char *const of_new[] = {"new-password-file", "new-key-file"};
+	const char *action = w->o->args.n ? w->o->args.v[0] : "";
+	const char *option = NULL;
+	bool add = strcmp(action, "add") == 0;
+
+	if (w->o->command != CMD_KEY)
+		return 0;
+	for (size_t i = 0; !add && i < ARRAY_SIZE(of_add); i++)
+		option = is_used(w, of_add[i]) ? of_add[i] : option;
+	for (size_t i = 0; !add && strcmp(action, "passwd") != 0 && i < ARRAY_SIZE(of_new); i++)
+		option = is_used(w, of_new[i]) ? of_new[i] : option;
+	if (option)
+		return error_set(err, TM_E_USAGE, "key %s has no option --%s", action, option);
+	return 0;
+}
+
 static int parse_words(int argc, char **argv, struct options *o, struct error *err)
 {
 	struct words w = {.o = o};
@@ -199,10 +280,13 @@ static int parse_words(int argc, char **argv, struct options *o, struct error *e
 	if (r)
 		return r;
 	if (w.have_command)
-		return check_used(&w, err);
-	if (o->help || o->version)
-		return 0;
-	return error_set(err, TM_E_USAGE, "no command given");
+		r = check_used(&w, err);
+	if (r || o->help || o->version)
+		return r;
+	if (!w.have_command)
+		return error_set(err, TM_E_USAGE, "no command given");
+	r = check_pairs(&w, err);
+	return r ? r : check_key(&w, err);
 }
 
 int options_parse(int argc, char **argv, struct options *ret, struct error *err)

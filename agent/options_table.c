@@ -95,9 +95,9 @@ const struct option_spec option_specs[] = {
 	 "all with this tag, or all of a,b,c (may be repeated)"},
 	{0, "prune", NULL, ON(CMD_FORGET), FLAG(prune), "prune afterwards, in the same domain"},
 	{0, "max-unused", "PERCENT", ON(CMD_FORGET) | ON(CMD_PRUNE), NUMBER(max_unused, 0, 100),
-	 "rewrite segments with a larger unused share (default 50)"},
+	 "pruning, rewrite segments with a larger unused share (default 50)"},
 	{0, "stale-hours", "HOURS", ON(CMD_FORGET) | ON(CMD_PRUNE), NUMBER(stale_hours, 0, 100000),
-	 "take unfinished backups of that age for dead (default 24)"},
+	 "pruning, take unfinished backups of that age for dead (default 24)"},
 	{0, "to", "WHERE", ON(CMD_RESTORE), TEXT(to),
 	 "directory, file, block device or nbd:// or nbd+unix:// address"},
 	{0, "format", "FORMAT", ON(CMD_RESTORE), CHOICE(format, format_words),
@@ -154,7 +154,7 @@ const struct command_spec option_commands[CMD_COUNT] = {
 		 "With --encrypt nothing of a guest can be read without the password or key file.\n"
 		 "Without one of them everything in it is lost: print 'tidemark key export'.\n"},
 	[CMD_BACKUP] =
-		{"backup", "TARGET...", 1, 64, true, "back up a guest or an image",
+		{"backup", "TARGET...", 1, SIZE_MAX, true, "back up a guest or an image",
 		 "Freezes the disks at one instant, reads what changed since the last point in "
 		 "this\n"
 		 "repository, stores it as a new point, and leaves the guest on its original "
@@ -184,7 +184,7 @@ const struct command_spec option_commands[CMD_COUNT] = {
 		 "their\n"
 		 "names only when they are complete.  What a running guest uses is not "
 		 "replaced.\n"},
-	[CMD_VERIFY] = {"verify", "[POINT...]", 0, 64, true, "check the repository",
+	[CMD_VERIFY] = {"verify", "[POINT...]", 0, SIZE_MAX, true, "check the repository",
 			"Checks that every point (or the named ones) is complete and its structure "
 			"is sound.\n"
 			"Damage is listed with the points, disks and byte ranges it hits; exit "
@@ -192,7 +192,7 @@ const struct command_spec option_commands[CMD_COUNT] = {
 			"--scrub needs no key that can read data; --budget without --read-data "
 			"scrubs.\n"},
 	[CMD_REPAIR] =
-		{"repair", "[POINT...]", 0, 64, true, "build again what is damaged",
+		{"repair", "[POINT...]", 0, SIZE_MAX, true, "build again what is damaged",
 		 "Scrubs, as verify does, and builds again what can be: maps of points from the "
 		 "tables of\n"
 		 "their sessions, lost clusters from the same content elsewhere.  Nothing is "
@@ -200,7 +200,8 @@ const struct command_spec option_commands[CMD_COUNT] = {
 		 "is not proved.  What cannot be repaired now may be after the next backup: that "
 		 "stores\n"
 		 "again what the guest still has.  Exit status 4 when damage is left.\n"},
-	[CMD_FORGET] = {"forget", "[POINT...]", 0, 64, true, "drop points, by name or by rules",
+	[CMD_FORGET] = {"forget", "[POINT...]", 0, SIZE_MAX, true,
+			"drop points, by name or by rules",
 			"Drops the named points, or those that no --keep rule keeps, guest by "
 			"guest.  They "
 			"are\n"
@@ -208,10 +209,10 @@ const struct command_spec option_commands[CMD_COUNT] = {
 			"A guest's\n"
 			"last point goes only when it is named by id or name: not by rules, nor as "
 			"GUEST or latest.\n"},
-	[CMD_PROTECT] = {"protect", "POINT...", 1, 64, true, "keep points from being dropped",
+	[CMD_PROTECT] = {"protect", "POINT...", 1, SIZE_MAX, true, "keep points from being dropped",
 			 "Protects points: forget leaves them alone.\n"},
-	[CMD_UNPROTECT] = {"unprotect", "POINT...", 1, 64, true, "let points be dropped again",
-			   "Takes the protection of points back.\n"},
+	[CMD_UNPROTECT] = {"unprotect", "POINT...", 1, SIZE_MAX, true,
+			   "let points be dropped again", "Takes the protection of points back.\n"},
 	[CMD_PRUNE] = {"prune", "", 0, 0, true, "free the space of dropped points",
 		       "Removes what no point needs any more.  It may run beside backups, here and "
 		       "elsewhere,\n"
@@ -223,7 +224,7 @@ const struct command_spec option_commands[CMD_COUNT] = {
 			"they are based on, and what interrupted runs left.  With a repository it "
 			"also says\n"
 			"how much a backup would read now.\n"},
-	[CMD_RECOVER] = {"recover", "[TARGET...]", 0, 64, false,
+	[CMD_RECOVER] = {"recover", "[TARGET...]", 0, SIZE_MAX, false,
 			 "put right what an interrupted run left",
 			 "Finishes or undoes interrupted runs: of TARGET, or all that this host's "
 			 "journals know.\n"

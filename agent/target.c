@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "target.h"
 
+#include <limits.h>
 #include <string.h>
 
 void target_done(struct target *t)
@@ -83,6 +84,10 @@ static int parse_parts(struct target *t, char *rest, struct error *err)
 	t->guest.nimages = t->nimages;
 	if (!r && t->guest.kind == GUEST_IMAGE && !t->nimages)
 		return error_set(err, TM_E_USAGE, "no image is named");
+	if (!r && t->guest.name && strlen(t->guest.name) > NAME_MAX)
+		return error_set(err, TM_E_USAGE,
+				 "the guest's name has %zu bytes; it may have at most %d",
+				 strlen(t->guest.name), NAME_MAX);
 	if (!r && t->guest.name &&
 	    (!*t->guest.name || strchr(t->guest.name, '@') || strchr(t->guest.name, '/')))
 		return error_set(
@@ -104,9 +109,9 @@ int target_parse(const char *word, struct target *ret, struct error *err)
 		t.guest.kind = GUEST_IMAGE;
 	else
 		return error_set(err, TM_E_USAGE,
-				 "target '%s': this version knows qmp:SOCKET and image:FILE "
-				 "(libvirt guests: give "
-				 "the QMP socket of a guest that QEMU runs without libvirt)",
+				 "target '%.300s': this version knows qmp:SOCKET and image:FILE; a "
+				 "guest of libvirt can be backed up while it is off, by the files "
+				 "that 'virsh domblklist' shows: image:FILE,...,name=GUEST",
 				 word);
 	r = text_copy(word, &t.text, err);
 	if (r)

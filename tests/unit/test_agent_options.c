@@ -80,6 +80,14 @@ static void wrong_lines_name_the_wrong_word(void **state)
 		{"tidemark list", "TIDEMARK_REPO"},
 		{"tidemark -r /r list --frob", "'--frob'"},
 		{"tidemark -r /r list -Z", "'-Z'"},
+		{"tidemark -r x -Zv list", "'-Z'"},
+		{"tidemark -r /r list -xz", "'-x'"},
+		{"tidemark -r /r --json -qx list", "'-x'"},
+		{"tidemark -r /r list -vr", "'-r' needs"},
+		{"tidemark -r /r list --domain", "'--domain' needs"},
+		{"tidemark -r /r list --json=yes", "'--json' takes no argument"},
+		{"tidemark -r /r list --verbose=yes", "'--verbose' takes no argument"},
+		{"tidemark -r /r forget --keep-w=3", "--keep-weekly, --keep-within"},
 		{"tidemark -r", "'-r'"},
 		{"tidemark -r /r backup", "TARGET"},
 		{"tidemark -r /r show a b", "'b'"},
@@ -121,6 +129,14 @@ static void wrong_lines_name_the_wrong_word(void **state)
 		{"tidemark -r /r prune --max-unused 101", "'101'"},
 		{"tidemark -r /r prune --keep-last 1", "--keep-last"},
 		{"tidemark -r /r protect", "POINT"},
+		{"tidemark -r /r list -v -q", "--verbose and --quiet"},
+		{"tidemark -r /r backup t --full --like p", "--full and --like"},
+		{"tidemark -r /r forget --keep-last 1 --max-unused 5", "--prune"},
+		{"tidemark -r /r forget p --stale-hours 5", "--prune"},
+		{"tidemark -r /r key passwd --role full", "--role"},
+		{"tidemark -r /r key list --label l", "--label"},
+		{"tidemark -r /r key rotate --new-key-file k", "--new-key-file"},
+		{"tidemark -r /r backup t --name a/b", "'a/b'"},
 		{"tidemark -r /r backup t --limit-rate 99999999999999999999", "too large"},
 		{"tidemark -r /r backup t --limit-rate 99999999999999999999G", "too large"},
 	};
@@ -135,6 +151,43 @@ static void wrong_lines_name_the_wrong_word(void **state)
 			fail_msg("'%s' says '%s' without %s", bad[i].line, err.text, bad[i].word);
 		options_done(&o);
 	}
+	assert_int_equal(parse("tidemark -r /r list --frob=secret", &o, &err), TM_E_USAGE);
+	assert_string_equal(err.text, "there is no option '--frob'");
+	options_done(&o);
+}
+
+static void help_is_given_with_any_options(void **state)
+{
+	static const char *const good[] = {
+		"tidemark backup --full --like p --help",
+		"tidemark forget --stale-hours 3 -h",
+		"tidemark key passwd --role full -h",
+		"tidemark -vqh",
+	};
+	struct options o;
+	struct error err;
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(good); i++) {
+		assert_int_equal(parse(good[i], &o, &err), 0);
+		assert_true(o.help);
+		options_done(&o);
+	}
+}
+
+static void any_number_of_points_may_be_named(void **state)
+{
+	static char line[] = "tidemark -r /r forget";
+	char *argv[100], *rest = line;
+	struct options o;
+	struct error err = {0};
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(argv); i++)
+		argv[i] = i < 4 ? strsep(&rest, " ") : argv[0];
+	assert_int_equal(options_parse(ARRAY_SIZE(argv), argv, &o, &err), 0);
+	assert_int_equal(o.args.n, ARRAY_SIZE(argv) - 4);
+	options_done(&o);
 }
 
 static void retention_is_read(void **state)
@@ -233,6 +286,8 @@ int main(void)
 		cmocka_unit_test(options_may_stand_anywhere),
 		cmocka_unit_test(the_environment_names_the_repository),
 		cmocka_unit_test(wrong_lines_name_the_wrong_word),
+		cmocka_unit_test(help_is_given_with_any_options),
+		cmocka_unit_test(any_number_of_points_may_be_named),
 		cmocka_unit_test(retention_is_read),
 		cmocka_unit_test(shares_are_parts_of_a_million),
 		cmocka_unit_test(help_needs_nothing_else),

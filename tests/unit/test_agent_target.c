@@ -79,6 +79,21 @@ static void targets_that_make_no_sense_are_refused(void **state)
 	}
 }
 
+static void names_of_guests_end_somewhere(void **state)
+{
+	char word[300];
+	struct target t = {0};
+	struct error err = {0};
+
+	(void)state;
+	(void)snprintf(word, sizeof(word), "image:/a,name=%0255d", 1);
+	assert_int_equal(target_parse(word, &t, NULL), 0);
+	target_done(&t);
+	(void)snprintf(word, sizeof(word), "qmp:/a,name=%0256d", 1);
+	assert_int_equal(target_parse(word, &t, &err), TM_E_USAGE);
+	assert_non_null(strstr(err.text, "256 bytes"));
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -86,6 +101,7 @@ int main(void)
 		cmocka_unit_test(image_targets_name_files),
 		cmocka_unit_test(two_commas_are_one_that_belongs_to_a_name),
 		cmocka_unit_test(targets_that_make_no_sense_are_refused),
+		cmocka_unit_test(names_of_guests_end_somewhere),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
