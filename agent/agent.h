@@ -117,6 +117,8 @@ json_t *json_text(const char *text);
 /* Prints a JSON value and a newline to stdout; takes the reference. */
 int print_json(json_t *value, struct error *err) TM_WUR;
 
+/* Forgets for JSON output all warnings but the first n. */
+void drop_warnings(struct agent *a, size_t n);
 /* The warnings so far, for an object under "warnings" (new reference); the list starts anew. */
 json_t *take_warnings(struct agent *a);
 /* print_json() of an object, with the warnings so far in it. */

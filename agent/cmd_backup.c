@@ -74,8 +74,8 @@ static int choose_disks(struct backup *b, struct error *err)
 			tell_left_out(a, d);
 	}
 	if (!r && !b->ndisks)
-		return error_set(err, TM_E_USAGE, "guest %s has no disk to back up",
-				 guest_name(b->guest));
+		return error_set(err, a->opt.exclude_disks.n ? TM_E_USAGE : TM_E_NOTFOUND,
+				 "guest %s has no disk to back up", guest_name(b->guest));
 	return r;
 }
 
@@ -106,11 +106,6 @@ static int check_name(struct backup *b, struct error *err)
 
 	if (!name)
 		return 0;
-	if (!*name || strchr(name, '@') || strchr(name, '/') || strcmp(name, "latest") == 0)
-		return error_set(err, TM_E_USAGE,
-				 "'%s' cannot be a point's name: it is empty, 'latest', or has '@' "
-				 "or '/' in it",
-				 name);
 	r = text_format(&spec, err, "%s@%s", guest_name(b->guest), name);
 	if (r)
 		return r;
@@ -414,17 +409,18 @@ static int backup_opened(struct backup *b, enum exit_status *status, struct erro
 	struct stall_guard stall;
 	int r;
 
+	/* settling removes bitmaps: what is wrong with the command is found before */
 	b->known = (struct known_points){.agent = a, .guest = guest_name(b->guest)};
 	r = check_name(b, err);
+	if (!r)
+		r = choose_disks(b, err);
+	if (!r && a->opt.like)
+		r = repo_point_find(a->repo, a->opt.like, &b->like, err);
 	if (!r && a->opt.dry_run)
 		r = guest_epochs(b->guest, repo_domain(a->repo), known_points_ask, &b->known,
 				 a->loop, err);
 	else if (!r)
 		r = guest_settle(b->guest, repo_domain(a->repo), known_points_ask, &b->known, err);
-	if (!r)
-		r = choose_disks(b, err);
-	if (!r && a->opt.like)
-		r = repo_point_find(a->repo, a->opt.like, &b->like, err);
 	if (!r && a->opt.dry_run)
 		return dry_run(a, b->guest, b->disks, b->ndisks, err);
 	if (!r)
@@ -440,27 +436,22 @@ static int backup_opened(struct backup *b, enum exit_status *status, struct erro
 	return r;
 }
 
-static int backup_target(struct agent *a, const char *word, enum exit_status *status,
-			 struct error *err)
+static int backup_target(struct agent *a, const struct guest_target *target,
+			 enum exit_status *status, struct error *err)
 {
 	struct backup b = {.agent = a,
 			   .started_ms = clock_monotonic_ms(&clock_system),
 			   .started_cpu_ms = cpu_ms()};
-	auto_target struct target t = {0};
 	struct guest_options opt;
-	int r = target_parse(word, &t, err);
+	int r = a->opt.dry_run ? 0 : recover_before(a, target, err);
 
-	if (r)
-		return r;
-	if (!a->opt.dry_run)
-		r = recover_before(a, &t.guest, err);
 	if (r == TM_E_STALE)
 		*status = EXIT_RECOVERY;
 	opt = (struct guest_options){.state_dir = a->state_dir,
 				     .exclusive = !a->opt.dry_run,
 				     .hooks = {snapshot_tick, a}};
 	if (!r)
-		r = guest_open(&t.guest, &opt, &b.guest, err);
+		r = guest_open(target, &opt, &b.guest, err);
 	if (!r)
 		r = backup_opened(&b, status, err);
 	known_points_done(&b.known);
@@ -472,29 +463,77 @@ static int backup_target(struct agent *a, const char *word, enum exit_status *st
 	return r;
 }
 
-int cmd_backup(struct agent *a, enum exit_status *status, struct error *err)
+/* ---- all of them ---- */
+
+/* One guest's failure does not cost the others their backup. */
+static int backup_all(struct agent *a, const struct target *v, enum exit_status *status,
+		      struct error *err)
 {
-	int r = agent_state_dir(a, err), first = 0;
+	int first = 0;
 
-	if (!r)
-		r = agent_open_repo(a, err);
-	if (!r)
-		r = repo_check_right(a->repo, REPO_MAY_BACK_UP, err);
-	if (r)
-		return r;
-	/* One guest's failure does not cost the others their backup. */
 	for (size_t i = 0; i < a->opt.args.n; i++) {
+		size_t told = json_array_size(a->warnings);
 		struct error one = {0};
+		int r = backup_target(a, &v[i].guest, status, &one);
 
-		r = backup_target(a, a->opt.args.v[i], status, &one);
 		if (!r)
 			continue;
+		drop_warnings(a, told); /* the next point's would be wrong with them */
+		if (r == TM_E_CANCELED) {
+			if (first)
+				say_error(a, err);
+			error_clear(err);
+			return error_pass(err, r, &one);
+		}
 		if (first)
 			say_error(a, &one);
 		else
 			first = error_pass(err, r, &one);
-		if (r == TM_E_CANCELED)
-			break;
 	}
 	return first;
+}
+
+/* What is asked of a guest that is off, and would be passed over in silence. */
+static int check_target(const struct options *o, const struct target *t, struct error *err)
+{
+	const char *option = o->quiesce == QUIESCE_REQUIRE ? "quiesce require"
+			     : o->overlay_dir              ? "overlay-dir"
+			     : o->keep_name                ? "keep-name"
+							   : NULL;
+
+	if (t->guest.kind != GUEST_IMAGE || !option)
+		return 0;
+	return error_set(err, TM_E_USAGE,
+			 "--%s and image:%s exclude each other: it is for guests that run", option,
+			 t->guest.images[0]);
+}
+
+static int parse_targets(const struct options *o, struct target *v, struct error *err)
+{
+	int r = 0;
+
+	for (size_t i = 0; !r && i < o->args.n; i++) {
+		r = target_parse(o->args.v[i], &v[i], err);
+		if (!r)
+			r = check_target(o, &v[i], err);
+	}
+	return r;
+}
+
+int cmd_backup(struct agent *a, enum exit_status *status, struct error *err)
+{
+	auto_free struct target *v = calloc(a->opt.args.n, sizeof(*v));
+	int r = v ? parse_targets(&a->opt, v, err) : error_nomem(err);
+
+	if (!r)
+		r = agent_state_dir(a, err);
+	if (!r)
+		r = agent_open_repo(a, err);
+	if (!r)
+		r = repo_check_right(a->repo, REPO_MAY_BACK_UP, err);
+	if (!r)
+		r = backup_all(a, v, status, err);
+	for (size_t i = 0; v && i < a->opt.args.n; i++)
+		target_done(&v[i]);
+	return r;
 }

@@ -138,6 +138,12 @@ int print_json_warned(struct agent *a, json_t *object, struct error *err)
 	return print_json(object, err);
 }
 
+void drop_warnings(struct agent *a, size_t n)
+{
+	while (json_array_size(a->warnings) > n)
+		(void)json_array_remove(a->warnings, json_array_size(a->warnings) - 1);
+}
+
 json_t *take_warnings(struct agent *a)
 {
 	json_t *taken = json_deep_copy(a->warnings);

@@ -1,0 +1,116 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: what is wrong with it is found before anything is done, and told rightly."""
+
+import os
+import signal
+import subprocess
+
+from harness import HarnessError, Tidemark, image, run
+from harness.cases import case, main
+
+SIZE = 8 * image.MIB
+
+
+def setup(scratch, *names):
+    """A repository, and images of that names with something in them."""
+    tidemark = Tidemark(scratch)
+    tidemark("init")
+    paths = []
+    for i, name in enumerate(names):
+        paths.append(image.create(scratch.dir("disks") / f"{name}.qcow2", SIZE))
+        run(["qemu-io", "-c", f"write -P {i + 1} 0 1M", paths[-1]])
+    return tidemark, paths
+
+
+def says(result, *words):
+    for word in words:
+        if str(word) not in result.err:
+            raise HarnessError(f"'{word}' is missing from: {result.err}")
+    if result.out.strip():
+        raise HarnessError(f"an error printed a result: {result.out}")
+
+
+def encrypted(path):
+    """An image that cannot be backed up: its header says that it is encrypted."""
+    image.create(path, SIZE)
+    with open(path, "r+b") as file:
+        file.seek(32)
+        file.write((1).to_bytes(4, "big"))
+    return path
+
+
+def plain(tidemark, *words, **streams):
+    """One command, with standard streams of its own; its status, and what it says."""
+    done = subprocess.run([str(word) for word in (tidemark.binary, *words)], env=tidemark.env,
+                          stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=60,
+                          check=False, **streams)
+    return done.returncode, done.stderr
+
+
+@case
+def wrong_words_are_found_before_anything_is_done(scratch):
+    tidemark, (good,) = setup(scratch, "good")
+    for wrong in ("typo", "image:", "qmp:/x,colour=red"):
+        says(tidemark("backup", f"image:{good}", wrong, expect=2), f"'{wrong}'")
+    for word, *options in (("'a@b'", "--name", "a@b"), ("256 bytes", "--name", "n" * 256),
+                           ("--quiesce", "--quiesce", "require"), ("--overlay-dir", "--overlay-dir", scratch),
+                           ("--keep-name", "--collapse", "pull", "--keep-name"),
+                           ("--full", "--full", "--like", "x")):
+        says(tidemark("backup", f"image:{good}", *options, expect=2), word)
+    says(tidemark("backup", f"image:{good},name={'n' * 256}", expect=2), "256 bytes")
+    nowhere = Tidemark(scratch, repo=scratch / "nowhere", state=tidemark.state)
+    says(nowhere("backup", "vm1", expect=2), "'vm1'", "image:FILE")
+    if tidemark("list").json or image.bitmaps(good):
+        raise HarnessError("something was done")
+    tidemark("backup", f"image:{good},name={'n' * 255}", "--name", "n" * 255)
+
+
+@case
+def a_wrong_disk_does_not_cost_an_epoch(scratch):
+    tidemark, (path,) = setup(scratch, "c")
+    tidemark("backup", f"image:{path}")
+    for option in ("--disk", "--exclude-disk"):
+        says(tidemark("backup", f"image:{path},name=oops", option, "nosuch", expect=2), "nosuch")
+    says(tidemark("backup", f"image:{path},name=oops", "--like", "nosuch", expect=1), "nosuch")
+    run(["qemu-io", "-c", "write -P 9 2M 64k", path])
+    disk, = tidemark("backup", f"image:{path}").json["disks"]
+    if disk["source"] != "bitmap":
+        raise HarnessError(f"{disk}")
+
+
+@case
+def a_failed_target_leaves_the_others_alone(scratch):
+    tidemark, (path,) = setup(scratch, "c")
+    secret = encrypted(scratch / "secret.qcow2")
+    result = tidemark("backup", f"image:{secret}", f"image:{path}", expect=1)
+    if result.json["warnings"] or "secret" not in result.err:
+        raise HarnessError(f"{result.json}: {result.err}")
+    # the command was right, unless it leaves all disks out itself
+    says(tidemark("backup", f"image:{secret}", expect=1), "no disk to back up")
+    says(tidemark("backup", f"image:{path}", "--exclude-disk", "c", expect=2), "no disk to back up")
+
+
+SLOWLY = "--limit-rate", "64K"      # takes several seconds, and looks at signals meanwhile
+
+
+def signalled(scratch, numbers, *options, first=(), wrapper=()):
+    """A backup that gets signals while it reads an image, after others."""
+    tidemark, (path,) = setup(scratch, "c")
+    tidemark.wrapper = list(wrapper)
+    running = tidemark.start("backup", *first, f"image:{path}", *options,
+                             env={"TIDEMARK_DEBUG_STOP_AT": "frozen"})
+    running.wait_stopped("frozen")
+    for number in (*numbers, signal.SIGCONT):
+        running.signal(number)
+    return running
+
+
+@case
+def an_interrupted_run_says_so_whatever_failed_before(scratch):
+    running = signalled(scratch, [signal.SIGINT], *SLOWLY, first=[f"image:{scratch}/none.qcow2"])
+    says(running.finish(130), "none.qcow2", "interrupted")
+
+
+if __name__ == "__main__":
+    main()
