@@ -14,13 +14,17 @@ static int prune_tick(void *data, struct error *err)
 	return agent_check_interrupt(err);
 }
 
-static int do_prune(struct agent *a, struct repo_prune_report *ret, struct error *err)
+/* dropped: the points that forget has dropped, or says in a dry run that it would. */
+static int do_prune(struct agent *a, const struct tm_id *dropped, size_t ndropped,
+		    struct repo_prune_report *ret, struct error *err)
 {
 	const struct repo_prune_options opt = {
 		.max_unused = a->opt.max_unused,
 		.stale_ms = (uint64_t)a->opt.stale_hours * 3600 * 1000,
 		.now_ms = clock_unix_ms(&clock_system),
 		.dry_run = a->opt.dry_run,
+		.dropped = dropped,
+		.ndropped = ndropped,
 		.tick = prune_tick,
 	};
 	int r = repo_prune(a->repo, &opt, ret, err);
@@ -50,14 +54,13 @@ static uint64_t returned_bytes(const struct repo_prune_report *rep)
 							 : 0;
 }
 
-static json_t *prune_json(struct agent *a, const struct repo_prune_report *rep)
+static json_t *prune_json(const struct repo_prune_report *rep)
 {
-	return json_pack("{s:I, s:I, s:I, s:I, s:I, s:o}", "removed_objects",
-			 (json_int_t)rep->removed_objects, "removed_bytes",
-			 (json_int_t)rep->removed_bytes, "compacted_bytes",
-			 (json_int_t)rep->compacted_bytes, "returned_bytes",
-			 (json_int_t)returned_bytes(rep), "kept_bytes", (json_int_t)rep->kept_bytes,
-			 "warnings", take_warnings(a));
+	return json_pack(
+		"{s:I, s:I, s:I, s:I, s:I}", "removed_objects", (json_int_t)rep->removed_objects,
+		"removed_bytes", (json_int_t)rep->removed_bytes, "compacted_bytes",
+		(json_int_t)rep->compacted_bytes, "returned_bytes", (json_int_t)returned_bytes(rep),
+		"kept_bytes", (json_int_t)rep->kept_bytes);
 }
 
 static void print_prune(const struct agent *a, const struct repo_prune_report *rep)
@@ -76,7 +79,7 @@ static void print_prune(const struct agent *a, const struct repo_prune_report *r
 static int prune_domain(struct agent *a, void *data, size_t left, struct error *err)
 {
 	struct repo_prune_report rep = {0}, *sum = data;
-	int r = do_prune(a, &rep, err);
+	int r = do_prune(a, NULL, 0, &rep, err);
 
 	(void)left;
 	sum->removed_objects += rep.removed_objects;
@@ -96,7 +99,7 @@ int cmd_prune(struct agent *a, enum exit_status *status, struct error *err)
 	if (r)
 		return r;
 	if (a->opt.json)
-		return print_json(prune_json(a, &rep), err);
+		return print_json_warned(a, prune_json(&rep), err);
 	print_prune(a, &rep);
 	return 0;
 }
@@ -222,17 +225,18 @@ static int choose_by_name(struct agent *a, struct choice *v, size_t n, struct er
 	return check_last(v, n, err);
 }
 
-static int drop(struct agent *a, const struct choice *v, size_t n, struct error *err)
+/* *ret_ids: of the points, to be freed. */
+static int drop(struct agent *a, const struct choice *v, size_t n, struct tm_id **ret_ids,
+		size_t *ret_n, struct error *err)
 {
-	auto_free struct tm_id *ids = calloc(n ? n : 1, sizeof(*ids));
-	size_t count = 0;
+	struct tm_id *ids = *ret_ids = calloc(n ? n : 1, sizeof(*ids));
 
 	if (!ids)
 		return error_nomem(err);
 	for (size_t i = 0; i < n; i++)
 		if (!v[i].reason)
-			ids[count++] = v[i].p->id;
-	return a->opt.dry_run ? 0 : repo_forget(a->repo, ids, count, err);
+			ids[(*ret_n)++] = v[i].p->id;
+	return a->opt.dry_run ? 0 : repo_forget(a->repo, ids, *ret_n, err);
 }
 
 static int print_forget_json(struct agent *a, const struct choice *v, size_t n,
@@ -246,7 +250,7 @@ static int print_forget_json(struct agent *a, const struct choice *v, size_t n,
 		failed = json_array_append_new(v[i].reason ? kept : removed,
 					       json_string(id_text(&v[i].p->id).s));
 	if (!failed && pruned)
-		failed = json_object_set_new(o, "prune", prune_json(a, pruned));
+		failed = json_object_set_new(o, "prune", prune_json(pruned));
 	if (failed) {
 		json_decref(o);
 		return error_nomem(err);
@@ -309,8 +313,9 @@ int cmd_forget(struct agent *a, enum exit_status *status, struct error *err)
 {
 	auto_point_list struct point_list list = {0};
 	auto_free struct choice *v = NULL;
+	auto_free struct tm_id *dropped = NULL;
 	struct repo_prune_report pruned = {0};
-	size_t damaged = 0;
+	size_t damaged = 0, ndropped = 0;
 	int r = agent_open_repo(a, err), rp;
 
 	(void)status;
@@ -329,14 +334,14 @@ int cmd_forget(struct agent *a, enum exit_status *status, struct error *err)
 		r = check_rules(a, &list, err);
 	if (!r && !a->opt.args.n)
 		r = choose_by_rules(a, v, list.n, err);
-	r = r ? r : drop(a, v, list.n, err);
+	r = r ? r : drop(a, v, list.n, &dropped, &ndropped, err);
 	if (r)
 		return r;
 	tell_damaged(a, damaged);
 	if (!a->opt.json)
 		print_choice(a, v, list.n);
 	if (a->opt.prune)
-		r = do_prune(a, &pruned, err);
+		r = do_prune(a, dropped, ndropped, &pruned, err);
 	if (a->opt.json) { /* the points are gone, whatever became of the prune */
 		rp = print_forget_json(a, v, list.n, a->opt.prune && !r ? &pruned : NULL,
 				       r ? NULL : err);

@@ -225,12 +225,23 @@ static int sync_lists(struct prune *p, struct error *err)
 	return r;
 }
 
+/* Deleted points, and in a dry run those that are to be. */
+static int list_tombs(const struct prune *p, struct id_set *ret, struct error *err)
+{
+	int r = points_flagged(p->repo, FLAG_TOMBSTONE, ret, err);
+
+	for (size_t i = 0; r == 0 && p->opt->dry_run && i < p->opt->ndropped; i++)
+		r = id_set_add(ret, &p->opt->dropped[i], err);
+	id_set_sort(ret);
+	return r;
+}
+
 static int list_all(struct prune *p, const struct id_set *stale, struct error *err)
 {
 	struct mark_names markers = {0};
 	int r = list_stored(p, err);
 
-	r = r ? r : points_flagged(p->repo, FLAG_TOMBSTONE, &p->tombs, err);
+	r = r ? r : list_tombs(p, &p->tombs, err);
 	r = r ? r : points_flagged(p->repo, FLAG_VERDICT, &p->verdicts, err);
 	for (size_t i = 0; r == 0 && p->opt->dry_run && i < stale->n; i++)
 		r = id_set_add(&p->verdicts, &stale->v[i], err);
@@ -268,7 +279,7 @@ static int lists_changed(struct prune *p, bool *ret, struct error *err)
 {
 	struct name_list names = {0};
 	struct id_set tombs = {0}, verdicts = {0}, committed = {0};
-	int r = points_flagged(p->repo, FLAG_TOMBSTONE, &tombs, err);
+	int r = list_tombs(p, &tombs, err);
 
 	r = r ? r : points_flagged(p->repo, FLAG_VERDICT, &verdicts, err);
 	r = r ? r : list_committed(p->repo, &names, &committed, err);

@@ -445,6 +445,8 @@ struct repo_prune_options {
 	uint64_t stale_ms;
 	uint64_t now_ms; /* Unix time that ages are measured against */
 	bool dry_run;
+	const struct tm_id *dropped; /* in a dry run, points taken for deleted */
+	size_t ndropped;
 	int (*tick)(void *data, struct error *err); /* may end it; then it can be run again */
 	void *data;
 };

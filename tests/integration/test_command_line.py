@@ -112,5 +112,34 @@ def an_interrupted_run_says_so_whatever_failed_before(scratch):
     says(running.finish(130), "none.qcow2", "interrupted")
 
 
+@case
+def a_dry_prune_counts_the_points_that_would_go(scratch):
+    tidemark, (path,) = setup(scratch, "c")
+    for i in range(3):
+        (scratch / "noise").write_bytes(os.urandom(1 << 20))
+        run(["qemu-io", "-c", f"write -s {scratch}/noise {i}M 1M", path])
+        tidemark("backup", f"image:{path}", "--full", "--audit", "0")
+    words = ("forget", "--keep-last", "1", "--prune", "--max-unused", "100")
+    dry = tidemark(*words, "--dry-run").json
+    if len(tidemark("list").json) != 3 or not dry["prune"]["removed_objects"]:
+        raise HarnessError(f"{dry}")
+    done = tidemark(*words).json
+    if done["removed"] != dry["removed"] or any(
+            done["prune"][key] != dry["prune"][key] for key in ("kept_bytes", "compacted_bytes")):
+        raise HarnessError(f"said {dry}, did {done}")
+
+
+@case
+def warnings_of_a_prune_stand_where_all_do(scratch):
+    tidemark, (path,) = setup(scratch, "c")
+    tidemark("backup", f"image:{path}")
+    (tidemark.repo / "repo.copy").unlink()      # every command warns of that
+    done = tidemark("forget", "--keep-last", "1", "--prune", expect=3).json
+    if "repo.copy" not in str(done["warnings"]) or "warnings" in done["prune"]:
+        raise HarnessError(f"{done}")
+    if "repo.copy" not in str(tidemark("prune", expect=3).json["warnings"]):
+        raise HarnessError("prune")
+
+
 if __name__ == "__main__":
     main()
