@@ -9,8 +9,10 @@
 #include "prepare.h"
 #include "proc.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #define BITMAP_TIMEOUT_MS 300000 /* a bitmap of a large image is written whole */
 #define INFO_TIMEOUT_MS   30000
@@ -155,6 +157,19 @@ static const char *told_format(const struct guest *g, const char *file)
 	return g->image_format ? g->image_format : text_ends_with(file, ".raw") ? "raw" : NULL;
 }
 
+static int check_file(const char *file, struct error *err)
+{
+	struct stat st;
+
+	if (stat(file, &st) < 0)
+		return errno == ENOENT ? error_set(err, TM_E_NOTFOUND, "there is no image %s", file)
+				       : error_errno(err, errno, "the image %s", file);
+	if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
+		return error_set(err, TM_E_UNSUPPORTED,
+				 "%s is no image: neither a regular file nor a block device", file);
+	return 0;
+}
+
 int image_look(const char *file, const char *format, struct guest_disk *d, struct error *err)
 {
 	const char *const argv[] = {
@@ -165,8 +180,8 @@ int image_look(const char *file, const char *format, struct guest_disk *d, struc
 	json_error_t je;
 	int r = name_image(file, d, err);
 
-	if (!r && access(file, F_OK) < 0)
-		r = error_set(err, TM_E_NOTFOUND, "there is no image %s", file);
+	if (!r)
+		r = check_file(file, err);
 	if (!r && access(file, R_OK) < 0)
 		r = error_set(err, TM_E_DENIED, "the image %s cannot be read: permission denied",
 			      file);
@@ -181,13 +196,28 @@ int image_look(const char *file, const char *format, struct guest_disk *d, struc
 	return read_info(chain, file, d, err);
 }
 
+/* Two disks of one image would be read as two, and share its bitmaps. */
+static int check_other_files(const struct guest *g, size_t n, struct error *err)
+{
+	for (size_t i = 0; i < n; i++) {
+		if (same_file(g->images[i], g->images[n]))
+			return error_set(err, TM_E_USAGE,
+					 "disks %zu and %zu are the same image, %s", i + 1, n + 1,
+					 g->images[n]);
+	}
+	return 0;
+}
+
 int image_disks(struct guest *g, struct guest_disk **ret, size_t *ret_n, struct error *err)
 {
 	struct guest_disk *v = calloc(g->nimages + 1, sizeof(*v));
 	int r = v ? 0 : error_nomem(err);
 
-	for (size_t i = 0; !r && i < g->nimages; i++)
-		r = image_look(g->images[i], told_format(g, g->images[i]), &v[i], err);
+	for (size_t i = 0; !r && i < g->nimages; i++) {
+		r = check_other_files(g, i, err);
+		if (!r)
+			r = image_look(g->images[i], told_format(g, g->images[i]), &v[i], err);
+	}
 	if (!r)
 		r = disks_unique_names(v, g->nimages, err);
 	if (r) {

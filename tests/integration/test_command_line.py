@@ -113,6 +113,20 @@ def an_interrupted_run_says_so_whatever_failed_before(scratch):
 
 
 @case
+def a_file_is_one_disk_of_a_guest(scratch):
+    tidemark, (path,) = setup(scratch, "c")
+    links = scratch / "symbolic.qcow2", scratch.dir("disks") / "hard.qcow2"
+    links[0].symlink_to(path)
+    links[1].hardlink_to(path)
+    for other in (path, *links):
+        says(tidemark("backup", f"image:{path},{other}", expect=2), "same image", scratch.dir("disks"))
+    for strange in ("/dev/null", scratch):
+        says(tidemark("backup", f"image:{strange}", expect=1), strange, "neither a regular file")
+    if tidemark("list").json or image.bitmaps(path):
+        raise HarnessError("something was done")
+
+
+@case
 def a_dry_prune_counts_the_points_that_would_go(scratch):
     tidemark, (path,) = setup(scratch, "c")
     for i in range(3):
