@@ -34,6 +34,14 @@ void agent_stop(struct agent *a)
 	secrets_stop(a);
 }
 
+/* "sftp:host:/x": somebody means a kind of repository that is kept elsewhere. */
+static bool names_a_kind(const char *spec)
+{
+	size_t len = strcspn(spec, "/:");
+
+	return len && spec[len] == ':';
+}
+
 /* The directory named by -r: "DIR" or "file:DIR". */
 static int repo_path(const struct agent *a, const char **ret, struct error *err)
 {
@@ -44,6 +52,12 @@ static int repo_path(const struct agent *a, const char **ret, struct error *err)
 	else if (strncmp(spec, "s3:", 3) == 0)
 		return error_set(err, TM_E_UNSUPPORTED,
 				 "%s: this version keeps repositories in directories only", spec);
+	else if (names_a_kind(spec))
+		return error_set(
+			err, TM_E_USAGE,
+			"'%s': this version keeps repositories in directories only; one of "
+			"that name is './%s'",
+			spec, spec);
 	if (!*spec)
 		return error_set(err, TM_E_USAGE, "the repository's name is empty");
 	*ret = spec;

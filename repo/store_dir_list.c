@@ -272,6 +272,13 @@ static bool init_made(const char *name)
 	       strcmp(name, "keys") == 0;
 }
 
+static bool has_file(DIR *dir, const char *name)
+{
+	struct stat sb;
+
+	return fstatat(dirfd(dir), name, &sb, AT_SYMLINK_NOFOLLOW) == 0 && S_ISREG(sb.st_mode);
+}
+
 static int check_new(const char *path, struct error *err)
 {
 	DIR *dir = opendir(path);
@@ -285,6 +292,8 @@ static int check_new(const char *path, struct error *err)
 			return error_set(err, TM_E_EXISTS, "%s is not a directory", path);
 		return error_errno(err, errno, "opening %s", path);
 	}
+	if (has_file(dir, "repo") || has_file(dir, "repo.copy"))
+		r = error_set(err, TM_E_EXISTS, "there is a repository in %s already", path);
 	errno = 0;
 	while (r == 0 && (e = readdir(dir)))
 		if (strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0 &&

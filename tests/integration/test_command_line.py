@@ -155,5 +155,21 @@ def warnings_of_a_prune_stand_where_all_do(scratch):
         raise HarnessError("prune")
 
 
+@case
+def repositories_of_other_kinds_are_not_made(scratch):
+    here = scratch.dir("here")
+    tidemark = Tidemark(scratch)
+    for repo in ("sftp:host:/x", "http://h/x", "host:/x", "host:x"):
+        status, err = plain(tidemark, "-r", repo, "init", cwd=here, stdout=subprocess.DEVNULL)
+        if status != 2 or f"./{repo}" not in err or list(here.iterdir()):
+            raise HarnessError(f"{repo}: {status} {err} {list(here.iterdir())}")
+    for repo in ("./host:x", "file:host:y", f"{here}/a:b"):
+        for words in (("init",), ("list",)):
+            status, err = plain(tidemark, "-r", repo, *words, cwd=here, stdout=subprocess.DEVNULL)
+            if status:
+                raise HarnessError(f"{repo}: {status} {err}")
+    says(Tidemark(scratch, repo=here / "a:b")("init", expect=1), "there is a repository")
+
+
 if __name__ == "__main__":
     main()
