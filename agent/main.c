@@ -17,27 +17,43 @@ static void interrupted(int sig)
 	agent_interrupted = 1;
 }
 
-/* A descriptor of ours under the number of a closed standard stream would get what is printed. */
+/*
+ * A descriptor of ours under the number of a closed standard stream would get what is printed.  A
+ * result that nobody can get is an error: what stands for stdout cannot be written.
+ */
 static void open_standard_streams(void)
 {
-	int fd;
-
-	do {
-		fd = open("/dev/null", O_RDWR | O_CLOEXEC);
-	} while (fd >= 0 && fd <= STDERR_FILENO);
-	if (fd > STDERR_FILENO)
-		(void)close(fd);
+	for (int i = STDIN_FILENO; i <= STDERR_FILENO; i++) {
+		if (fcntl(i, F_GETFD) < 0)
+			(void)open("/dev/null",
+				   (i == STDOUT_FILENO ? O_RDONLY : O_RDWR) | O_CLOEXEC);
+	}
 }
 
 /* The first signal asks for a clean end, the second one ends at once. */
 static int catch_signals(struct error *err)
 {
 	struct sigaction sa = {.sa_handler = interrupted, .sa_flags = (int)SA_RESETHAND};
+
+	if (sigaction(SIGINT, &sa, NULL) < 0 || sigaction(SIGTERM, &sa, NULL) < 0)
+		return error_errno(err, errno, "cannot catch signals");
+	return 0;
+}
+
+/* A pipe that nobody reads is an error like any other. */
+static int ignore_broken_pipes(struct error *err)
+{
 	struct sigaction ignore = {.sa_handler = SIG_IGN};
 
-	if (sigaction(SIGINT, &sa, NULL) < 0 || sigaction(SIGTERM, &sa, NULL) < 0 ||
-	    sigaction(SIGPIPE, &ignore, NULL) < 0)
-		return error_errno(err, errno, "cannot catch signals");
+	if (sigaction(SIGPIPE, &ignore, NULL) < 0)
+		return error_errno(err, errno, "cannot ignore SIGPIPE");
+	return 0;
+}
+
+static int flush_stdout(struct error *err)
+{
+	if (fflush(stdout) != 0 || ferror(stdout))
+		return error_errno(err, errno ? errno : EIO, "cannot write to standard output");
 	return 0;
 }
 
@@ -74,9 +90,23 @@ static int run(struct agent *a, enum exit_status *status, struct error *err)
 	if (!r)
 		r = functions[a->opt.command](a, status, err);
 	progress_end(a);
-	if (!r && (fflush(stdout) != 0 || ferror(stdout)))
-		r = error_errno(err, errno ? errno : EIO, "cannot write to standard output");
-	return r;
+	return r ? r : flush_stdout(err);
+}
+
+/* What the user asked for: the program's texts, or a command. */
+static int answer(struct agent *a, enum exit_status *status, struct error *err)
+{
+	int r = ignore_broken_pipes(err);
+
+	if (r)
+		return r;
+	if (!a->opt.help && !a->opt.version)
+		return run(a, status, err);
+	if (a->opt.help)
+		options_help(a->opt.command);
+	else
+		(void)printf("tidemark %s\n", TIDEMARK_VERSION);
+	return flush_stdout(err);
 }
 
 int main(int argc, char **argv)
@@ -100,15 +130,12 @@ int main(int argc, char **argv)
 			      a.opt.command < CMD_COUNT ? " " : "",
 			      a.opt.command < CMD_COUNT ? command_name(a.opt.command) : "");
 		status = EXIT_USAGE;
-	} else if (a.opt.help) {
-		options_help(a.opt.command);
-	} else if (a.opt.version) {
-		(void)printf("tidemark %s\n", TIDEMARK_VERSION);
 	} else {
-		r = run(&a, &status, &err);
+		r = answer(&a, &status, &err);
 		if (r) {
 			say_error(&a, &err);
-			if (status != EXIT_RECOVERY)
+			/* what was found stays so, whatever went wrong afterwards */
+			if (status != EXIT_RECOVERY && status != EXIT_DAMAGE)
 				status = status_of(r);
 		} else if (status == EXIT_DONE && a.warned) {
 			status = EXIT_WARNED;

@@ -156,6 +156,37 @@ def warnings_of_a_prune_stand_where_all_do(scratch):
 
 
 @case
+def results_that_nobody_gets_are_a_failure(scratch):
+    tidemark, (path,) = setup(scratch, "c")
+    tidemark("backup", f"image:{path}")
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open("/dev/full", "wb") as full, os.fdopen(writer, "wb") as broken:
+        for words in (("--help",), ("backup", "--help"), ("--version",), ("-r", tidemark.repo, "list")):
+            for out in (full, broken, None):
+                streams = {"stdout": out} if out else {"preexec_fn": lambda: os.close(1)}
+                status, err = plain(tidemark, *words, **streams)
+                if status != 1 or "cannot write to standard output" not in err:
+                    raise HarnessError(f"{words} into {out}: {status} {err}")
+
+
+@case
+def damage_that_was_found_is_told_by_the_status(scratch):
+    tidemark, (path,) = setup(scratch, "c")
+    tidemark("backup", f"image:{path}")
+    segment = max((p for p in (tidemark.repo / "d").rglob("*") if p.is_file()),
+                  key=lambda p: p.stat().st_size)
+    segment.chmod(0o600)
+    data = bytearray(segment.read_bytes())
+    data[len(data) // 2] ^= 1
+    segment.write_bytes(data)
+    with open("/dev/full", "wb") as full:
+        status, err = plain(tidemark, "-r", tidemark.repo, "verify", "--read-data", stdout=full)
+    if status != 4 or "standard output" not in err:
+        raise HarnessError(f"{status}: {err}")
+
+
+@case
 def repositories_of_other_kinds_are_not_made(scratch):
     here = scratch.dir("here")
     tidemark = Tidemark(scratch)
