@@ -42,7 +42,7 @@ struct agent {
 	} progress;
 };
 
-/* Set by the first SIGINT or SIGTERM. */
+/* Set by the first SIGINT, SIGTERM or SIGHUP. */
 extern volatile sig_atomic_t agent_interrupted;
 
 /* ---- agent.c ---- */

@@ -30,13 +30,29 @@ static void open_standard_streams(void)
 	}
 }
 
-/* The first signal asks for a clean end, the second one ends at once. */
+/*
+ * The first signal asks for a clean end, the second one ends at once; but a session that ends sends
+ * several SIGHUP.  What was ignored from the beginning (nohup) stays so.
+ */
 static int catch_signals(struct error *err)
 {
-	struct sigaction sa = {.sa_handler = interrupted, .sa_flags = (int)SA_RESETHAND};
+	static const struct {
+		int number, flags;
+		bool may_be_ignored;
+	} caught[] = {{SIGINT, (int)SA_RESETHAND, true},
+		      {SIGTERM, (int)SA_RESETHAND, false},
+		      {SIGHUP, 0, true}};
 
-	if (sigaction(SIGINT, &sa, NULL) < 0 || sigaction(SIGTERM, &sa, NULL) < 0)
-		return error_errno(err, errno, "cannot catch signals");
+	for (size_t i = 0; i < ARRAY_SIZE(caught); i++) {
+		struct sigaction sa = {.sa_handler = interrupted, .sa_flags = caught[i].flags}, was;
+
+		if (sigaction(caught[i].number, NULL, &was) < 0)
+			return error_errno(err, errno, "cannot catch signals");
+		if (caught[i].may_be_ignored && was.sa_handler == SIG_IGN)
+			continue;
+		if (sigaction(caught[i].number, &sa, NULL) < 0)
+			return error_errno(err, errno, "cannot catch signals");
+	}
 	return 0;
 }
 

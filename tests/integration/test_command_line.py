@@ -113,6 +113,17 @@ def an_interrupted_run_says_so_whatever_failed_before(scratch):
 
 
 @case
+def the_end_of_a_session_is_an_interruption(scratch):
+    says(signalled(scratch, [signal.SIGHUP], *SLOWLY).finish(130), "interrupted")
+
+
+@case
+def what_nohup_ignores_stays_ignored(scratch):
+    signalled(scratch, [signal.SIGHUP, signal.SIGINT], "--limit-rate", "512K",
+              wrapper=["env", "--ignore-signal=HUP", "--ignore-signal=INT"]).finish(0)
+
+
+@case
 def a_file_is_one_disk_of_a_guest(scratch):
     tidemark, (path,) = setup(scratch, "c")
     links = scratch / "symbolic.qcow2", scratch.dir("disks") / "hard.qcow2"
