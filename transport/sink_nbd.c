@@ -180,6 +180,29 @@ static int check_server(struct nbd_sink *ns, struct error *err)
 	return ns->zeroes ? 0 : error_nomem(err);
 }
 
+static bool offers_the_same(const struct nbd_conn *a, const struct nbd_conn *b)
+{
+	return a->size == b->size && a->min_block == b->min_block &&
+	       a->max_payload == b->max_payload && a->can_zero == b->can_zero &&
+	       a->can_flush == b->can_flush && a->read_only == b->read_only;
+}
+
+/* One more connection, of which everything holds that the first one was told. */
+static int open_another(struct nbd_sink *ns, const struct nbd_address *addr, uint64_t deadline_ms,
+			struct error *err)
+{
+	auto_clean(nbd_conn_free) struct nbd_conn *conn = NULL;
+	int r = nbd_conn_open(ns->sink.loop, addr, NULL, deadline_ms, &conn, err);
+
+	if (r)
+		return r;
+	if (!offers_the_same(ns->conn[0], conn))
+		return error_set(err, TM_E_PEER,
+				 "the NBD server offers different things to its clients");
+	ns->conn[ns->nconns++] = tm_steal(conn);
+	return 0;
+}
+
 /* The first connection has to succeed, the others are a bonus. */
 static int open_connections(struct nbd_sink *ns, const struct nbd_address *addr,
 			    uint64_t deadline_ms, struct error *err)
@@ -193,14 +216,10 @@ static int open_connections(struct nbd_sink *ns, const struct nbd_address *addr,
 		uint64_t now = clock_monotonic_ms(&clock_system);
 		struct error e = {0};
 
-		r = nbd_conn_open(ns->sink.loop, addr, NULL,
-				  min_u64(deadline_ms, now + EXTRA_CONNECT_MS),
-				  &ns->conn[ns->nconns], &e);
-		if (r) {
+		if (open_another(ns, addr, min_u64(deadline_ms, now + EXTRA_CONNECT_MS), &e)) {
 			log_debug("stays with %u NBD connections: %s", ns->nconns, e.text);
 			break;
 		}
-		ns->nconns++;
 	}
 	return 0;
 }

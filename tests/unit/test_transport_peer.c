@@ -472,6 +472,91 @@ static void an_answer_keeps_no_memory_without_end(void **unused)
 	stop(pid);
 }
 
+/* ---- writes ---- */
+
+static void released(struct piece *p)
+{
+	p->next = p; /* it is back */
+}
+
+/* Writes a disk whose blocks are data and zeroes by turns, each with a request of its own. */
+static int write_disk(struct disk_sink_counts *ret, struct error *err)
+{
+	enum { HALF = SIZE / BLOCK / 2 };
+	const struct nbd_address addr = address();
+	auto_free uint8_t *data = malloc(HALF * BLOCK);
+	struct piece p = {.nruns = 2 * HALF, .nclusters = HALF, .data = data, .release = released};
+	struct disk_sink *sink;
+	int r = nbd_sink_open(loop, &addr, SIZE, BLOCK, START_MS, &sink, err);
+
+	if (r)
+		return r;
+	(void)memset(peer->disk, 0xaa, SIZE);
+	for (unsigned i = 0; i < HALF; i++) {
+		(void)memset(data + i * BLOCK, (int)(1 + i), BLOCK);
+		p.run[2 * i] = (struct piece_run){.block = 2 * i, .count = 1, .first = i};
+		p.run[2 * i + 1] = (struct piece_run){.block = 2 * i + 1, .count = 1, .zero = true};
+	}
+	assert_int_equal(piece_sink_put(disk_sink_pieces(sink), &p, err), 0);
+	r = disk_sink_finish(sink, ret, err);
+	assert_ptr_equal(p.next, &p);
+	disk_sink_free(sink);
+	for (size_t i = 0; i < SIZE && !r; i++)
+		assert_int_equal(peer->disk[i], i / BLOCK % 2 ? 0 : 1 + i / BLOCK / 2);
+	return r;
+}
+
+static void all_connections_that_offer_the_same_are_used(void **unused)
+{
+	struct disk_sink_counts counts;
+	struct error err = {0};
+	pid_t pid;
+
+	(void)unused;
+	offer_to_all((struct offer){SIZE, 512, BLOCK, ABLE});
+	pid = start();
+	if (write_disk(&counts, &err))
+		fail_msg("%s", err.text);
+	stop(pid);
+	assert_int_equal(peer->nconns, CONNECTIONS);
+	for (unsigned i = 0; i < CONNECTIONS; i++) {
+		assert_int_not_equal(peer->did[i].writes + peer->did[i].zeroings, 0);
+		assert_int_equal(peer->did[i].flushes, 1);
+	}
+}
+
+static void connections_that_offer_something_else_are_left_out(void **unused)
+{
+	static const struct offer others[] = {
+		{SIZE - BLOCK, 512, BLOCK, ABLE},
+		{SIZE + BLOCK, 512, BLOCK, ABLE},
+		{SIZE, 4096, BLOCK, ABLE},
+		{SIZE, 512, BLOCK / 2, ABLE},
+		{SIZE, 512, BLOCK, ABLE & ~WRITE_ZEROES},
+		{SIZE, 512, BLOCK, ABLE & ~FLUSH},
+		{SIZE, 512, BLOCK, ABLE | READ_ONLY},
+	};
+
+	(void)unused;
+	for (unsigned i = 0; i < sizeof(others) / sizeof(others[0]); i++) {
+		struct disk_sink_counts counts;
+		unsigned other = 1 + i % 2;
+		struct error err = {0};
+		pid_t pid;
+
+		offer_to_all((struct offer){SIZE, 512, BLOCK, ABLE});
+		peer->offer[other] = others[i];
+		pid = start();
+		if (write_disk(&counts, &err))
+			fail_msg("%u: %s", i, err.text);
+		stop(pid);
+		assert_int_equal(peer->nconns, other + 1);
+		for (unsigned k = 0; k < CONNECTIONS; k++)
+			assert_int_equal(peer->did[k].flushes, k < other);
+		assert_int_equal(peer->did[other].writes + peer->did[other].zeroings, 0);
+	}
+}
+
 static int set_up(void **state)
 {
 	(void)state;
@@ -499,6 +584,8 @@ int main(void)
 		cmocka_unit_test(parts_come_in_any_order),
 		cmocka_unit_test(parts_that_overlap_or_lack_are_refused),
 		cmocka_unit_test(an_answer_keeps_no_memory_without_end),
+		cmocka_unit_test(all_connections_that_offer_the_same_are_used),
+		cmocka_unit_test(connections_that_offer_something_else_are_left_out),
 	};
 
 	return cmocka_run_group_tests(tests, set_up, tear_down);
