@@ -151,6 +151,18 @@ static int in_domain(struct agent *a, const struct repo_domain *d, agent_domain_
 	return r;
 }
 
+int agent_result(struct agent *a, int so_far, int r, const struct error *one, struct error *err)
+{
+	if (so_far && r == TM_E_CANCELED) {
+		say_error(a, err);
+		error_clear(err);
+		return error_pass(err, r, one);
+	}
+	if (so_far && r)
+		say_error(a, one);
+	return so_far ? so_far : error_pass(err, r, one);
+}
+
 int agent_each_domain(struct agent *a, agent_domain_fn *fn, void *data, struct error *err)
 {
 	auto_domain_list struct repo_domain_list l = {0};
@@ -163,10 +175,7 @@ int agent_each_domain(struct agent *a, agent_domain_fn *fn, void *data, struct e
 		struct error one = {0};
 
 		r = in_domain(a, &l.v[i], fn, data, l.n - i, &one);
-		if (r && first)
-			say_error(a, &one);
-		else
-			first = error_pass(err, r, &one);
+		first = agent_result(a, first, r, &one, err);
 	}
 	return first ? first : r;
 }

@@ -58,6 +58,14 @@ int agent_open_repo(struct agent *a, struct error *err) TM_WUR;
 /* Of copies that are missing or damaged, and a key from before a rotation. */
 void agent_warn_opened(struct agent *a);
 
+/*
+ * The result of several things of which one failing does not keep another from being done: the
+ * first failure, in *err, or an interruption; other errors are said at once.  r and one: of the
+ * thing just done (0: it was), so_far: what this gave after those before it.
+ */
+int agent_result(struct agent *a, int so_far, int r, const struct error *one,
+		 struct error *err) TM_WUR;
+
 /* left: domains from this one on. */
 typedef int agent_domain_fn(struct agent *a, void *data, size_t left, struct error *err);
 /*

@@ -469,28 +469,18 @@ static int backup_target(struct agent *a, const struct guest_target *target,
 static int backup_all(struct agent *a, const struct target *v, enum exit_status *status,
 		      struct error *err)
 {
-	int first = 0;
+	int result = 0, r = 0;
 
-	for (size_t i = 0; i < a->opt.args.n; i++) {
+	for (size_t i = 0; r != TM_E_CANCELED && i < a->opt.args.n; i++) {
 		size_t told = json_array_size(a->warnings);
 		struct error one = {0};
-		int r = backup_target(a, &v[i].guest, status, &one);
 
-		if (!r)
-			continue;
-		drop_warnings(a, told); /* the next point's would be wrong with them */
-		if (r == TM_E_CANCELED) {
-			if (first)
-				say_error(a, err);
-			error_clear(err);
-			return error_pass(err, r, &one);
-		}
-		if (first)
-			say_error(a, &one);
-		else
-			first = error_pass(err, r, &one);
+		r = backup_target(a, &v[i].guest, status, &one);
+		if (r) /* the next point's would be wrong with them */
+			drop_warnings(a, told);
+		result = agent_result(a, result, r, &one, err);
 	}
-	return first;
+	return result;
 }
 
 /* What is asked of a guest that is off, and would be passed over in silence. */
