@@ -139,8 +139,8 @@ static void leave_when_interrupted(struct loop_watch *watch, uint64_t idle_ms)
 		target_file_abort(rs->target, "interrupted");
 }
 
-static int report(struct restore *rs, const struct point_disk *d, const char *to, uint64_t written,
-		  struct error *err)
+static int report(struct restore *rs, const struct point_disk *d, const char *to,
+		  const struct disk_sink_counts *counts, struct error *err)
 {
 	char size[SIZE_TEXT_MAX], bytes[SIZE_TEXT_MAX];
 	json_t *o;
@@ -148,13 +148,18 @@ static int report(struct restore *rs, const struct point_disk *d, const char *to
 	progress_end(rs->agent);
 	if (!rs->agent->opt.json) {
 		size_format(d->size, size);
-		size_format(written, bytes);
+		size_format(counts->written_bytes, bytes);
 		(void)printf("restored %s to %s: %s, %s written\n", shown(d->name).s, shown(to).s,
 			     size, bytes);
 	}
 	o = json_pack("{s:o, s:o, s:I, s:I, s:I}", "disk", json_text(d->name), "to", json_text(to),
-		      "size", (json_int_t)d->size, "written_bytes", (json_int_t)written,
-		      "unchanged_bytes", (json_int_t)0);
+		      "size", (json_int_t)d->size, "written_bytes",
+		      (json_int_t)counts->written_bytes, "unchanged_bytes", (json_int_t)0);
+	if (counts->unflushed)
+		say_warning(rs->agent,
+			    "disk %s: %s does not offer to flush: what was written is not durable "
+			    "before that server is stopped or writes it out by itself",
+			    d->name, to);
 	return json_array_append_new(rs->disks, o) ? error_nomem(err) : 0;
 }
 
@@ -219,7 +224,7 @@ static int restore_disk(struct restore *rs, const struct goal *g, struct error *
 					 .data = rs};
 	const struct target_file_options opt = options_of(rs, g);
 	auto_clean(target_file_free) struct target_file *t = NULL;
-	uint64_t written = 0;
+	struct disk_sink_counts counts = {0};
 	int r = target_file_open(&opt, &t, err);
 
 	rs->disk = g->disk->name;
@@ -233,9 +238,9 @@ static int restore_disk(struct restore *rs, const struct goal *g, struct error *
 		error_append(err, "; 'tidemark verify --read-data' says what else is damaged, "
 				  "'tidemark repair' mends what can be");
 	if (!r)
-		r = target_file_finish(t, &written, err);
+		r = target_file_finish(t, &counts, err);
 	loop_set_watch(a->loop, NULL);
-	return r ? r : report(rs, g->disk, g->to, written, err);
+	return r ? r : report(rs, g->disk, g->to, &counts, err);
 }
 
 static int restore_disks(struct restore *rs, struct error *err)

@@ -236,17 +236,14 @@ static int publish(struct target_file *t, struct error *err)
 	return io_sync_parent(t->opt.to, err);
 }
 
-int target_file_finish(struct target_file *t, uint64_t *ret_written_bytes, struct error *err)
+int target_file_finish(struct target_file *t, struct disk_sink_counts *ret, struct error *err)
 {
-	struct disk_sink_counts counts = {0};
-	int r = disk_sink_finish(t->sink, &counts, err);
+	int r = disk_sink_finish(t->sink, ret, err);
 
 	disk_sink_free(t->sink);
 	t->sink = NULL;
 	if (!r && t->partial)
 		r = publish(t, err);
-	if (!r)
-		*ret_written_bytes = counts.written_bytes;
 	return r;
 }
 

@@ -40,8 +40,9 @@ bool target_file_needs_zeroes(const struct target_file *t);
 /* As disk_sink_abort(). */
 void target_file_abort(struct target_file *t, const char *why);
 
-/* Makes what was written durable and gives it its name. */
-int target_file_finish(struct target_file *t, uint64_t *ret_written_bytes,
+/* Makes what was written durable, unless ret->unflushed, and gives it its name.  *ret is written in
+ * any case. */
+int target_file_finish(struct target_file *t, struct disk_sink_counts *ret,
 		       struct error *err) TM_WUR;
 
 /* Without a successful finish the temporary file is removed. */

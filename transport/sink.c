@@ -278,7 +278,7 @@ int disk_sink_finish(struct disk_sink *sink, struct disk_sink_counts *ret, struc
 
 	if (!r && sink->layout)
 		r = write_rest(sink, err);
-	if (!r && !sink->code) {
+	if (!r && !sink->code && !sink->no_flush) {
 		struct sink_op *op = sink->idle;
 
 		sink->idle = op->next;
@@ -288,6 +288,7 @@ int disk_sink_finish(struct disk_sink *sink, struct disk_sink_counts *ret, struc
 		r = wait_idle(sink, err);
 	}
 	ret->written_bytes = sink->written_bytes;
+	ret->unflushed = sink->no_flush;
 	return r ? r : error_pass(err, sink->code, &sink->err);
 }
 

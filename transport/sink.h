@@ -65,6 +65,7 @@ struct disk_sink {
 	uint64_t size;
 	uint32_t block_size;
 	bool skip_zeroes;     /* the target reads as zeroes already */
+	bool no_flush;        /* the target cannot be asked for one */
 	uint64_t write_unit;  /* writes are multiples of it (the buffer's padding goes along) … */
 	uint64_t write_limit; /* … but do not go beyond this: the target's own size */
 	uint64_t write_max;   /* bytes in one write */

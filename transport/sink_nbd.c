@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * An NBD server as the target of a restore.  Several connections where the server
- * allows them; each is flushed at the end.
+ * allows them; each is flushed at the end, if the server offers that.
  */
 #include "nbd_conn.h"
 #include "sink.h"
@@ -174,6 +174,7 @@ static int check_server(struct nbd_sink *ns, struct error *err)
 	ns->sink.write_limit = conn->size;
 	ns->sink.write_max = conn->max_payload;
 	ns->sink.zero_max = NBD_ZERO_MAX;
+	ns->sink.no_flush = !conn->can_flush;
 	if (conn->can_zero)
 		return 0;
 	ns->zeroes = calloc(1, NBD_ZERO_BYTES);

@@ -178,6 +178,7 @@ struct disk_sink;
 
 struct disk_sink_counts {
 	uint64_t written_bytes; /* data; zero runs do not count */
+	bool unflushed; /* the target offers no flush: nothing says that the data are durable */
 };
 
 /*
@@ -198,7 +199,7 @@ int file_sink_open(struct loop *loop, const char *path, uint64_t size, uint32_t 
 int qcow2_sink_open(struct loop *loop, const char *path, uint64_t size, uint32_t block_size,
 		    struct disk_sink **ret, struct error *err) TM_WUR;
 
-/* Any NBD server. The export must be at least size bytes. */
+/* Any NBD server, also one that cannot flush. The export must be at least size bytes. */
 int nbd_sink_open(struct loop *loop, const struct nbd_address *addr, uint64_t size,
 		  uint32_t block_size, unsigned timeout_ms, struct disk_sink **ret,
 		  struct error *err) TM_WUR;
@@ -206,7 +207,7 @@ int nbd_sink_open(struct loop *loop, const struct nbd_address *addr, uint64_t si
 /* Its put() may release the piece before it returns. */
 struct piece_sink *disk_sink_pieces(struct disk_sink *sink);
 
-/* Waits for all writes, flushes, reports the first failure.  Runs the loop. */
+/* Waits for all writes, flushes where it can, reports the first failure.  Runs the loop. */
 int disk_sink_finish(struct disk_sink *sink, struct disk_sink_counts *ret,
 		     struct error *err) TM_WUR;
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 
 from harness import HarnessError, Tidemark, Vm, assert_clean, image, make_rng, note_baseline, run, wait_for
+from harness.base import reap, spawn
 from harness.cases import case, main
 from harness.vm import Disk
 
@@ -274,6 +275,24 @@ def restores_go_to_files_devices_and_servers(scratch):
         if "as raw" not in refused.err:
             raise HarnessError(refused.err)
         tidemark("restore", "g", "--to", server, "--prove")
+    image.assert_same(path, target, "qcow2", "raw")
+
+
+@case
+def a_server_that_cannot_flush_is_restored_to_with_a_warning(scratch):
+    path, tidemark = setup(scratch)
+    tidemark("backup", f"image:{path},name=g")
+    target, sock = scratch / "target.raw", scratch / "s.sock"
+    run(["sh", "-c", f"yes old | head -c {SIZE} > {target}"])
+    dd = f"dd bs=256k iflag=fullblock conv=notrunc status=none oflag=seek_bytes seek=$4 of={target}"
+    server = spawn(["nbdkit", "-f", "-U", sock, "eval", f"get_size=echo {SIZE}", f"pwrite={dd}",
+                    "pread=exit 1", "can_write=exit 0"])
+    scratch.defer(reap, server)
+    wait_for("the server", sock.exists)
+    done = tidemark("restore", "g", "--to", f"nbd+unix:///?socket={sock}", expect=3)
+    warning, = done.json["warnings"]
+    if "disk disk: nbd+unix" not in warning or "does not offer to flush" not in warning:
+        raise HarnessError(warning)
     image.assert_same(path, target, "qcow2", "raw")
 
 

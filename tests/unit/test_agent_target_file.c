@@ -55,14 +55,14 @@ static uint64_t bytes_of(const char *file)
 static void a_finished_file_gets_its_name_everywhere(void **state)
 {
 	struct error err = {0};
-	uint64_t written;
+	struct disk_sink_counts counts;
 
 	(void)state;
 	for (int knows = 0; knows < 2; knows++) {
 		struct target_file *t = open_target(path, false);
 
 		knows_noreplace = knows;
-		if (target_file_finish(t, &written, &err))
+		if (target_file_finish(t, &counts, &err))
 			fail_msg("%s", err.text);
 		target_file_free(t);
 		assert_int_equal(bytes_of(path), SIZE);
@@ -74,7 +74,7 @@ static void a_finished_file_gets_its_name_everywhere(void **state)
 static void nobodys_file_is_replaced_unasked(void **state)
 {
 	struct error err = {0};
-	uint64_t written;
+	struct disk_sink_counts counts;
 
 	(void)state;
 	for (int knows = 0; knows < 2; knows++) {
@@ -83,7 +83,7 @@ static void nobodys_file_is_replaced_unasked(void **state)
 		knows_noreplace = knows;
 		assert_int_equal(io_publish(path, "precious", 8, 0600, NULL), 0);
 		error_clear(&err);
-		assert_int_equal(target_file_finish(t, &written, &err), TM_E_EXISTS);
+		assert_int_equal(target_file_finish(t, &counts, &err), TM_E_EXISTS);
 		assert_non_null(strstr(err.text, path));
 		target_file_free(t);
 		assert_int_equal(bytes_of(path), 8);

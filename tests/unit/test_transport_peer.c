@@ -557,6 +557,26 @@ static void connections_that_offer_something_else_are_left_out(void **unused)
 	}
 }
 
+static void a_server_that_cannot_flush_is_not_asked_to(void **unused)
+{
+	(void)unused;
+	for (unsigned i = 0; i < 2; i++) {
+		struct disk_sink_counts counts;
+		struct error err = {0};
+		pid_t pid;
+
+		offer_to_all((struct offer){SIZE, 512, BLOCK, i ? ABLE : ABLE & ~FLUSH});
+		pid = start();
+		if (write_disk(&counts, &err))
+			fail_msg("%s", err.text);
+		stop(pid);
+		assert_int_equal(counts.unflushed, !i);
+		assert_int_equal(peer->nconns, CONNECTIONS);
+		for (unsigned k = 0; k < CONNECTIONS; k++)
+			assert_int_equal(peer->did[k].flushes, i);
+	}
+}
+
 static int set_up(void **state)
 {
 	(void)state;
@@ -586,6 +606,7 @@ int main(void)
 		cmocka_unit_test(an_answer_keeps_no_memory_without_end),
 		cmocka_unit_test(all_connections_that_offer_the_same_are_used),
 		cmocka_unit_test(connections_that_offer_something_else_are_left_out),
+		cmocka_unit_test(a_server_that_cannot_flush_is_not_asked_to),
 	};
 
 	return cmocka_run_group_tests(tests, set_up, tear_down);
