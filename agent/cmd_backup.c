@@ -498,23 +498,15 @@ static int check_target(const struct options *o, const struct target *t, struct 
 			 t->guest.images[0]);
 }
 
-static int parse_targets(const struct options *o, struct target *v, struct error *err)
-{
-	int r = 0;
-
-	for (size_t i = 0; !r && i < o->args.n; i++) {
-		r = target_parse(o->args.v[i], &v[i], err);
-		if (!r)
-			r = check_target(o, &v[i], err);
-	}
-	return r;
-}
-
 int cmd_backup(struct agent *a, enum exit_status *status, struct error *err)
 {
-	auto_free struct target *v = calloc(a->opt.args.n, sizeof(*v));
-	int r = v ? parse_targets(&a->opt, v, err) : error_nomem(err);
+	struct target *v = NULL;
+	int r = targets_parse(&a->opt.args, &v, err);
 
+	if (r)
+		return r;
+	for (size_t i = 0; !r && i < a->opt.args.n; i++)
+		r = check_target(&a->opt, &v[i], err);
 	if (!r)
 		r = agent_state_dir(a, err);
 	if (!r)
@@ -523,7 +515,6 @@ int cmd_backup(struct agent *a, enum exit_status *status, struct error *err)
 		r = repo_check_right(a->repo, REPO_MAY_BACK_UP, err);
 	if (!r)
 		r = backup_all(a, v, status, err);
-	for (size_t i = 0; v && i < a->opt.args.n; i++)
-		target_done(&v[i]);
+	targets_done(v, a->opt.args.n);
 	return r;
 }

@@ -68,39 +68,17 @@ static int recover_one(struct agent *a, const struct guest_target *target,
 	}
 }
 
-static void targets_done(struct target *v, size_t n)
-{
-	for (size_t i = 0; i < n; i++)
-		target_done(&v[i]);
-	free(v);
-}
-
-/* All words are understood before anything is done; *ret has as many as there are. */
-static int parse_targets(const struct string_list *words, struct target **ret, struct error *err)
-{
-	struct target *v = calloc(words->n, sizeof(*v));
-	int r = v ? 0 : error_nomem(err);
-
-	for (size_t i = 0; !r && i < words->n; i++)
-		r = target_parse(words->v[i], &v[i], err);
-	if (r && v)
-		targets_done(v, words->n);
-	else
-		*ret = v;
-	return r;
-}
-
 /* One guest's failure does not cost the others their recovery. */
 static int recover_targets(struct agent *a, const struct recover_options *opt,
 			   struct recover_report *report, struct error *err)
 {
 	const struct string_list *words = &a->opt.args;
 	struct target *targets = NULL;
-	int r, first = 0;
+	int r, result = 0;
 
 	if (!words->n)
 		return recover_all(opt, report, err);
-	r = parse_targets(words, &targets, err);
+	r = targets_parse(words, &targets, err);
 	if (r)
 		return r;
 	for (size_t i = 0; i < words->n && r != TM_E_CANCELED; i++) {
@@ -108,13 +86,10 @@ static int recover_targets(struct agent *a, const struct recover_options *opt,
 
 		r = recover_one(a, &targets[i].guest, opt, report, &one);
 		error_prefix(&one, "%s", words->v[i]);
-		if (r && first)
-			say_error(a, &one);
-		else if (r)
-			first = error_pass(err, r, &one);
+		result = agent_result(a, result, r, &one, err);
 	}
 	targets_done(targets, words->n);
-	return first;
+	return result;
 }
 
 int cmd_recover(struct agent *a, enum exit_status *status, struct error *err)

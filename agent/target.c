@@ -126,3 +126,24 @@ int target_parse(const char *word, struct target *ret, struct error *err)
 	*ret = t;
 	return 0;
 }
+
+void targets_done(struct target *v, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		target_done(&v[i]);
+	free(v);
+}
+
+int targets_parse(const struct string_list *words, struct target **ret, struct error *err)
+{
+	struct target *v = calloc(words->n, sizeof(*v));
+	int r = v ? 0 : error_nomem(err);
+
+	for (size_t i = 0; !r && i < words->n; i++)
+		r = target_parse(words->v[i], &v[i], err);
+	if (r && v)
+		targets_done(v, words->n);
+	else
+		*ret = v;
+	return r;
+}
