@@ -7,17 +7,37 @@
 #include <limits.h>
 #include <string.h>
 
-/* Requests the kernel may hold at once: reads of all connections, repository writes, timers. */
-#define LOOP_DEPTH 256
+void agent_block_signals(sigset_t *ret_was)
+{
+	sigset_t ends;
+
+	(void)sigemptyset(&ends);
+	(void)sigaddset(&ends, SIGINT);
+	(void)sigaddset(&ends, SIGTERM);
+	(void)sigaddset(&ends, SIGHUP);
+	(void)pthread_sigmask(SIG_BLOCK, &ends, ret_was);
+}
+
+/* Signals come to who waits for a person or a repository, and not to a worker. */
+static int start_pool(struct agent *a, struct error *err)
+{
+	sigset_t was;
+	int r;
+
+	agent_block_signals(&was);
+	r = pool_new(a->loop, 0, &a->pool, err);
+	(void)pthread_sigmask(SIG_SETMASK, &was, NULL);
+	return r;
+}
 
 int agent_start(struct agent *a, struct error *err)
 {
 	int r = secrets_start(a, err);
 
 	if (!r)
-		r = loop_new(LOOP_DEPTH, &a->loop, err);
+		r = loop_new(AGENT_LOOP_DEPTH, &a->loop, err);
 	if (!r)
-		r = pool_new(a->loop, 0, &a->pool, err);
+		r = start_pool(a, err);
 	if (!r && !(a->warnings = json_array()))
 		r = error_nomem(err);
 	return r;
@@ -31,7 +51,8 @@ void agent_stop(struct agent *a)
 	json_decref(a->warnings);
 	free(a->state_dir);
 	free(a->repo_url);
-	secrets_stop(a);
+	if (!a->hung)
+		secrets_stop(a);
 }
 
 /* "sftp:host:/x": somebody means a kind of repository that is kept elsewhere. */
@@ -106,7 +127,7 @@ void agent_warn_opened(struct agent *a)
 	}
 }
 
-static int open_repo(struct agent *a, struct error *err)
+int agent_open_unbounded(struct agent *a, struct error *err)
 {
 	struct repo_credentials cred = secret_credentials(a);
 	bool mend = a->opt.command == CMD_KEY && strcmp(a->opt.args.v[0], "repair") == 0;
@@ -134,7 +155,7 @@ int agent_open_repo(struct agent *a, struct error *err)
 
 	if (r)
 		return r;
-	r = open_repo(a, err);
+	r = agent_open_unbounded(a, err);
 	deadline_end(&deadline);
 	return r;
 }

@@ -24,6 +24,9 @@ enum exit_status {
 	EXIT_INTERRUPTED = 130,
 };
 
+/* Requests the kernel may hold at once: reads of all connections, repository writes, timers. */
+#define AGENT_LOOP_DEPTH 256
+
 struct secrets;
 
 struct agent {
@@ -36,6 +39,7 @@ struct agent {
 	struct secrets *secrets; /* secret.c */
 	json_t *warnings;        /* array of strings; of the object being made */
 	bool warned;             /* anything, in the whole run */
+	bool hung;               /* a thread waits for a repository still, and has the secrets */
 	struct {
 		uint64_t shown_ms; /* when progress was last printed, monotonic */
 		bool bar;          /* a bar stands on the terminal's line */
@@ -50,10 +54,15 @@ extern volatile sig_atomic_t agent_interrupted;
 int agent_start(struct agent *a, struct error *err) TM_WUR;
 void agent_stop(struct agent *a);
 
+/* Keeps those that ask for an end from this thread, until its mask is *ret_was again. */
+void agent_block_signals(sigset_t *ret_was);
+
 /* The store of -r REPO.  create: a missing directory is made. */
 int agent_open_store(struct agent *a, bool create, struct store **ret, struct error *err) TM_WUR;
 /* With the domain of --domain in use.  When it does not answer the process ends (deadline.h). */
 int agent_open_repo(struct agent *a, struct error *err) TM_WUR;
+/* The same without a limit, for a thread that may hang. */
+int agent_open_unbounded(struct agent *a, struct error *err) TM_WUR;
 
 /* Of copies that are missing or damaged, and a key from before a rotation. */
 void agent_warn_opened(struct agent *a);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* status and recover. */
+#include "apart.h"
 #include "audit.h"
 #include "deadline.h"
 #include "guest_repo.h"
@@ -296,17 +297,19 @@ static int look_ahead(struct agent *a, struct guest *g, struct outlook **ret, st
  */
 static struct outlook *ask_repository(struct agent *a, struct guest *g)
 {
+	struct agent *apart = NULL;
 	struct outlook *o = NULL;
 	struct deadline deadline;
 	struct error e = {0};
-	int r = deadline_begin(&deadline, a->opt.repo, &e);
+	int r = apart_open(a, NULL, NULL, NULL, &apart, &e);
 
+	if (!r)
+		r = deadline_begin(&deadline, a->opt.repo, &e);
 	if (!r) {
-		r = agent_open_repo(a, &e);
-		if (!r)
-			r = look_ahead(a, g, &o, &e);
+		r = look_ahead(apart, g, &o, &e);
 		deadline_end(&deadline);
 	}
+	apart_free(a, apart);
 	if (r)
 		say_warning(a, "what a backup would read is not known: %s", e.text);
 	return o;

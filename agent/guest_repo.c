@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "guest_repo.h"
 
+#include "apart.h"
+
 #include <stdio.h>
 #include <string.h>
 
@@ -176,37 +178,54 @@ static int use_domain(struct repo *r, const char *repo_url, const struct tm_id *
 	return error_pass(err, code, &one);
 }
 
+static int has_point(struct repo *r, const struct tm_id *point, bool *ret, struct error *err)
+{
+	struct error e = {0};
+	struct point *p = NULL;
+	int code = repo_point_get(r, NULL, point, &p, &e);
+
+	point_free(p);
+	*ret = code == 0;
+	return code == TM_E_NOTFOUND ? 0 : error_pass(err, code, &e);
+}
+
+struct question {
+	struct tm_id domain;
+	struct tm_id point;
+	bool committed;
+};
+
+static int answer(struct agent *apart, void *data, struct error *err)
+{
+	struct question *q = data;
+	int r = use_domain(apart->repo, apart->opt.repo, &q->domain, err);
+
+	return r ? r : has_point(apart->repo, &q->point, &q->committed, err);
+}
+
 /* Is the point in the domain that the journal names?  It may be another one than that in use, of
  * another repository. */
 static int ask_committed(void *data, const char *repo_url, const struct tm_id *domain,
 			 const struct tm_id *point, bool *ret, struct error *err)
 {
-	struct agent *a = data;
-	struct agent other = {.opt = a->opt, .loop = a->loop, .secrets = a->secrets};
-	struct repo *r = a->repo;
-	struct point *p = NULL;
-	int code = 0;
+	struct agent *a = data, *apart = NULL;
+	struct question *q;
+	int r;
 
-	other.opt.repo = repo_url;
-	other.opt.domain = NULL;
-	if (!r || !id_equal(repo_domain(r), domain)) {
-		code = agent_open_repo(&other, err);
-		r = other.repo;
-		if (!code)
-			code = use_domain(r, repo_url, domain, err);
-	}
-	if (!code) {
-		code = repo_point_get(r, NULL, point, &p, err);
-		*ret = code == 0;
-		if (code == TM_E_NOTFOUND) {
-			error_clear(err);
-			code = 0;
-		}
-	}
-	point_free(p);
-	repo_free(other.repo);
-	free(other.repo_url);
-	return code;
+	if (a->repo && id_equal(repo_domain(a->repo), domain))
+		return has_point(a->repo, point, ret, err);
+	if (!repo_url)
+		return error_set(err, TM_E_NOTFOUND, "the journal names no repository");
+	q = calloc(1, sizeof(*q));
+	if (!q)
+		return error_nomem(err);
+	q->domain = *domain;
+	q->point = *point;
+	r = apart_open(a, repo_url, answer, q, &apart, err);
+	if (!r)
+		*ret = q->committed;
+	apart_free(a, apart);
+	return r;
 }
 
 struct recover_options recover_options_of(struct agent *a, bool check_only)
