@@ -6,6 +6,7 @@
  */
 #include "epochs.h"
 
+#include "rival.h"
 #include "settle.h"
 
 #include <stdio.h>
@@ -336,6 +337,10 @@ int epochs_finish(struct guest *g, const struct journal *j, bool committed, stru
 
 		if (!d || d->empty)
 			continue;
+		if (rival_began(d, j, jd)) { /* the next run sees what became of both */
+			log_debug("disk %s: left alone, another run has begun a bitmap", jd->name);
+			continue;
+		}
 		verdict.jd = jd;
 		rd = decide(d, &j->repo, &only, run_knows, &verdict, &s, &e);
 		if (!rd && s.n)

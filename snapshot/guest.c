@@ -4,6 +4,7 @@
 
 #include "guard.h"
 #include "identity.h"
+#include "rival.h"
 
 #include <errno.h>
 #include <string.h>
@@ -73,7 +74,7 @@ int guest_new(const struct guest_target *target, const struct guest_options *opt
 
 	if (!g)
 		return error_nomem(err);
-	g->lock = g->lock_journal = -1;
+	g->lock = g->lock_disk = g->lock_journal = -1;
 	g->kind = target->kind;
 	g->hooks = opt->hooks;
 	g->qmp_hooks = (struct snapshot_hooks){wait_tick, g};
@@ -105,6 +106,8 @@ void guest_free(struct guest *g)
 	free(g->image_format);
 	if (g->lock >= 0)
 		(void)close(g->lock);
+	if (g->lock_disk >= 0)
+		(void)close(g->lock_disk);
 	if (g->lock_journal >= 0)
 		(void)close(g->lock_journal);
 	free(g->name);
@@ -281,6 +284,8 @@ int guest_open(const struct guest_target *target, const struct guest_options *op
 		r = base_name(g->kind == GUEST_QMP ? g->qmp_socket : g->images[0], &g->name, err);
 	if (!r)
 		r = guest_refresh(g, err);
+	if (!r && opt->exclusive)
+		r = rival_lock(g, err);
 	if (r)
 		return r;
 	*ret = tm_steal(g);

@@ -26,6 +26,7 @@ struct guest {
 	char *state_dir;
 	char *key;        /* file name of this guest's journal and lock */
 	int lock;         /* -1 without `exclusive` */
+	int lock_disk;    /* of its first disk, rival.h; or -1 */
 	int lock_journal; /* of the guest whose journal is recovered, where that is another; or -1
 			   */
 	struct snapshot_hooks hooks;

@@ -6,6 +6,7 @@
 #include "names.h"
 #include "overlay.h"
 #include "proc.h"
+#include "rival.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -114,11 +115,6 @@ static int fill_head(struct snapshot *s, const struct snapshot_options *opt, str
 	j->point = opt->point;
 	j->agent_pid = (uint64_t)getpid();
 	j->agent_start = proc_start(getpid());
-	if (!r && access(j->path, F_OK) == 0)
-		r = error_set(err, TM_E_STALE,
-			      "an interrupted backup of this guest is in %s: recovery is "
-			      "needed",
-			      j->path);
 	if (!r)
 		r = text_copy(s->g->name, &j->guest, err);
 	if (!r && s->g->qmp_socket)
@@ -144,8 +140,10 @@ static int start_guard(struct snapshot *s, struct error *err)
 int prepare_journal(struct snapshot *s, const struct snapshot_options *opt, struct error *err)
 {
 	struct journal *j = s->j;
-	int r = fill_head(s, opt, err);
+	int r = rival_check_journal(s->g, err);
 
+	if (!r)
+		r = fill_head(s, opt, err);
 	for (size_t i = 0; !r && i < opt->ndisks; i++) {
 		r = check_choice(s, opt, i, err);
 		if (r)

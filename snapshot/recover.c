@@ -136,7 +136,7 @@ static int run_recovery(const struct recovery *v, bool alive, struct error *err)
 	return r;
 }
 
-static bool agent_lives(const struct journal *j)
+bool recover_agent_lives(const struct journal *j)
 {
 	uint64_t start =
 		j->agent_pid && j->agent_pid <= INT32_MAX ? proc_start((pid_t)j->agent_pid) : 0;
@@ -220,7 +220,7 @@ static int recover_found(struct guest *g, struct journal *j, const struct recove
 	struct error e = {0};
 	int r = 0;
 
-	if (agent_lives(j)) {
+	if (recover_agent_lives(j)) {
 		r = tell_running(j, report, err);
 		if (r || opt->check_only)
 			return r;
@@ -301,7 +301,8 @@ static void tell_locked(const struct guest_target *target, const struct recover_
 
 	if (guest_new(target, &gopt, &g, NULL) == 0 &&
 	    journal_path(g->state_dir, g->key, &path, NULL) == 0 &&
-	    journal_read(path, &j, NULL) == 0 && agent_lives(j) && tell_running(j, report, NULL))
+	    journal_read(path, &j, NULL) == 0 && recover_agent_lives(j) &&
+	    tell_running(j, report, NULL))
 		log_debug("no memory for a line of the report");
 }
 

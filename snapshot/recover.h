@@ -22,6 +22,9 @@ int recover_journal(const char *path, const struct recover_options *opt,
 /* Has the overlay of this disk the newest data, which are to get into its base? */
 bool recover_needs_overlay(const struct journal_disk *d);
 
+/* Is the process that wrote j, another than this one, still there? */
+bool recover_agent_lives(const struct journal *j);
+
 /* ---- recover_above.c ---- */
 
 /*

@@ -14,6 +14,7 @@
 #include "proc.h"
 #include "quiesce.h"
 #include "recover.h"
+#include "rival.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -136,21 +137,32 @@ static int thawed_early(struct snapshot *s, const struct snapshot_options *opt,
 			     (unsigned long long)res->held_ms);
 }
 
-/* An overlay of its former size would cut off from the guest what a disk has grown by. */
-static int check_sizes(const struct snapshot *s, struct error *err)
+/*
+ * An overlay of its former size would cut off from the guest what a disk has grown by; and another
+ * run may have been quicker.
+ */
+static int check_ground(const struct snapshot *s, struct error *err)
 {
 	auto_graph struct block_graph graph = {0};
 	int r = block_graph_load(s->g->qmp, &graph, err);
 
 	for (size_t i = 0; !r && i < s->j->ndisks; i++) {
 		const struct journal_disk *jd = &s->j->disks[i];
-		const struct block_node *active = collapse_look(&graph, jd).active;
+		struct collapse_view v = collapse_look(&graph, jd);
 
-		if (active && active->size != jd->size)
+		if (v.state != COLLAPSE_ON_BASE)
+			r = error_set(
+				err, TM_E_STALE,
+				"disk %s is not on its file %s any more: another tidemark, or "
+				"another program, is at work on it.  Try again",
+				jd->name, jd->base);
+		else if (v.active->size != jd->size)
 			r = error_set(err, TM_E_STALE,
 				      "disk %s has just been resized: nothing is frozen.  Run the "
 				      "backup again",
 				      jd->name);
+		else
+			r = rival_check_base(v.base, s->j, jd, false, err);
 	}
 	return r;
 }
@@ -172,7 +184,7 @@ static int freeze_and_switch(struct snapshot *s, const struct snapshot_options *
 		journal_debug_point("quiesced");
 	s->info.created_ms = clock_unix_ms(&clock_system);
 	guest_set_quiet(s->g, true);
-	r = check_sizes(s, err);
+	r = check_ground(s, err);
 	if (!r)
 		r = transaction(s, freeze_left_ms(&f), err);
 	if (!r && !frozen)
@@ -230,6 +242,8 @@ static int check_frozen(struct snapshot *s, struct error *err)
 				      "the file %s of disk %s was replaced while it was frozen",
 				      jd->base, jd->name);
 		else
+			r = rival_check_base(v.base, s->j, jd, true, err);
+		if (!r)
 			r = export_describe(&s->exports[i], v.base, err);
 		jd->frozen_mtime = mtime_ns(jd->base);
 	}

@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 
-FAULTS = ("error", "no reply", "lost", "late")
+FAULTS = ("error", "no reply", "lost", "late")  # that need nobody else
 
 
 class Proxy:
@@ -21,6 +21,7 @@ class Proxy:
       no reply  it is done; the answer never comes
       lost      it is done; the connection ends instead of an answer
       late      it is done; the answer comes after `late` seconds
+      held      it is done; the answer comes when `release` is called
       {...}     it is done; this is the answer instead
 
     `commands` lists what was asked since `reset`. The guest agent's answers have
@@ -32,6 +33,7 @@ class Proxy:
         self.commands, self.fired = [], False
         self._fault = None
         self._lock = threading.Lock()
+        self._released = threading.Event()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(os.fspath(path))
         self._listener.listen(4)
@@ -46,6 +48,10 @@ class Proxy:
         self.reset()
         with self._lock:
             self._fault = (command, nth, fault)
+        self._released.clear()
+
+    def release(self):
+        self._released.set()
 
     def close(self):
         self._closed = True
@@ -67,6 +73,9 @@ class Proxy:
             if connection.lost and self.on_lost:
                 self.on_lost()
 
+    def is_due(self, when):
+        return self._released.is_set() if when is None else time.monotonic() >= when
+
     def judge(self, command):
         """The fault for this use of a command, or None."""
         with self._lock:
@@ -83,7 +92,7 @@ class _Connection:
         self.proxy, self.client, self.server = proxy, client, server
         self.spoilt = {}        # id of a command, or "next": its fault
         self.lost = False
-        self.held = []          # (when, line)
+        self.held = []          # (when, line), None: when released
 
     def run(self):
         """One connection to its end."""
@@ -91,7 +100,7 @@ class _Connection:
         while True:
             ready, _, _ = select.select(list(buffers), [], [], 0.05)
             for when, line in list(self.held):
-                if time.monotonic() >= when:
+                if self.proxy.is_due(when):
                     self.held.remove((when, line))
                     self.client.sendall(line)
             for sock in ready:
@@ -128,6 +137,8 @@ class _Connection:
                 return False
             if fault == "late":
                 self.held.append((time.monotonic() + self.proxy.late, line))
+            if fault == "held":
+                self.held.append((None, line))
             if isinstance(fault, dict):
                 answer = {**fault, "id": key} if self.proxy.ids else fault
                 self.client.sendall(json.dumps(answer).encode() + b"\r\n")
