@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Images of a guest that is off.  QEMU's own locks say whether it is; qemu-nbd holds a shared one
- * while the image is read, so that nobody writes meanwhile.  The new bitmap is added before, and
- * the old one goes on recording: a guest that starts and stops in between loses no change.
+ * Images of a guest that is off.  QEMU's own locks say whether it is; we hold those that keep
+ * writers out while an image is read, and the files below it with it.  The locks of qemu-nbd are
+ * not enough: it lets others write what it opens as raw.  The new bitmap is added before, and the
+ * old one goes on recording: a guest that starts and stops in between loses no change.
  */
+#include "base_lock.h"
 #include "epochs.h"
 #include "overlay.h"
 #include "prepare.h"
@@ -17,17 +19,22 @@
 #define BITMAP_TIMEOUT_MS 300000 /* a bitmap of a large image is written whole */
 #define INFO_TIMEOUT_MS   30000
 
-static int locked(const char *file, int code, const struct error *e, struct error *err)
+static int in_use(const char *file, struct error *err)
 {
 	char holder[PROC_NAME_MAX + 32];
 
-	if (!strstr(e->text, "lock") && !strstr(e->text, "another process using"))
-		return error_set(err, code, "%s", e->text);
 	proc_holder_text(file, holder);
 	return error_set(
 		err, TM_E_BUSY,
 		"%s is in use by a running program%s: back up the running guest, or stop it", file,
 		holder);
+}
+
+static int locked(const char *file, int code, const struct error *e, struct error *err)
+{
+	if (!strstr(e->text, "lock") && !strstr(e->text, "another process using"))
+		return error_set(err, code, "%s", e->text);
+	return in_use(file, err);
 }
 
 /* Runs qemu-img; a lock that somebody holds is TM_E_BUSY and names him. */
@@ -294,6 +301,53 @@ static int add_bitmap(struct snapshot *s, size_t i, struct error *err)
 	return 0;
 }
 
+/* Whoever writes it is found, and nobody begins to; *ret is -1 where it has no locks. */
+static int lock_file(struct snapshot *s, size_t i, const char *file, int *ret, struct error *err)
+{
+	struct error e = {0};
+	int r = image_lock(file, ret, &e);
+
+	if (r == TM_E_BUSY)
+		return in_use(file, err);
+	return r ? text_list_add(&s->info.warnings, err,
+				 "disk %s: its image is not kept locked: %s", s->j->disks[i].name,
+				 e.text)
+		 : 0;
+}
+
+/* The disk's own file, and those below it that are files: they are read as well. */
+static int lock_images(struct snapshot *s, size_t i, struct error *err)
+{
+	const struct guest_disk *d = prepare_disk(s, i);
+	int *v = reallocarray(s->locks_below, s->nlocks_below + d->nchain + 1, sizeof(*v));
+	int r = v ? 0 : error_nomem(err);
+
+	if (r)
+		return r;
+	s->locks_below = v;
+	r = lock_file(s, i, s->j->disks[i].base, &s->j->disks[i].lock, err);
+	for (size_t k = 0; !r && k < d->nchain; k++) {
+		int fd = -1;
+
+		if (access(d->chain[k].file, F_OK) < 0)
+			continue;
+		r = lock_file(s, i, d->chain[k].file, &fd, err);
+		if (fd >= 0)
+			v[s->nlocks_below++] = fd;
+	}
+	return r;
+}
+
+void image_unlock(struct snapshot *s)
+{
+	for (size_t i = 0; i < s->j->ndisks; i++)
+		base_unlock(&s->j->disks[i]);
+	for (size_t i = 0; i < s->nlocks_below; i++)
+		(void)close(s->locks_below[i]);
+	free(tm_steal(s->locks_below));
+	s->nlocks_below = 0;
+}
+
 static int serve(struct snapshot *s, size_t i, struct error *err)
 {
 	const struct journal_disk *jd = &s->j->disks[i];
@@ -316,7 +370,9 @@ int image_begin(struct snapshot *s, const struct snapshot_options *opt, struct e
 		r = journal_write(s->j, JOURNAL_FREEZING, err);
 	s->info.created_ms = clock_unix_ms(&clock_system);
 	for (size_t i = 0; !r && i < s->j->ndisks; i++) {
-		r = serve(s, i, err);
+		r = lock_images(s, i, err);
+		if (!r)
+			r = serve(s, i, err);
 		if (!r)
 			r = guest_tick(s->g, "export", s->j->disks[i].name, 0, 0, err);
 	}
@@ -327,5 +383,6 @@ int image_collapse(struct snapshot *s, struct error *err)
 {
 	(void)err;
 	exports_stop_servers(s->j, s->exports);
+	image_unlock(s); /* its bitmaps are changed next */
 	return 0;
 }

@@ -19,6 +19,8 @@ struct snapshot {
 	bool may_commit;      /* the way is still to be chosen by what is allocated */
 	uint64_t state_ms;    /* when the guest is asked next whether it runs, monotonic */
 	uint64_t slow_ns;     /* of snapshot_watch_writes(); 0: nobody watches */
+	int *locks_below;     /* images at rest: on the files below the disks' own; owned */
+	size_t nlocks_below;
 	bool collapsed;
 	bool offline; /* by way of the files, for QEMU was gone: its bitmaps are left as they are */
 };
@@ -46,8 +48,10 @@ const struct guest_disk *prepare_disk(const struct snapshot *s, size_t i);
 /* ---- image.c ---- */
 
 int image_begin(struct snapshot *s, const struct snapshot_options *opt, struct error *err) TM_WUR;
-/* The other end: qemu-nbd gone. */
+/* The other end: qemu-nbd and the locks gone. */
 int image_collapse(struct snapshot *s, struct error *err) TM_WUR;
+/* Gives back the locks on the disks' files and on those below. */
+void image_unlock(struct snapshot *s);
 
 /* ---- latency.c ---- */
 

@@ -29,6 +29,8 @@ static void snapshot_free(struct snapshot *s)
 	size_t n = s->info.ndisks;
 
 	exports_free(s->exports, n);
+	if (s->j)
+		image_unlock(s);
 	for (size_t i = 0; s->reasons && i < n; i++)
 		free(s->reasons[i]);
 	free(s->reasons);

@@ -140,36 +140,72 @@ def on_and_off_share_one_history(scratch):
     same(scratch, tidemark, point, path)
 
 
-@case
-def a_running_guest_keeps_its_image_for_itself(scratch):
-    path, tidemark = setup(scratch)
-    vm = Vm(scratch, [Disk(path, "disk")], guest=False).start()
+def keeps_for_itself(scratch, fmt):
+    path, tidemark = setup(scratch, fmt)
+    vm = Vm(scratch, [Disk(path, "disk", fmt=fmt)], guest=False).start()
     result = tidemark("backup", f"image:{path}", expect=1)
     if str(vm.pid) not in result.err and "qemu" not in result.err:
         raise HarnessError(f"the holder is not named: {result.err}")
-    if str(path) not in result.err:
+    if f"{path} is in use by a running program" not in result.err:
         raise HarnessError(f"the image is not named: {result.err}")
+    if tidemark("list").json:
+        raise HarnessError("there is a point of an image that is written")
     vm.terminate()
     tidemark("backup", f"image:{path}")
 
 
 @case
-def a_guest_cannot_start_while_its_image_is_read(scratch):
-    path, tidemark = setup(scratch)
-    qemu_io(path, "write -P 5 8M 8M")
+def a_running_guest_keeps_its_image_for_itself(scratch):
+    keeps_for_itself(scratch, "qcow2")
+
+
+@case
+def a_running_guest_keeps_its_raw_image_for_itself(scratch):
+    keeps_for_itself(scratch, "raw")
+
+
+def nobody_writes(tidemark, path, written, fmt):
+    """Of a backup of `path` nobody can write `written`, which is it or an image below it."""
+    qemu_io(written, "write -P 5 8M 8M", fmt=fmt)
     running = tidemark.start("backup", f"image:{path}", "--limit-rate", "1M")
     # Not by trying the lock: the backup would find it taken by that.
     wait_for("the reading", lambda: any(
         '"frozen"' in p.read_text() for p in (tidemark.state / "journal").glob("*.json")), 20)
-    writer = subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write 0 512", path],
+    writer = subprocess.run(["qemu-io", "-f", fmt, "-c", "write 0 512", written],
                             capture_output=True, check=False)
     if writer.returncode == 0 or not running.running:
         raise HarnessError("nothing kept a writer out")
     running.signal(signal.SIGINT)
     running.finish(130)
+    qemu_io(written, "write -P 3 0 512", fmt=fmt)
+
+
+@case
+def a_guest_cannot_start_while_its_image_is_read(scratch):
+    path, tidemark = setup(scratch)
+    nobody_writes(tidemark, path, path, "qcow2")
     if ours(path):
         raise HarnessError(f"an interrupted first backup leaves {ours(path)}")
-    qemu_io(path, "write -P 3 0 512")
+    same(scratch, tidemark, tidemark("backup", f"image:{path}").json, path)
+
+
+@case
+def a_guest_cannot_start_while_its_raw_image_is_read(scratch):
+    path, tidemark = setup(scratch, "raw")
+    nobody_writes(tidemark, path, path, "raw")
+    same(scratch, tidemark, tidemark("backup", f"image:{path}").json, path, "raw")
+
+
+@case
+def a_raw_image_below_is_locked_with_it(scratch):
+    below, tidemark = setup(scratch, "raw")
+    path = image.create(scratch / "top.qcow2", SIZE, backing=below, backing_fmt="raw")
+    vm = Vm(scratch, [Disk(below, "disk", fmt="raw")], guest=False).start()
+    result = tidemark("backup", f"image:{path}", expect=1)
+    if f"{below} is in use by a running program" not in result.err:
+        raise HarnessError(f"the image below is not named: {result.err}")
+    vm.terminate()
+    nobody_writes(tidemark, path, below, "raw")
     same(scratch, tidemark, tidemark("backup", f"image:{path}").json, path)
 
 
