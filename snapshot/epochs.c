@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * In QEMU all of a disk's bitmaps change in one transaction.  In image files each step is one
- * qemu-img, in an order in which a death anywhere leaves something provable: merge, enable, and
- * only then remove.
+ * qemu-img, in an order in which a death anywhere leaves something provable, and whoever writes
+ * between two of them is recorded by what is kept: enable, merge, and only then remove.
  */
 #include "epochs.h"
 
@@ -167,14 +167,12 @@ static int apply_in_qemu(struct guest *g, const struct guest_disk *d, const stru
 static int apply_in_file(const struct guest_disk *d, const struct settlement *s, struct error *err)
 {
 	const char *keep = s->plan.keep == SIZE_MAX ? NULL : s->of[s->plan.keep]->name;
-	int r = 0;
+	int r = keep && s->plan.enable ? image_bitmap_enable(d, keep, err) : 0;
 
 	for (size_t i = 0; !r && i < s->n; i++) {
 		if (keep && s->v[i].action == SETTLE_MERGE)
 			r = image_bitmap_merge(d, keep, s->of[i]->name, err);
 	}
-	if (!r && keep && s->plan.enable)
-		r = image_bitmap_enable(d, keep, err);
 	for (size_t i = 0; !r && i < s->n; i++) {
 		if (s->v[i].action == SETTLE_MERGE || s->v[i].action == SETTLE_REMOVE)
 			r = image_bitmap_remove(d, s->of[i]->name, err);

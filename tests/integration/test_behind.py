@@ -84,6 +84,38 @@ def a_copy_of_an_image_in_use_has_no_bitmap_to_trust(scratch):
 
 
 @case
+def written_while_its_bitmaps_are_settled(scratch):
+    """A run failed and QEMU stopped: the epoch is disabled, its child records. A
+    writer comes before each step that puts this in order."""
+    rig = Rig(scratch)
+    epoch, = image.bitmaps(rig.path)
+    fields = epoch.split("-")
+    child = "-".join(fields[:3] + ["f" * 32, fields[3]] + fields[5:])
+    run(["qemu-img", "bitmap", "--disable", rig.path, epoch])
+    run(["qemu-img", "bitmap", "--add", "-g", "65536", rig.path, child])
+    steps = scratch / "steps"
+    wrapper = scratch.dir("bin") / "qemu-img"
+    wrapper.write_text(f"""#!/bin/sh
+if [ "$1" = bitmap ] && ! grep -q -e --add {steps}; then
+    n=$(wc -l < {steps})
+    echo "$*" >> {steps}
+    {shutil.which("qemu-io")} -f qcow2 -c "write -q -P 9 $((4 + n))M 64k" {rig.path} || exit 1
+fi
+exec {shutil.which("qemu-img")} "$@"
+""")
+    wrapper.chmod(0o700)
+    steps.write_text("")
+    path = rig.tidemark.env["PATH"]
+    rig.tidemark.env["PATH"] = f"{wrapper.parent}:{path}"
+    rig.backup(None)
+    rig.tidemark.env["PATH"] = path
+    done = steps.read_text()
+    if not all(f"{child}" in done and f"--{step}" in done for step in ("enable", "merge", "remove")):
+        raise HarnessError(f"not what was to be seen: {done}")
+    rig.backup("bitmap")
+
+
+@case
 def a_clone_of_the_image_is_another_guests_disk(scratch):
     rig = Rig(scratch)
     clone = rig.keep("clone.qcow2")
