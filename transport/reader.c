@@ -9,6 +9,7 @@
  * reads, maps, and the sink's release) only change state; the main loop in
  * reader_run() moves everything on, so nothing is ever called recursively.
  */
+#include "alive.h"
 #include "mapper.h"
 #include "rate.h"
 
@@ -70,8 +71,7 @@ struct reader {
 
 	uint64_t now_ms;
 	uint64_t tick_at_ms;
-	uint64_t alive_ms;      /* when the source last answered, or had nothing to answer */
-	uint64_t alive_answers; /* and how many answers there had been */
+	struct alive alive;
 	struct rate rate;
 
 	int code; /* of the first failure */
@@ -392,23 +392,6 @@ static uint64_t now_ms(void)
 	return clock_monotonic_ms(&clock_system);
 }
 
-static void check_alive(struct reader *r)
-{
-	uint64_t answers = r->answers + r->mapper.answers;
-
-	if (answers != r->alive_answers || (!r->in_flight && !r->mapper.running)) {
-		r->alive_answers = answers;
-		r->alive_ms = r->now_ms;
-	} else if (r->opt.stall_ms && r->now_ms - r->alive_ms >= r->opt.stall_ms) {
-		struct error err = {0};
-		int code = error_set(&err, TM_E_TIMEOUT,
-				     "the disk has not answered any request for %llu s",
-				     (unsigned long long)(r->now_ms - r->alive_ms) / 1000);
-
-		fail(r, code, &err);
-	}
-}
-
 static void tick(struct reader *r)
 {
 	struct error err = {0};
@@ -419,8 +402,9 @@ static void tick(struct reader *r)
 	if (r->now_ms < r->tick_at_ms)
 		return;
 	r->tick_at_ms = r->now_ms + TICK_MS;
-	check_alive(r);
-	if (r->opt.tick)
+	code = alive_check(&r->alive, r->answers + r->mapper.answers,
+			   r->in_flight || r->mapper.running, r->now_ms, r->opt.stall_ms, &err);
+	if (!code && r->opt.tick)
 		code = r->opt.tick(r->opt.data, &r->counts, &err);
 	if (code)
 		fail(r, code, &err);
@@ -564,7 +548,7 @@ static int reader_new(struct loop *loop, struct block_source *src, struct piece_
 	r->src = src;
 	r->sink = sink;
 	r->opt = *opt;
-	r->now_ms = r->alive_ms = now_ms();
+	r->now_ms = r->alive.at_ms = now_ms();
 	r->tick_at_ms = r->now_ms + TICK_MS;
 	r->window = first_window(r);
 	rate_set(&r->rate, opt->rate ? *opt->rate : 0, r->now_ms);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* How much there is to report or read: the mapping alone. */
+#include "alive.h"
 #include "mapper.h"
 
 #define TICK_MS    100
@@ -37,10 +38,20 @@ int reader_check(const struct block_source *src, const struct reader_options *op
 	return 0;
 }
 
+static int tick(const struct mapper *m, const struct reader_options *opt, struct alive *alive,
+		uint64_t now_ms, struct error *err)
+{
+	const struct reader_counts counts = {.dirty_bytes = m->dirty_bytes};
+	int r = alive_check(alive, m->answers, m->running, now_ms, opt->stall_ms, err);
+
+	return !r && opt->tick ? opt->tick(opt->data, &counts, err) : r;
+}
+
 static int estimate(struct loop *loop, struct mapper *m, const struct reader_options *opt,
 		    uint64_t *ret_bytes, struct error *err)
 {
-	uint64_t bytes = 0, tick_at = clock_monotonic_ms(&clock_system) + TICK_MS;
+	uint64_t bytes = 0, now_ms = clock_monotonic_ms(&clock_system), tick_at = now_ms + TICK_MS;
+	struct alive alive = {.at_ms = now_ms};
 
 	for (;;) {
 		struct map_range range;
@@ -60,11 +71,10 @@ static int estimate(struct loop *loop, struct mapper *m, const struct reader_opt
 			continue;
 		}
 		r = loop_run_once(loop, TICK_MS, err);
-		if (!r && opt->tick && clock_monotonic_ms(&clock_system) >= tick_at) {
-			struct reader_counts counts = {.dirty_bytes = m->dirty_bytes};
-
-			tick_at = clock_monotonic_ms(&clock_system) + TICK_MS;
-			r = opt->tick(opt->data, &counts, err);
+		now_ms = clock_monotonic_ms(&clock_system);
+		if (!r && now_ms >= tick_at) {
+			tick_at = now_ms + TICK_MS;
+			r = tick(m, opt, &alive, now_ms, err);
 		}
 		if (r)
 			return r;

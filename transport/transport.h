@@ -167,7 +167,8 @@ int reader_run(struct loop *loop, struct block_source *src, struct piece_sink *s
 
 /*
  * The number of bytes that reader_run would report (DIRTY) or read (DATA), in whole
- * blocks, without reading any.  The source can be read afterwards.  Runs the loop.
+ * blocks, without reading any.  Keeps to stall_ms and tick as reader_run does, and on failure
+ * aborts the source; else it can be read afterwards.  Runs the loop.
  */
 int reader_estimate(struct loop *loop, struct block_source *src, const struct reader_options *opt,
 		    uint64_t *ret_bytes, struct error *err) TM_WUR;

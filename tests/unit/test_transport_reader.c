@@ -587,6 +587,38 @@ static void a_silent_source_runs_into_the_stall_limit(void **unused)
 	block_source_free(&f->src);
 }
 
+/* Counting what changed, too, without anybody who would interrupt it. */
+static void a_silent_source_is_not_counted_for_ever(void **unused)
+{
+	struct fake_source *f = fake_new(loop, 1 << 20, 3);
+	struct reader_options opt = {
+		.map = SOURCE_MAP_DIRTY, .block_size = BLOCK, .pieces = 1, .stall_ms = 250};
+	struct error err = {0};
+	uint64_t bytes = 77;
+
+	(void)unused;
+	f->silent = true;
+	assert_int_equal(reader_estimate(loop, &f->src, &opt, &bytes, &err), TM_E_TIMEOUT);
+	assert_non_null(strstr(err.text, "has not answered"));
+	assert_int_equal(bytes, 77);
+	assert_int_equal(f->npending, 0);
+	block_source_free(&f->src);
+}
+
+static void counting_ends_when_its_tick_says_so(void **unused)
+{
+	struct fake_source *f = fake_new(loop, 1 << 20, 3);
+	struct reader_options opt = {
+		.map = SOURCE_MAP_DIRTY, .block_size = BLOCK, .pieces = 1, .tick = stop_at_once};
+	struct error err = {0};
+	uint64_t bytes;
+
+	(void)unused;
+	f->silent = true;
+	assert_int_equal(reader_estimate(loop, &f->src, &opt, &bytes, &err), TM_E_CANCELED);
+	block_source_free(&f->src);
+}
+
 static void the_rate_is_kept(void **unused)
 {
 	struct fake_source *f = fake_new(loop, 3 << 20, 3);
@@ -735,6 +767,8 @@ int main(void)
 		cmocka_unit_test(bad_maps_are_the_peers_fault),
 		cmocka_unit_test(tick_ends_a_run_whose_source_stands_still),
 		cmocka_unit_test(a_silent_source_runs_into_the_stall_limit),
+		cmocka_unit_test(a_silent_source_is_not_counted_for_ever),
+		cmocka_unit_test(counting_ends_when_its_tick_says_so),
 		cmocka_unit_test(reads_in_flight_follow_the_sink),
 		cmocka_unit_test(the_rate_is_kept),
 		cmocka_unit_test(the_tick_may_change_the_rate),
