@@ -79,7 +79,7 @@ static const char *no_epoch_reason(const struct settle_bitmap *v, size_t n)
 		return "the images below it are not those of the time of its bitmap";
 	if (unproven)
 		return "its bitmap did not record all the time since its point";
-	return "its bitmap belongs to a point that this repository does not hold";
+	return "its bitmap belongs to a point that this repository does not hold for this guest";
 }
 
 struct settle_plan settle_decide(struct settle_bitmap *v, size_t n)

@@ -121,7 +121,7 @@ def a_clone_of_the_image_is_another_guests_disk(scratch):
     clone = rig.keep("clone.qcow2")
     qemu_io(rig.path, "write -P 4 5M 64k")
     qemu_io(clone, "write -P 5 6M 64k")
-    rig.backup("full", "does not hold", path=clone, name="other")
+    rig.backup("full", "does not hold for this guest", path=clone, name="other")
     rig.backup("bitmap")
     qemu_io(clone, "write -P 6 7M 64k")
     rig.backup("bitmap", path=clone, name="other")
