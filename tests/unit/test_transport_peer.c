@@ -150,10 +150,11 @@ static void negotiate(int fd, const struct offer *offer)
 	put16(fd, 1);
 	(void)get_be(fd, 4);
 	for (;;) {
-		uint32_t option = (uint32_t)(get_be(fd, 8), get_be(fd, 4));
+		uint64_t magic = get_be(fd, 8);
+		uint32_t option = (uint32_t)get_be(fd, 4);
 		uint64_t len = get_be(fd, 4);
 
-		if (len > sizeof(rest))
+		if (magic != UINT64_C(0x49484156454f5054) || len > sizeof(rest))
 			_exit(1);
 		get(fd, rest, len);
 		if (option == OPT_EXPORT_GO || option == OPT_INFO)
@@ -203,7 +204,7 @@ static void serve_connection(int fd, const struct offer *offer, struct did *did)
 {
 	negotiate(fd, offer);
 	for (;;) {
-		unsigned type = (unsigned)(get_be(fd, 6), get_be(fd, 2));
+		unsigned type = get_be(fd, 8) & 0xffff; /* behind magic and flags */
 		uint64_t cookie = get_be(fd, 8), offset = get_be(fd, 8), len = get_be(fd, 4);
 
 		if (!range_inside(offset, len, offer->size))
@@ -402,10 +403,8 @@ static const char *spoil(uint64_t *state, unsigned how)
 			part->offset = BLOCK - part->length;
 		return "has parts that overlap, at offset";
 	default: /* reaches into the next one, or the one before */
-		if (part->offset + part->length < BLOCK)
-			part->length++;
-		else
-			part->offset--, part->length++;
+		part->offset -= part->offset + part->length == BLOCK;
+		part->length++;
 		return "has parts that overlap, at offset";
 	}
 }
@@ -484,7 +483,7 @@ static int write_disk(struct disk_sink_counts *ret, struct error *err)
 {
 	enum { HALF = SIZE / BLOCK / 2 };
 	const struct nbd_address addr = address();
-	auto_free uint8_t *data = malloc(HALF * BLOCK);
+	auto_free uint8_t *data = malloc((size_t)HALF * BLOCK);
 	struct piece p = {.nruns = 2 * HALF, .nclusters = HALF, .data = data, .release = released};
 	struct disk_sink *sink;
 	int r = nbd_sink_open(loop, &addr, SIZE, BLOCK, START_MS, &sink, err);
@@ -492,9 +491,9 @@ static int write_disk(struct disk_sink_counts *ret, struct error *err)
 	if (r)
 		return r;
 	(void)memset(peer->disk, 0xaa, SIZE);
-	for (unsigned i = 0; i < HALF; i++) {
+	for (uint64_t i = 0; i < HALF; i++) {
 		(void)memset(data + i * BLOCK, (int)(1 + i), BLOCK);
-		p.run[2 * i] = (struct piece_run){.block = 2 * i, .count = 1, .first = i};
+		p.run[2 * i] = (struct piece_run){.block = 2 * i, .count = 1, .first = (uint32_t)i};
 		p.run[2 * i + 1] = (struct piece_run){.block = 2 * i + 1, .count = 1, .zero = true};
 	}
 	assert_int_equal(piece_sink_put(disk_sink_pieces(sink), &p, err), 0);
@@ -508,7 +507,7 @@ static int write_disk(struct disk_sink_counts *ret, struct error *err)
 
 static void all_connections_that_offer_the_same_are_used(void **unused)
 {
-	struct disk_sink_counts counts;
+	struct disk_sink_counts counts = {0};
 	struct error err = {0};
 	pid_t pid;
 
@@ -539,7 +538,7 @@ static void connections_that_offer_something_else_are_left_out(void **unused)
 
 	(void)unused;
 	for (unsigned i = 0; i < sizeof(others) / sizeof(others[0]); i++) {
-		struct disk_sink_counts counts;
+		struct disk_sink_counts counts = {0};
 		unsigned other = 1 + i % 2;
 		struct error err = {0};
 		pid_t pid;
@@ -561,7 +560,7 @@ static void a_server_that_cannot_flush_is_not_asked_to(void **unused)
 {
 	(void)unused;
 	for (unsigned i = 0; i < 2; i++) {
-		struct disk_sink_counts counts;
+		struct disk_sink_counts counts = {0};
 		struct error err = {0};
 		pid_t pid;
 
