@@ -5,6 +5,7 @@
  */
 #pragma once
 
+#include "base_state.h"
 #include "snapshot.h"
 
 #define JOURNAL_FORMAT 1
@@ -58,9 +59,10 @@ struct journal_disk {
 	char *old_bitmap;   /* or NULL */
 	char *new_bitmap;   /* or NULL */
 	uint64_t size;
-	uint64_t frozen_mtime;           /* of the base while frozen, ns; 0: not known */
-	struct file_identity base_id;    /* at the freeze */
-	struct file_identity overlay_id; /* when it was made */
+	uint64_t frozen_mtime; /* of the base while frozen, ns; 0: not known, or it changes */
+	char frozen_device[BASE_DEVICE_MAX]; /* the same of a base on a device; "": not known */
+	struct file_identity base_id;        /* at the freeze */
+	struct file_identity overlay_id;     /* when it was made */
 	enum collapse_how how;
 	enum journal_pivot pivot;
 	bool void_epoch; /* the old bitmap was found to be wrong: it is an epoch no more */

@@ -37,15 +37,15 @@ static int encode_disk(const struct journal_disk *d, json_t *list, struct error 
 {
 	json_t *v = json_pack(
 		"{s:s, s:s?, s:s?, s:s, s:s, s:s?, s:s?, s:s?, s:s?, s:I, s:I, s:I, s:I, s:I, s:I, "
-		"s:s, s:s, s:b}",
+		"s:s, s:s, s:s, s:b}",
 		"disk", d->name, "qdev", d->qdev, "drive", d->drive, "base", d->base, "format",
 		d->format, "overlay", d->overlay, "overlay_node", d->overlay_node, "old_bitmap",
 		d->old_bitmap, "new_bitmap", d->new_bitmap, "size", (json_int_t)d->size,
 		"frozen_mtime", (json_int_t)d->frozen_mtime, "base_inode",
 		(json_int_t)d->base_id.inode, "base_born", (json_int_t)d->base_id.born,
 		"overlay_inode", (json_int_t)d->overlay_id.inode, "overlay_born",
-		(json_int_t)d->overlay_id.born, "collapse", how_names[d->how], "pivot",
-		pivot_names[d->pivot], "void_epoch", d->void_epoch);
+		(json_int_t)d->overlay_id.born, "frozen_device", d->frozen_device, "collapse",
+		how_names[d->how], "pivot", pivot_names[d->pivot], "void_epoch", d->void_epoch);
 
 	return jsonx_append(list, v, err);
 }
@@ -103,6 +103,7 @@ static int decode_disk(const json_t *v, struct journal_disk *d, struct error *er
 {
 	int pivot = find_name(pivot_names, ARRAY_SIZE(pivot_names), jsonx_text(v, "pivot"));
 	const char *how_text = jsonx_text(v, "collapse"); /* older ones knew one way only */
+	const char *device = jsonx_text(v, "frozen_device");
 	int how = how_text ? find_name(how_names, ARRAY_SIZE(how_names), how_text) : 0;
 	int r = need_text(v, "disk", &d->name, err);
 
@@ -127,7 +128,9 @@ static int decode_disk(const json_t *v, struct journal_disk *d, struct error *er
 	if (pivot < 0 || how < 0 || !jsonx_u64(v, "size", &d->size) ||
 	    !jsonx_u64(v, "frozen_mtime", &d->frozen_mtime))
 		return error_set(err, TM_E_CORRUPT, "a field of disk '%s' makes no sense", d->name);
-	/* Older ones did not know which files they were. */
+	/* Older ones did not know which files they were, nor about devices. */
+	if (device && strlen(device) < sizeof(d->frozen_device))
+		memcpy(d->frozen_device, device, strlen(device) + 1);
 	(void)jsonx_u64(v, "base_inode", &d->base_id.inode);
 	(void)jsonx_u64(v, "base_born", &d->base_id.born);
 	(void)jsonx_u64(v, "overlay_inode", &d->overlay_id.inode);

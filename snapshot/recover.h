@@ -45,6 +45,8 @@ int recover_check_missing(const struct journal *j, bool bases_chosen, struct tex
 /* How a person does without the overlays of the run: the command, and what that means. */
 int recover_tell_without(const struct journal *j, struct text_list *lines,
 			 struct error *err) TM_WUR;
+/* How a person merges them who knows that no guest was started on the bases. */
+int recover_tell_merge(const struct journal *j, struct text_list *lines, struct error *err) TM_WUR;
 /* Says so when the overlay of d is gone, or its data are. */
 int recover_tell_missing(const struct journal_disk *d, struct text_list *lines,
 			 struct error *err) TM_WUR;

@@ -21,10 +21,9 @@ static int add_word(struct buf *line, const char *word, struct error *err)
 }
 
 /* The command that leaves nothing of the run, and so the bases as they are. */
-static int tell_command(const struct journal *j, struct text_list *lines, struct error *err)
+static int add_removal(const struct journal *j, struct buf *line, struct error *err)
 {
 	auto_text_list struct text_list files = {0};
-	auto_buf struct buf line = {0};
 	int r = journal_list_files(j, &files, err);
 
 	for (size_t i = 0; !r && i < j->ndisks; i++) {
@@ -38,13 +37,46 @@ static int tell_command(const struct journal *j, struct text_list *lines, struct
 			r = text_list_add(&files, err, "%s" OVERLAY_DATA_SUFFIX, d->overlay);
 	}
 	if (!r)
-		r = buf_printf(&line, err, "rm -f --");
+		r = buf_printf(line, err, "rm -f --");
 	for (size_t i = 0; !r && i < files.n; i++)
-		r = add_word(&line, files.v[i], err);
+		r = add_word(line, files.v[i], err);
+	return r;
+}
+
+static int tell_command(const struct journal *j, struct text_list *lines, struct error *err)
+{
+	auto_buf struct buf line = {0};
+	int r = add_removal(j, &line, err);
+
 	return r ? r
 		 : text_list_add(lines, err,
 				 "to do without what the guest wrote since the freeze, where its "
 				 "bases are right as they are: %s",
+				 (const char *)line.data);
+}
+
+int recover_tell_merge(const struct journal *j, struct text_list *lines, struct error *err)
+{
+	auto_buf struct buf line = {0};
+	int r = 0;
+
+	for (size_t i = 0; !r && i < j->ndisks; i++) {
+		const struct journal_disk *d = &j->disks[i];
+
+		if (!d->overlay || !recover_needs_overlay(d) || access(d->overlay, F_OK) < 0)
+			continue;
+		r = buf_printf(&line, err, "qemu-img commit -q -d -f qcow2");
+		if (!r)
+			r = add_word(&line, d->overlay, err);
+		if (!r)
+			r = buf_printf(&line, err, " && ");
+	}
+	if (!r)
+		r = add_removal(j, &line, err);
+	return r ? r
+		 : text_list_add(lines, err,
+				 "to put what the guest wrote since the freeze into its bases, "
+				 "where no guest was started on them since: %s",
 				 (const char *)line.data);
 }
 

@@ -31,13 +31,6 @@ static int check_free(const char *path, struct error *err)
 	return 0;
 }
 
-static uint64_t mtime_ns(const struct stat *st)
-{
-	return st->st_mtim.tv_sec < 0
-		       ? 0
-		       : (uint64_t)st->st_mtim.tv_sec * 1000000000 + (uint64_t)st->st_mtim.tv_nsec;
-}
-
 static int refuse_exchanged(const struct journal_disk *d, const char *which, struct error *err)
 {
 	const struct file_identity *was = which == d->base ? &d->base_id : &d->overlay_id;
@@ -63,28 +56,77 @@ static int refuse_changed(const struct journal_disk *d, struct error *err)
 		d->base, d->overlay);
 }
 
+static int refuse_unknown(const struct journal_disk *d, struct error *err)
+{
+	return error_set(
+		err, TM_E_STALE,
+		"whether %s was written to since it was frozen cannot be told, for it is a device, "
+		"and no count of its writes reaches back to then: no overlay of the guest is "
+		"merged, all are kept.  Where no guest was started on it since, merge them; where "
+		"one was, and its data is right as it is, do without them: with the commands that "
+		"recovery prints",
+		d->base);
+}
+
+enum change {
+	CHANGE_NONE,
+	CHANGE_WRITTEN,
+	CHANGE_UNKNOWN,
+};
+
+static enum change change_of_device(const struct journal *j, const struct journal_disk *d,
+				    const struct base_state *now)
+{
+	if (j->phase < JOURNAL_FREEZING || (j->phase >= JOURNAL_FROZEN && !d->frozen_mtime))
+		return CHANGE_NONE;
+	return *now->device && strcmp(d->frozen_device, now->device) == 0 ? CHANGE_NONE
+									  : CHANGE_UNKNOWN;
+}
+
 /*
  * From the transaction to the commit of its own overlay, or for ever with a pull, nobody writes to
  * the base.  A base that was written all the same was started alone; and so it was when it is
  * younger than an overlay that was written to after a transaction which nobody lived to see.
  */
+static int look_change(const struct journal *j, const struct journal_disk *d, enum change *ret,
+		       struct error *err)
+{
+	struct stat overlay;
+	struct base_state now;
+	bool written = false;
+	int r = base_state_look(d->base, &now, err);
+
+	*ret = CHANGE_NONE;
+	if (r)
+		return r;
+	if (!now.regular) {
+		*ret = change_of_device(j, d, &now);
+		return 0;
+	}
+	if (d->frozen_mtime && j->phase >= JOURNAL_FROZEN)
+		written = now.mtime != d->frozen_mtime;
+	else if (j->phase == JOURNAL_FREEZING && overlay_stat(d->overlay, &overlay, NULL) == 0)
+		written = now.mtime > (uint64_t)overlay.st_mtim.tv_sec * 1000000000 +
+					      (uint64_t)overlay.st_mtim.tv_nsec;
+	*ret = written ? CHANGE_WRITTEN : CHANGE_NONE;
+	return 0;
+}
+
 static int check_base_unchanged(const struct journal *j, const struct journal_disk *d,
 				struct error *err)
 {
 	const char *exchanged = identity_exchanged(d);
-	struct stat base, overlay;
-	bool changed = false;
+	enum change change;
+	int r = look_change(j, d, &change, err);
 
-	if (stat(d->base, &base) < 0)
-		return error_errno(err, errno, "cannot look at %s", d->base);
-	if (d->frozen_mtime && j->phase >= JOURNAL_FROZEN)
-		changed = mtime_ns(&base) != d->frozen_mtime;
-	else if (j->phase == JOURNAL_FREEZING && overlay_stat(d->overlay, &overlay, NULL) == 0)
-		changed = mtime_ns(&base) > mtime_ns(&overlay);
+	if (r)
+		return r;
 	/* A copy of a base that was frozen then is as good when it has the time of its original. */
-	if (exchanged && !(exchanged == d->base && !changed && d->frozen_mtime))
+	if (exchanged && !(exchanged == d->base && change == CHANGE_NONE && d->frozen_mtime))
 		return refuse_exchanged(d, exchanged, err);
-	return changed ? refuse_changed(d, err) : 0;
+	if (change == CHANGE_UNKNOWN)
+		return refuse_unknown(d, err);
+	return change == CHANGE_WRITTEN ? refuse_changed(d, err) : 0;
 }
 
 static int set_backing(const struct journal_disk *d, struct error *err)
@@ -93,16 +135,6 @@ static int set_backing(const struct journal_disk *d, struct error *err)
 				    "-b",       d->base,  "-F", d->format, d->overlay, NULL};
 
 	return spawn_run(argv, IMG_TIMEOUT_MS, NULL, err);
-}
-
-static int look_mtime(const struct journal_disk *d, uint64_t *ret, struct error *err)
-{
-	struct stat st;
-
-	if (stat(d->base, &st) < 0)
-		return error_errno(err, errno, "cannot look at %s", d->base);
-	*ret = mtime_ns(&st);
-	return 0;
 }
 
 /* The disk may have grown meanwhile: the base has to become as large.  *cleared: it was written. */
@@ -122,19 +154,15 @@ static int clear_way(const struct journal_disk *jd, bool *cleared, struct error 
 }
 
 /* The overlay over its base, for qemu-img, which asks for no lock of a base that is claimed. */
-static int overlay_over_base(const struct journal_disk *d, bool claimed, char **ret,
+static int overlay_over_base(const struct journal_disk *d, bool regular, bool claimed, char **ret,
 			     struct error *err)
 {
 	auto_json json_t *v = NULL;
-	struct stat st;
-	int r = stat(d->base, &st) < 0 ? error_errno(err, errno, "cannot look at %s", d->base) : 0;
+	int r = jsonx_make(&v, err, "{s:s, s:{s:s, s:s}, s:{s:s, s:{s:s, s:s, s:s}}}", "driver",
+			   "qcow2", "file", "driver", "file", "filename", d->overlay, "backing",
+			   "driver", d->format, "file", "driver", regular ? "file" : "host_device",
+			   "filename", d->base, "locking", claimed ? "off" : "auto");
 
-	if (!r)
-		r = jsonx_make(&v, err, "{s:s, s:{s:s, s:s}, s:{s:s, s:{s:s, s:s, s:s}}}", "driver",
-			       "qcow2", "file", "driver", "file", "filename", d->overlay, "backing",
-			       "driver", d->format, "file", "driver",
-			       S_ISREG(st.st_mode) ? "file" : "host_device", "filename", d->base,
-			       "locking", claimed ? "off" : "auto");
 	return r ? r : export_text(v, ret, err);
 }
 
@@ -142,11 +170,11 @@ static int overlay_over_base(const struct journal_disk *d, bool claimed, char **
  * `claim` is ours alone until it is merged, even should we die meanwhile: qemu-img has it too.  -1:
  * there are no locks.
  */
-static int merge(const struct journal_disk *d, int claim, struct error *err)
+static int merge(const struct journal_disk *d, bool regular, int claim, struct error *err)
 {
 	auto_free char *image = NULL;
 	const char *argv[] = {"qemu-img", "commit", "-q", "-d", NULL, NULL};
-	int r = overlay_over_base(d, claim >= 0, &image, err);
+	int r = overlay_over_base(d, regular, claim >= 0, &image, err);
 
 	if (r)
 		return r;
@@ -157,25 +185,27 @@ static int merge(const struct journal_disk *d, int claim, struct error *err)
 	return r ? r : io_sync_file(d->base, err);
 }
 
-/* What the time of the base says from here on; 0: nothing. */
-static int journal_frozen(struct journal *j, struct journal_disk *d, uint64_t mtime,
+/* NULL: from here on the state of the base says nothing. */
+static int journal_frozen(struct journal *j, struct journal_disk *d, const struct base_state *state,
 			  struct error *err)
 {
-	d->frozen_mtime = mtime;
+	d->frozen_mtime = state ? state->mtime : 0;
+	if (state)
+		memcpy(d->frozen_device, state->device, sizeof(state->device));
 	return journal_write(j, j->phase < JOURNAL_FROZEN ? JOURNAL_FROZEN : j->phase, err);
 }
 
 /*
  * Nobody else can open the base from before the last look at it until all is merged, or a guest
- * that was started on it in between would be merged over.  *ret_mtime: of the base as it is now.
+ * that was started on it in between would be merged over.  *ret: the base as it is now.
  */
 static int claim_base(struct journal *j, struct journal_disk *d, int *ret_claim,
-		      uint64_t *ret_mtime, struct error *err)
+		      struct base_state *ret, struct error *err)
 {
-	uint64_t seen = 0;
+	struct base_state seen;
 	bool cleared = false;
 	struct error e = {0};
-	int r = look_mtime(d, &seen, err);
+	int r = base_state_look(d->base, &seen, err);
 
 	if (!r)
 		r = check_base_unchanged(j, d, err);
@@ -183,16 +213,16 @@ static int claim_base(struct journal *j, struct journal_disk *d, int *ret_claim,
 	if (r)
 		return r;
 	r = clear_way(d, &cleared, err);
-	if (r == TM_E_STALE && journal_frozen(j, d, 0, &e)) /* a person is to write to it */
+	if (r == TM_E_STALE && journal_frozen(j, d, NULL, &e)) /* a person is to write to it */
 		error_append(err, "; %s", e.text);
 	if (!r && cleared)
-		r = look_mtime(d, &seen, err);
+		r = base_state_look(d->base, &seen, err);
 	if (!r)
 		r = image_claim(d->base, ret_claim, err);
 	if (!r)
-		r = look_mtime(d, ret_mtime, err);
-	if (!r && *ret_mtime != seen)
-		r = refuse_changed(d, err);
+		r = base_state_look(d->base, ret, err);
+	if (!r && d->frozen_mtime && !base_state_same(ret, &seen))
+		r = ret->regular ? refuse_changed(d, err) : refuse_unknown(d, err);
 	return r;
 }
 
@@ -204,7 +234,7 @@ static int commit(struct journal *j, struct journal_disk *d, struct error *err)
 {
 	bool known = d->frozen_mtime != 0;
 	auto_close int claim = -1;
-	uint64_t before = 0, after = 0;
+	struct base_state before, after;
 	struct error e = {0};
 	int r = claim_base(j, d, &claim, &before, err);
 
@@ -214,15 +244,15 @@ static int commit(struct journal *j, struct journal_disk *d, struct error *err)
 		return r;
 	d->how = COLLAPSE_COMMIT; /* whatever it was to be */
 	d->pivot = PIVOT_NONE;
-	r = journal_frozen(j, d, 0, err);
+	r = journal_frozen(j, d, NULL, err);
 	if (!r)
-		r = merge(d, claim, err);
+		r = merge(d, before.regular, claim, err);
 	if (!r) {
 		d->pivot = PIVOT_DONE;
 		return journal_write(j, JOURNAL_PIVOTED, err);
 	}
-	if (known && !look_mtime(d, &after, NULL) && after == before &&
-	    journal_frozen(j, d, before, &e))
+	if (known && !base_state_look(d->base, &after, NULL) && base_state_same(&before, &after) &&
+	    journal_frozen(j, d, &before, &e))
 		error_append(err, "; %s", e.text);
 	return r;
 }
@@ -260,16 +290,29 @@ static int finish_taking_over(const struct journal_disk *d, struct text_list *li
 				 d->base);
 }
 
+static bool any_base(const struct journal *j, enum change what)
+{
+	for (size_t i = 0; i < j->ndisks; i++) {
+		const struct journal_disk *d = &j->disks[i];
+		enum change change;
+
+		if (d->overlay && recover_needs_overlay(d) &&
+		    look_change(j, d, &change, NULL) == 0 && change == what)
+			return true;
+	}
+	return false;
+}
+
 static bool any_base_changed(const struct journal *j)
 {
 	for (size_t i = 0; i < j->ndisks; i++) {
 		const struct journal_disk *d = &j->disks[i];
 
-		if (d->overlay && recover_needs_overlay(d) &&
+		if (d->overlay && recover_needs_overlay(d) && identity_exchanged(d) &&
 		    check_base_unchanged(j, d, NULL) == TM_E_STALE)
 			return true;
 	}
-	return false;
+	return any_base(j, CHANGE_WRITTEN);
 }
 
 /*
@@ -349,6 +392,15 @@ static int check_base(const struct journal *j, const struct journal_disk *d, str
 	return r || empty ? r : error_pass(err, TM_E_STALE, &e);
 }
 
+/* What a person can do who knows more than the files tell. */
+static int tell_ways(const struct journal *j, struct text_list *lines, struct error *err)
+{
+	bool unknown = any_base(j, CHANGE_UNKNOWN) && !any_base_changed(j);
+	int r = unknown ? recover_tell_merge(j, lines, err) : 0;
+
+	return r ? r : recover_tell_without(j, lines, err);
+}
+
 /*
  * Who started the guest without one overlay started it without all: also those are kept that are to
  * go into a base whose commit had begun, and which tells nothing itself.
@@ -362,7 +414,7 @@ static int check_bases(const struct journal *j, struct text_list *lines, struct 
 		if (!r)
 			continue;
 		error_prefix(&e, "disk %s", j->disks[i].name);
-		if (r == TM_E_STALE && recover_tell_without(j, lines, err))
+		if (r == TM_E_STALE && tell_ways(j, lines, err))
 			return err ? (int)err->code : TM_E_NOMEM;
 		return error_pass(err, r, &e);
 	}
@@ -410,10 +462,14 @@ static void note_bases(struct journal *j)
 {
 	for (size_t i = 0; j->phase == JOURNAL_FREEZING && i < j->ndisks; i++) {
 		struct journal_disk *d = &j->disks[i];
+		struct base_state now;
 		struct error e = {0};
 
-		if (d->overlay && !d->frozen_mtime && look_mtime(d, &d->frozen_mtime, &e))
+		if (!d->overlay || d->frozen_mtime)
+			continue;
+		if (base_state_look(d->base, &now, &e))
 			log_debug("disk %s: %s", d->name, e.text);
+		d->frozen_mtime = now.mtime; /* and of a device nothing is known */
 	}
 }
 

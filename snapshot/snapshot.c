@@ -18,7 +18,6 @@
 
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #define FREEZE_DEFAULT_MS 5000
 #define COLLAPSE_TRIES    3
@@ -206,13 +205,17 @@ static int freeze_and_switch(struct snapshot *s, const struct snapshot_options *
 	return r;
 }
 
-static uint64_t mtime_ns(const char *path)
+/* From here on nobody writes to the base. */
+static int note_frozen(struct journal_disk *jd, struct error *err)
 {
-	struct stat st;
+	struct base_state now;
+	int r = base_state_look(jd->base, &now, err);
 
-	if (stat(path, &st) < 0 || st.st_mtim.tv_sec < 0)
-		return 0;
-	return (uint64_t)st.st_mtim.tv_sec * 1000000000 + (uint64_t)st.st_mtim.tv_nsec;
+	if (r)
+		return r;
+	jd->frozen_mtime = now.mtime;
+	memcpy(jd->frozen_device, now.device, sizeof(now.device));
+	return 0;
 }
 
 /* QEMU has said yes; see that it is so. */
@@ -247,7 +250,8 @@ static int check_frozen(struct snapshot *s, struct error *err)
 			r = rival_check_base(v.base, s->j, jd, true, err);
 		if (!r)
 			r = export_describe(&s->exports[i], v.base, err);
-		jd->frozen_mtime = mtime_ns(jd->base);
+		if (!r)
+			r = note_frozen(jd, err);
 	}
 	return r;
 }

@@ -5,6 +5,7 @@ bases, without the overlays, before or while recovery merges them: what it write
 there is never merged over, and recovery claims nothing that it cannot know."""
 
 import os
+import stat
 
 from harness import Sub, Tidemark, Vm, image, note_baseline, run
 from harness.base import HarnessError
@@ -17,9 +18,9 @@ AT, LENGTH = 1 << 20, 65536
 POINT, NEWEST, ALONE = 1, 5, 9      # what is written before the freeze, to overlays, to bases
 
 
-def has(path, pattern):
+def has(path, pattern, fmt="qcow2"):
     """Is this what the guest would read from the file?"""
-    done = run(["qemu-io", "-r", "-f", "qcow2", "-c", f"read -P {pattern} {AT} {LENGTH}", path], check=False)
+    done = run(["qemu-io", "-r", "-f", fmt, "-c", f"read -P {pattern} {AT} {LENGTH}", path], check=False)
     return done.returncode == 0 and "verification failed" not in done.stdout
 
 
@@ -100,6 +101,108 @@ def a_merge_that_failed_is_tried_again(scratch):
     rig.recover()
     if not all(has(path, NEWEST) for path in rig.paths.values()):
         raise HarnessError("a base has not its newest data")
+
+
+# --- bases on devices -------------------------------------------------------------
+
+
+class DeviceDisk(Disk):
+    def arguments(self, scsi_bus):
+        return [a.replace("driver=file,", "driver=host_device,") for a in super().arguments(scsi_bus)]
+
+
+class DeviceRig:
+    """The same of a guest of one disk on a device, the node of which is in a directory of
+    the test."""
+
+    def __init__(self, scratch, device, fmt="raw"):
+        self.fmt = fmt
+        self.path = scratch.dir("it's a dev") / "disk"
+        self.number = os.stat(device).st_rdev
+        self.make_node()
+        if fmt == "qcow2":
+            run(["qemu-img", "create", "-q", "-f", fmt, self.path, str(SIZE)])
+        self.overlays = scratch.dir("overlays")
+        vm = Vm(scratch, [DeviceDisk(self.path, "vda", fmt=fmt)], guest=False).start()
+        note_baseline(vm)
+        self.tidemark = Tidemark(scratch)
+        self.tidemark("init")
+        vm.write("vda", 0, SIZE, POINT)
+        self.tidemark("backup", vm.target(), "--quiesce", "never", "--overlay-dir", self.overlays,
+                      expect=-9, env={"TIDEMARK_DEBUG_KILL_AT": "frozen"})
+        vm.write("vda", AT, LENGTH, NEWEST)
+        vm.kill()
+
+    def make_node(self):
+        """Anew, as the start of a host does."""
+        self.path.unlink(missing_ok=True)
+        os.mknod(self.path, 0o600 | stat.S_IFBLK, self.number)
+
+    def recover(self, expect=0):
+        return self.tidemark("recover", "--before-start", f"image:{self.path},format={self.fmt},name=vm", expect=expect)
+
+    def refused(self):
+        """Recovery is, and claims nothing. Returns the commands for either decision."""
+        before = [p.read_bytes() for p in sorted(self.overlays.iterdir())]
+        said = self.recover(expect=5)
+        if "cannot be told" not in said.err or "was changed" in said.err:
+            raise HarnessError(f"it says: {said.err}")
+        if not before or before != [p.read_bytes() for p in sorted(self.overlays.iterdir())]:
+            raise HarnessError("an overlay was touched")
+        lines = said.json["actions"]
+        merge, = (line.split(": ", 1)[1] for line in lines if ": qemu-img commit" in line)
+        without, = (line.split(": ", 1)[1] for line in lines if ": rm -f" in line)
+        return merge, without
+
+    def expect(self, pattern):
+        """This is what the disk has, and nothing is left."""
+        if not has(self.path, pattern, self.fmt):
+            raise HarnessError(f"the device has not what was written as {pattern}")
+        self.recover()
+        if left := [*self.overlays.iterdir(), *self.path.parent.glob("?*.*"),
+                    *(self.tidemark.state / "journal").glob("*.json")]:
+            raise HarnessError(f"left behind: {left}")
+
+
+def rigs_on_a_device(scratch, *names):
+    backing = scratch / "backing"
+    with open(backing, "wb") as file:
+        file.truncate(2 * SIZE)
+    done = run(["losetup", "-f", "--show", backing], check=False)
+    if done.returncode:
+        print("  (no loop devices here: not run)")
+        return
+    scratch.defer(run, ["losetup", "-d", done.stdout.strip()])
+    for name in names:
+        yield name, DeviceRig(Sub(scratch, name), done.stdout.strip(), "qcow2" if name == "qcow2" else "raw")
+
+
+@case
+def a_device_that_nobody_wrote_to_is_merged_into(scratch):
+    for _, rig in rigs_on_a_device(scratch, "raw", "qcow2"):
+        rig.recover()
+        rig.expect(NEWEST)
+
+
+@case
+def of_a_device_that_was_written_to_nothing_is_merged_into(scratch):
+    for _, rig in rigs_on_a_device(scratch, "written"):
+        # Through a node of its own, as libvirt gives to each QEMU.
+        other = scratch / "other"
+        os.mknod(other, 0o600 | stat.S_IFBLK, rig.number)
+        run(["qemu-io", "-f", "raw", "-c", f"write -P {ALONE} {AT} {LENGTH}", other])
+        _, without = rig.refused()
+        run(["sh", "-c", without])
+        rig.expect(ALONE)
+
+
+@case
+def of_a_device_after_the_host_was_started_anew_a_person_decides(scratch):
+    for name, rig in rigs_on_a_device(scratch, "merge", "without"):
+        rig.make_node()
+        merge, without = rig.refused()
+        run(["sh", "-c", merge if name == "merge" else without])
+        rig.expect(NEWEST if name == "merge" else POINT)
 
 
 if __name__ == "__main__":

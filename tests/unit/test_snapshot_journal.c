@@ -31,6 +31,7 @@ static struct journal *sample(void)
 		d->overlay = strdup("/images/x.tidemark-overlay");
 		d->size = UINT64_C(33558016);
 		d->frozen_mtime = UINT64_C(1795310000123456789);
+		(void)snprintf(d->frozen_device, sizeof(d->frozen_device), "boot %u", i);
 		d->base_id = (struct file_identity){4711 + i, UINT64_C(1795310000000000001)};
 		d->overlay_id = (struct file_identity){5711 + i, 0};
 		d->pivot = i ? PIVOT_NONE : PIVOT_BEGUN;
@@ -64,6 +65,7 @@ static void what_was_written_is_read(void **state)
 	assert_int_equal(j->disks[0].pivot, PIVOT_BEGUN);
 	assert_int_equal(j->disks[0].how, COLLAPSE_PULL_KEEP);
 	assert_int_equal(j->disks[0].frozen_mtime, UINT64_C(1795310000123456789));
+	assert_string_equal(j->disks[1].frozen_device, "boot 1");
 	assert_int_equal(j->disks[1].base_id.inode, 4712);
 	assert_int_equal(j->disks[1].base_id.born, UINT64_C(1795310000000000001));
 	assert_int_equal(j->disks[1].overlay_id.inode, 5712);
