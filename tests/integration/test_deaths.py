@@ -77,7 +77,8 @@ def in_the_middle_of_the_first_journal(scratch):
     rig = Rig(scratch)
     rig.backup()
     state = rig.tidemark.state / "journal"
-    unborn = [state / f"{path.stem}.json.tmp" for path in state.glob("*.lock")]
+    unborn = [state / f"{path.stem}.json.tmp" for path in state.glob("*.lock")
+              if not path.name.startswith("disk-")]
     unborn += [Path(f"{disk.path}.tidemark-journal.tmp") for disk in rig.vm.disks]
     # Written and synced, and none has its name; strace ends when the guard has.
     rig.tidemark.wrapper = ["strace", "-f", "-qq", "-b", "execve", "-o", scratch / "strace.log",

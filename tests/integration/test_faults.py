@@ -340,7 +340,8 @@ class JournalRig(Rig):
         """A backup under strace. Returns (Result, [(syscall, phase or None)])."""
         log = self.scratch / "strace.log"
         state = self.tidemark.state / "journal"
-        wanted = [state / f"{path.stem}.json.tmp" for path in state.glob("*.lock")]
+        wanted = [state / f"{path.stem}.json.tmp" for path in state.glob("*.lock")
+                  if not path.name.startswith("disk-")]
         wanted += [f"{self.vm.disk('vda').path}.tidemark-journal.tmp"]
         argv = ["strace", "-f", "-qq", "-b", "execve", "-s", "9999", "-o", log, "-e", "trace=openat,pwrite64,fsync,/^rename"]
         for path in wanted:

@@ -223,7 +223,7 @@ def who_waits_for_the_guard_can_be_interrupted(scratch):
     os.kill(rig.vm.pid, signal.SIGSTOP)
     try:
         run.kill()
-        lock, = (rig.tidemark.state / "journal").glob("*.lock")
+        lock, = (rig.tidemark.state / "journal").glob("qmp*.lock")
         wait_for("the guard's lock", lambda: lock.read_text().split() == guards(rig.tidemark.state), 20)
         waits = rig.tidemark.start("backup", rig.vm.target(), "--quiesce", "never")
         wait_for("the wait", lambda: not waits.running or lock in opened(waits.process.pid), 20)
