@@ -17,6 +17,7 @@ void guest_disks_free(struct guest_disk *v, size_t n)
 		for (size_t k = 0; k < d->nchain; k++) {
 			free(d->chain[k].file);
 			free(d->chain[k].format);
+			free(d->chain[k].data_file);
 		}
 		for (size_t k = 0; k < d->nbitmaps; k++)
 			free(d->bitmaps[k].name);
@@ -165,18 +166,84 @@ static uint32_t crc_content(uint32_t crc, const char *file)
 }
 
 /* A file under another name, as through a symbolic link, is the same file. */
+static uint32_t crc_file(uint32_t crc, const char *file, const char *format)
+{
+	auto_free char *real = realpath(file, NULL);
+	const char *name = real ? real : file;
+
+	crc = crc32c(crc, name, strlen(name) + 1);
+	crc = crc32c(crc, format, strlen(format) + 1);
+	return crc_content(crc, name);
+}
+
+static uint32_t crc_layer(uint32_t crc, const struct disk_layer *l)
+{
+	crc = crc_file(crc, l->file, l->format);
+	return l->data_file ? crc_file(crc, l->data_file, "raw") : crc;
+}
+
+/*
+ * Formats that keep all in one file, but for qcow2, which says where else.  A name in its header
+ * that is no absolute path begins at whatever QEMU's working directory was; a description in JSON
+ * may name any number of files.
+ */
+static bool is_covered(const struct disk_layer *l)
+{
+	static const char *const formats[] = {"raw", "qcow2", "qcow", "qed", "vdi", "vhdx", "vpc"};
+
+	if (strncmp(l->file, "json:", 5) == 0 || (l->data_file && l->data_file[0] != '/'))
+		return false;
+	for (size_t i = 0; i < ARRAY_SIZE(formats); i++) {
+		if (strcmp(l->format, formats[i]) == 0)
+			return true;
+	}
+	return false;
+}
+
 void disk_identify_chain(struct guest_disk *d)
 {
 	d->chain_id = 0;
+	d->chain_hidden = false;
 	for (size_t i = 0; i < d->nchain; i++) {
-		auto_free char *real = realpath(d->chain[i].file, NULL);
-		const char *file = real ? real : d->chain[i].file;
+		struct disk_layer *l = &d->chain[i];
 
-		d->chain_id = crc32c(d->chain_id, file, strlen(file) + 1);
-		d->chain_id =
-			crc32c(d->chain_id, d->chain[i].format, strlen(d->chain[i].format) + 1);
-		d->chain_id = crc_content(d->chain_id, file);
+		d->chain_id = crc_layer(d->chain_id, l);
+		d->chain_hidden |= !is_covered(l);
+		l->id = crc_layer(0, l);
 	}
+}
+
+/* Bitmaps are put in order in the files of the guest's disks, also where one is below another. */
+static bool is_a_disk(const struct guest *g, const char *file)
+{
+	for (size_t i = 0; i < g->ndisks; i++) {
+		if (g->disks[i].file && same_file(g->disks[i].file, file))
+			return true;
+	}
+	return false;
+}
+
+int disk_check_chain(const struct guest *g, const struct guest_disk *d, struct error *err)
+{
+	for (size_t i = 0; i < d->nchain; i++) {
+		const struct disk_layer *l = &d->chain[i];
+
+		if (crc_layer(0, l) != l->id && !is_a_disk(g, l->file))
+			return error_set(err, TM_E_STALE,
+					 "%s below it was written or replaced during the backup: "
+					 "what is read is not the disk.  Run the backup again",
+					 l->file);
+	}
+	return 0;
+}
+
+int disk_data_file(const json_t *info, char **ret, struct error *err)
+{
+	const json_t *data = json_object_get(json_object_get(info, "format-specific"), "data");
+	const char *file = jsonx_text(data, "data-file");
+
+	*ret = NULL;
+	return file ? text_copy(file, ret, err) : 0;
 }
 
 static int read_chain(const struct block_node *node, struct guest_disk *d, struct error *err)
@@ -196,6 +263,9 @@ static int read_chain(const struct block_node *node, struct guest_disk *d, struc
 		r = names_true(block_node_storage(layer)->file, &l->file, err);
 		if (!r)
 			r = text_copy(block_node_format_name(layer), &l->format, err);
+		if (!r)
+			r = disk_data_file(json_object_get(layer->info, "image"), &l->data_file,
+					   err);
 	}
 	if (!r)
 		disk_identify_chain(d);

@@ -73,7 +73,7 @@ static int decide(const struct guest_disk *d, const struct tm_id *repo, const st
 		if (r)
 			return r;
 		v->fits = size_fits(d, size);
-		v->same_chain = b->id.chain == d->chain_id;
+		v->same_chain = !d->chain_hidden && b->id.chain == d->chain_id;
 		s->of[s->n++] = b;
 	}
 	s->plan = settle_decide(s->v, s->n);
@@ -93,6 +93,8 @@ static void set_epoch(struct guest_disk *d, const struct settlement *s)
 								 "keep one over a restart of QEMU"
 							       : "no bitmap: this image cannot "
 								 "keep one over a restart of QEMU";
+		else if (d->chain_hidden)
+			reason = "an image below it has data in files that are not watched";
 		(void)snprintf(e->reason, sizeof(e->reason), "%s", reason);
 		return;
 	}

@@ -74,8 +74,12 @@ int disks_from_graph(const struct block_graph *graph, struct guest_disk **ret, s
 /* A format node that is no device's, as one disk: its name, file, read_only and bitmaps alone. */
 int disks_from_node(const struct block_node *format, struct guest_disk **ret,
 		    struct error *err) TM_WUR;
-/* Fills chain_id from the chain. */
+/* Fills chain_id, chain_hidden and the layers' ids from the files of the chain. */
 void disk_identify_chain(struct guest_disk *d);
+/* Are they still as they were then?  TM_E_STALE names the one that is not. */
+int disk_check_chain(const struct guest *g, const struct guest_disk *d, struct error *err) TM_WUR;
+/* Copies the name of the data file from what QEMU says of an image; NULL: it has none. */
+int disk_data_file(const json_t *info, char **ret, struct error *err) TM_WUR;
 /* Makes names unique in place. */
 int disks_unique_names(struct guest_disk *v, size_t n, struct error *err) TM_WUR;
 /* The device a disk belongs to; NULL when it is gone. */

@@ -114,6 +114,8 @@ static int read_chain(const json_t *chain, struct guest_disk *d, struct error *e
 		if (!r)
 			r = text_copy(jsonx_text(v, "format") ? jsonx_text(v, "format") : "?",
 				      &l->format, err);
+		if (!r)
+			r = disk_data_file(v, &l->data_file, err);
 		(void)jsonx_u64(v, "virtual-size", &l->size);
 	}
 	if (!r)

@@ -340,6 +340,12 @@ static int begin_qmp(struct snapshot *s, const struct snapshot_options *opt, str
 	return exports_start(s->g, s->j, s->exports, err);
 }
 
+/* The servers open what is below a disk by name, some time after it was looked at. */
+static int check_below(const struct snapshot *s, size_t i, struct error *err)
+{
+	return disk_check_chain(s->g, prepare_disk(s, i), err);
+}
+
 int snapshot_begin(struct guest *g, const struct snapshot_options *opt, struct snapshot **ret,
 		   struct error *err)
 {
@@ -367,6 +373,11 @@ int snapshot_begin(struct guest *g, const struct snapshot_options *opt, struct s
 		return r;
 	}
 	r = g->kind == GUEST_QMP ? begin_qmp(s, opt, err) : image_begin(s, opt, err);
+	for (size_t i = 0; !r && i < s->j->ndisks; i++) {
+		r = check_below(s, i, err);
+		if (r)
+			error_prefix(err, "disk %s", s->j->disks[i].name);
+	}
 	if (!r)
 		fill_info(s);
 	*ret = s;
@@ -394,7 +405,7 @@ int snapshot_check_read(const struct snapshot *s, size_t i, struct error *err)
 
 	if (identity_look(d->base, &d->base_id) != IDENTITY_OTHER ||
 	    !proc_has_open(s->exports[i].server.pid, d->base))
-		return 0;
+		return check_below(s, i, err);
 	return error_set(err, TM_E_STALE,
 			 "what was read is not the disk: %s was replaced by another file after the "
 			 "freeze",

@@ -135,7 +135,9 @@ typedef int point_known_fn(void *data, const struct tm_id *point, unsigned disk,
 struct disk_layer {
 	char *file;
 	char *format;
+	char *data_file; /* of a qcow2 image that has its data in another file; or NULL */
 	uint64_t size;
+	uint32_t id; /* of what chain_id is made of, as it was looked at */
 };
 
 struct guest_disk {
@@ -158,6 +160,7 @@ struct guest_disk {
 	struct disk_layer *chain; /* backing files below the active image, nearest first */
 	size_t nchain;
 	uint32_t chain_id; /* of the chain's files, their formats, sizes and times, in order */
+	bool chain_hidden; /* data of the chain are in files that chain_id does not cover */
 	struct disk_bitmap *bitmaps;
 	size_t nbitmaps;
 	struct disk_epoch epoch; /* filled by guest_settle() and guest_epochs() */
@@ -288,7 +291,8 @@ void snapshot_explain(struct snapshot *s, size_t i, struct error *err);
 
 /*
  * Disk i has been read, and its server still runs.  TM_E_STALE: that opened another file, which had
- * taken the base's name, and not the one that the guest has.
+ * taken the base's name, and not the one that the guest has; or a file below the base is not what
+ * it was when the guest was opened.
  */
 int snapshot_check_read(const struct snapshot *s, size_t i, struct error *err) TM_WUR;
 

@@ -4,6 +4,7 @@
 the bitmap right, or that it cannot be used is noticed. The audit is off, so that
 only the rules of docs/epochs.md are at work; what is restored is always compared."""
 
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -215,6 +216,92 @@ def the_image_below_is_written_or_replaced(scratch):
     run(["cp", "-p", low, other])
     other.replace(low)
     rig.backup("bitmap")
+
+
+@case
+def the_data_file_of_an_image_below_is_written(scratch):
+    where = scratch.dir("disks")
+    low = image.create(where / "low.qcow2", SIZE, options={"data_file": where / "low.data"})
+    qemu_io(low, "write -P 8 11M 1M")
+    rig = Rig(scratch, backing=low)
+    was = os.stat(low)
+    qemu_io(low, "write -P 9 11M 64k")      # into a cluster that it has
+    os.utime(low, ns=(was.st_atime_ns, was.st_mtime_ns))
+    rig.backup("hash-diff", "below it")
+    rig.backup("bitmap")
+
+
+@case
+def what_lies_below_is_in_files_that_nobody_watches(scratch):
+    where = scratch.dir("disks")
+    flat = image.create(where / "low.vmdk", SIZE, fmt="vmdk", options={"subformat": "monolithicFlat"})
+    qemu_io(flat, "write -P 8 11M 1M", fmt="vmdk")
+    rig = Rig(scratch, after="hash-diff", backing=flat, backing_fmt="vmdk")
+    was = os.stat(flat)
+    qemu_io(flat, "write -P 9 11M 64k", fmt="vmdk")
+    os.utime(flat, ns=(was.st_atime_ns, was.st_mtime_ns))
+    rig.backup("hash-diff", "not watched")
+
+
+@case
+def the_image_below_is_exchanged_during_a_backup(scratch):
+    low = image.create(scratch.dir("disks") / "low.qcow2", SIZE)
+    qemu_io(low, "write -P 8 11M 1M")
+    rig = Rig(scratch, backing=low)
+    for phase in ("freezing", "frozen"):    # before qemu-nbd opens it, and behind
+        other = image.copy(low, scratch / "other")
+        qemu_io(other, "write -P 9 12M 1M")
+        qemu_io(rig.path, "write -P 4 5M 64k")
+        backup = rig.tidemark.start("backup", f"image:{rig.path},name=guest", "--audit", "0",
+                                    env={"TIDEMARK_DEBUG_STOP_AT": phase})
+        backup.wait_stopped(phase)
+        other.replace(low)
+        backup.signal(signal.SIGCONT)
+        refused = backup.finish(1)
+        if f"{low} below it was written or replaced" not in refused.err:
+            raise HarnessError(refused.err)
+        rig.backup("hash-diff")
+        rig.backup("bitmap")
+
+
+@case
+def the_image_below_is_written_while_it_is_read(scratch):
+    """By a program that does not know QEMU's locks."""
+    low = image.create(scratch.dir("disks") / "low.raw", SIZE, fmt="raw")
+    rig = Rig(scratch, backing=low, backing_fmt="raw")
+    for _ in range(5):
+        qemu_io(rig.path, "write -P 4 4M 6M")
+        backup = rig.tidemark.start("backup", f"image:{rig.path},name=guest", "--audit", "0",
+                                    "--limit-rate", "2M")
+        wait_for("the reading", lambda backup=backup: not backup.running or
+                 '"phase":"read"' in backup.err, 20, 0.01)
+        with open(low, "r+b") as file:
+            file.seek(12 << 20)
+            file.write(b"\7" * 65536)
+        refused = backup.finish((0, 1, 3))
+        if refused.status == 1:
+            break
+    else:
+        raise HarnessError("nobody noticed, or it had always been read already")
+    if f"{low} below it was written or replaced" not in refused.err:
+        raise HarnessError(refused.err)
+    rig.backup("hash-diff")
+
+
+@case
+def a_disk_and_the_one_below_it_are_backed_up_together(scratch):
+    """The bitmaps of the lower one are put in order while the other one looks on."""
+    low = image.create(scratch.dir("disks") / "low.qcow2", SIZE)
+    qemu_io(low, "write -P 8 11M 1M")
+    top = image.create(scratch / "disks/top.qcow2", SIZE, backing=low)
+    tidemark = Tidemark(scratch)
+    tidemark("init")
+    for number in range(3):
+        qemu_io(top, f"write -P {number} 3M 64k")
+        point = tidemark("backup", f"image:{low},{top},name=both", expect=(0, 3)).json
+        restored = tidemark("restore", point["point"], "--to", scratch.dir("r"), "--force").json["disks"]
+        for path, disk in zip((low, top), restored):
+            image.assert_same(path, disk["to"], "qcow2", "raw")
 
 
 @case

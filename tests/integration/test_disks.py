@@ -230,6 +230,27 @@ def a_rebased_disk_is_read_again(scratch):
 
 
 @case
+def the_image_below_a_running_guest_is_exchanged_during_a_backup(scratch):
+    """QEMU reads the former one, and qemu-nbd would read the one that has the name."""
+    where = scratch.dir("disks")
+    low = image.create(where / "low.qcow2", SIZE)
+    other = image.create(scratch / "other.qcow2", SIZE)
+    run(["qemu-io", "-f", "qcow2", "-c", "write -P 9 4M 64k", other])
+    rig = Rig(scratch, [Disk(image.create(where / "top.qcow2", SIZE, backing=low), "vda")])
+    rig.write("vda", 0)
+    rig.backup()
+    backup = rig.tidemark.start("backup", rig.vm.target(), "--quiesce", "never",
+                                env={"TIDEMARK_DEBUG_STOP_AT": "frozen"})
+    backup.wait_stopped("frozen")
+    other.replace(low)
+    backup.signal(signal.SIGCONT)
+    refused = backup.finish(1)
+    if f"disk vda: {low} below it was written or replaced" not in refused.err:
+        raise HarnessError(refused.err)
+    assert_clean(rig.vm)
+
+
+@case
 def a_raw_disk_is_incremental_until_qemu_ends(scratch):
     where = scratch.dir("disks")
     raw = image.create(where / "vda.raw", SIZE, fmt="raw")

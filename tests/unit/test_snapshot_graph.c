@@ -94,6 +94,37 @@ static void disks_have_names_sizes_and_reasons(void **state)
 	block_graph_done(&g);
 }
 
+static void bitmaps_hold_only_over_what_is_covered(void **state)
+{
+	static const struct {
+		const char *file, *format, *data_file;
+		bool hidden;
+	} cases[] = {
+		{"/i/a.qcow2", "qcow2", NULL, false},
+		{"/i/a.qcow2", "qcow2", "/i/a.data", false},
+		{"/i/a.qcow2", "qcow2", "a.data", true},
+		{"/i/a.raw", "raw", NULL, false},
+		{"json:{\"driver\":\"raw\"}", "raw", NULL, true},
+		{"/i/a.vmdk", "vmdk", NULL, true},
+		{"/i/a", "?", NULL, true},
+	};
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+		struct disk_layer l = {.file = (char *)(uintptr_t)cases[i].file,
+				       .format = (char *)(uintptr_t)cases[i].format,
+				       .data_file = (char *)(uintptr_t)cases[i].data_file};
+		struct guest_disk d = {.chain = &l, .nchain = 1};
+		const struct guest g = {.ndisks = 0};
+
+		disk_identify_chain(&d);
+		assert_int_equal(d.chain_hidden, cases[i].hidden);
+		assert_int_equal(disk_check_chain(&g, &d, NULL), 0);
+		l.format = (char *)(uintptr_t) "other";
+		assert_int_equal(disk_check_chain(&g, &d, NULL), TM_E_STALE);
+	}
+}
+
 static void devices_are_found_again(void **state)
 {
 	struct block_graph g = {0};
@@ -171,6 +202,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(filters_are_seen_through),
 		cmocka_unit_test(disks_have_names_sizes_and_reasons),
+		cmocka_unit_test(bitmaps_hold_only_over_what_is_covered),
 		cmocka_unit_test(devices_are_found_again),
 		cmocka_unit_test(equal_names_are_told_apart),
 		cmocka_unit_test(missing_members_do_not_crash),
