@@ -21,13 +21,19 @@ static int not_done(struct backup *b, const struct snapshot_disk *sd, const stru
 	return 0;
 }
 
-static int run(struct backup *b, const struct snapshot_disk *sd, struct repo_audit *a,
-	       struct point_disk *pd, struct error *err)
+static void take_counts(struct point_disk *pd, const struct repo_audit_counts *c)
+{
+	pd->audit.data = c->data;
+	pd->audit.empty = c->empty;
+	pd->audit.differed = c->differed;
+}
+
+static int audit_sample(struct backup *b, const struct snapshot_disk *sd, struct repo_audit *a,
+			struct point_disk *pd, struct error *err)
 {
 	auto_extents struct extents sample = {0};
 	struct repo_audit_counts c = {0};
 	struct error e = {0};
-	uint64_t all;
 	int r;
 
 	for (;;) {
@@ -41,24 +47,90 @@ static int run(struct backup *b, const struct snapshot_disk *sd, struct repo_aud
 	}
 	if (repo_audit_counts(a, &c, &e))
 		return not_done(b, sd, &e);
-	pd->audit.data = c.data;
-	pd->audit.empty = c.empty;
-	pd->audit.differed = c.differed;
-	all = c.data + c.empty;
-	if (c.differed)
-		say_warning(b->agent,
-			    "disk %s: ITS BITMAP IS WRONG: %llu of %llu clusters that it calls "
-			    "clean have changed, the first at offset %llu: the image was changed "
-			    "behind QEMU's back. The disk is read whole and compared now, so that "
-			    "this point is right; points of this disk since it was last read "
-			    "whole may lack such changes",
-			    sd->name, (unsigned long long)c.differed, (unsigned long long)all,
-			    (unsigned long long)c.first);
+	take_counts(pd, &c);
 	return 0;
 }
 
+/* ---- the end ---- */
+
+/* It cannot be told whether bits were lost: what is not proved is read. */
+static int not_proved(struct backup *b, const struct snapshot_disk *sd, const struct error *e)
+{
+	say_warning(b->agent,
+		    "disk %s: whether it was made smaller and larger again cannot be told: %s",
+		    sd->name, e->text);
+	return 0;
+}
+
+struct reaching {
+	struct backup *b;
+	const struct snapshot_disk *sd;
+	bool failed; /* the disk, not the repository */
+};
+
+static int reach_clean(void *data, const struct extents *part, uint64_t *ret_end, struct error *err)
+{
+	struct reaching *to = data;
+	int r = backup_reach_clean(to->b, to->sd, part, ret_end, err);
+
+	to->failed = r != 0;
+	return r;
+}
+
+static int prove_end(struct backup *b, const struct snapshot_disk *sd, struct repo_audit *a,
+		     struct point_disk *pd, bool *ret_proved, struct error *err)
+{
+	auto_extents struct extents highest = {0};
+	struct reaching to = {.b = b, .sd = sd};
+	struct repo_audit_counts before, c;
+	struct error e = {0};
+	int r = repo_audit_counts(a, &before, err);
+
+	if (r)
+		return r;
+	r = repo_audit_highest(a, reach_clean, &to, &highest, &e);
+	if (r == TM_E_NOTFOUND && !to.failed)
+		return not_proved(b, sd, &e);
+	if (r)
+		return error_pass(err, r, &e);
+	*ret_proved = !highest.n;
+	if (!highest.n)
+		return 0;
+	r = read_sample(b, sd, &highest, a, pd, err);
+	if (!r)
+		r = repo_audit_counts(a, &c, err);
+	if (r)
+		return r;
+	*ret_proved = c.data > before.data;
+	/* Not chosen by chance: counted, it would make the published bound a wrong one. */
+	if (c.differed)
+		take_counts(pd, &c);
+	return 0;
+}
+
+/* ---- both ---- */
+
+static int tell_wrong(struct backup *b, const struct snapshot_disk *sd, const struct repo_audit *a,
+		      struct error *err)
+{
+	struct repo_audit_counts c;
+	int r = repo_audit_counts(a, &c, err);
+
+	if (!r)
+		say_warning(
+			b->agent,
+			"disk %s: ITS BITMAP IS WRONG: %llu of %llu clusters that it calls "
+			"clean have changed, the first at offset %llu: the image was changed "
+			"behind QEMU's back, or made smaller and larger again. The disk is read "
+			"whole and compared now, so that this point is right; points of this "
+			"disk since it was last read whole may lack such changes",
+			sd->name, (unsigned long long)c.differed,
+			(unsigned long long)(c.data + c.empty), (unsigned long long)c.first);
+	return r;
+}
+
 int audit_disk(struct backup *b, const struct snapshot_disk *sd, const struct point_disk *parent,
-	       struct point_disk *pd, struct error *err)
+	       struct point_disk *pd, bool *ret_proved, struct error *err)
 {
 	auto_clean(repo_audit_free) struct repo_audit *a = NULL;
 	struct repo_audit_options opt = {
@@ -66,18 +138,20 @@ int audit_disk(struct backup *b, const struct snapshot_disk *sd, const struct po
 		.share = b->agent->opt.audit == AUDIT_FEW ? 0 : b->agent->opt.audit,
 		.pool = b->agent->pool,
 	};
-	struct error e = {0};
-	int r;
+	int r = random_bytes(&opt.seed, sizeof(opt.seed), err);
 
-	if (!b->agent->opt.audit)
-		return 0;
-	r = random_bytes(&opt.seed, sizeof(opt.seed), err);
+	*ret_proved = false;
+	if (!r)
+		r = repo_audit_begin(b->agent->repo, parent, &opt, &a, err);
 	if (r)
 		return r;
-	if (repo_audit_begin(b->agent->repo, parent, &opt, &a, &e))
-		return not_done(b, sd, &e);
 	b->phase = "audit";
-	r = run(b, sd, a, pd, err);
+	if (b->agent->opt.audit)
+		r = audit_sample(b, sd, a, pd, err);
+	if (!r && !pd->audit.differed)
+		r = prove_end(b, sd, a, pd, ret_proved, err);
+	if (!r && pd->audit.differed)
+		r = tell_wrong(b, sd, a, err);
 	b->phase = "read";
 	return r;
 }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The audit of a disk's bitmap: some of the clusters that it calls clean are compared with the
- * point that it is relative to.  docs/epochs.md, "Audit".
+ * point that it is relative to, and one that proves that the disk was not made smaller meanwhile.
+ * docs/epochs.md, "Audit".
  */
 #pragma once
 
@@ -9,10 +10,12 @@
 
 /*
  * Fills pd->audit and adds to pd->read_bytes.  parent: the disk in the point that sd's bitmap is
- * relative to.  A repository in which the clusters cannot be looked up is a warning.
+ * relative to.  A repository in which the sample cannot be looked up is a warning.  *ret_proved is
+ * false when it does not know any more what the cluster held that proves: the bitmap may not be
+ * used then.
  */
 int audit_disk(struct backup *b, const struct snapshot_disk *sd, const struct point_disk *parent,
-	       struct point_disk *pd, struct error *err) TM_WUR;
+	       struct point_disk *pd, bool *ret_proved, struct error *err) TM_WUR;
 
 /*
  * With 95 % confidence at most so many percent differ where n were compared and none did.

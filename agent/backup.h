@@ -33,5 +33,9 @@ int backup_read(struct backup *b, const struct snapshot_disk *sd, enum source_ma
 		const struct extents *sample, struct piece_sink *sink, struct reader_counts *ret,
 		struct error *err) TM_WUR;
 
+/* Where the last cluster of sample ends that is clean; 0: all of them are dirty. */
+int backup_reach_clean(struct backup *b, const struct snapshot_disk *sd,
+		       const struct extents *sample, uint64_t *ret_end, struct error *err) TM_WUR;
+
 /* Reads disk i of the snapshot into the session, and describes it in the point. */
 int backup_disk(struct backup *b, size_t i, struct error *err) TM_WUR;

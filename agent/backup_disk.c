@@ -50,6 +50,24 @@ static int read_tick(void *data, const struct reader_counts *counts, struct erro
 	return r ? r : agent_check_interrupt(err);
 }
 
+static int open_source(struct backup *b, const struct snapshot_disk *sd, enum source_map map,
+		       struct block_source **ret, struct error *err)
+{
+	struct nbd_address addr = sd->nbd;
+	int r;
+
+	if (map == SOURCE_MAP_DATA)
+		addr.bitmap = NULL;
+	r = nbd_source_open(b->agent->loop, &addr, NBD_CONNECTIONS, NBD_CONNECT_MS, ret, err);
+	if (r)
+		return r;
+	if ((*ret)->size != sd->size)
+		return error_set(err, TM_E_STALE,
+				 "its size is %llu bytes over NBD and was %llu at the freeze",
+				 (unsigned long long)(*ret)->size, (unsigned long long)sd->size);
+	return 0;
+}
+
 int backup_read(struct backup *b, const struct snapshot_disk *sd, enum source_map map,
 		const struct extents *sample, struct piece_sink *sink, struct reader_counts *ret,
 		struct error *err)
@@ -67,20 +85,39 @@ int backup_read(struct backup *b, const struct snapshot_disk *sd, enum source_ma
 		.tick = read_tick,
 		.data = b,
 	};
-	struct nbd_address addr = sd->nbd;
-	int r;
+	int r = open_source(b, sd, map, &src, err);
 
-	if (map == SOURCE_MAP_DATA)
-		addr.bitmap = NULL;
-	r = nbd_source_open(a->loop, &addr, NBD_CONNECTIONS, NBD_CONNECT_MS, &src, err);
 	if (r)
 		return r;
-	if (src->size != sd->size)
-		return error_set(err, TM_E_STALE,
-				 "its size is %llu bytes over NBD and was %llu at the freeze",
-				 (unsigned long long)src->size, (unsigned long long)sd->size);
 	governor_disk(&b->governor, clock_monotonic_ms(&clock_system));
 	return reader_run(a->loop, src, sink, &opt, ret, err);
+}
+
+static int reach_tick(void *data, const struct reader_counts *counts, struct error *err)
+{
+	struct backup *b = data;
+	int r = snapshot_check_room(b->snapshot, err);
+
+	(void)counts;
+	return r ? r : agent_check_interrupt(err);
+}
+
+int backup_reach_clean(struct backup *b, const struct snapshot_disk *sd,
+		       const struct extents *sample, uint64_t *ret_end, struct error *err)
+{
+	auto_clean(block_source_free) struct block_source *src = NULL;
+	const struct reader_options opt = {
+		.map = SOURCE_MAP_DIRTY,
+		.sample = sample,
+		.block_size = repo_block_size(b->agent->repo),
+		.pieces = READ_PIECES,
+		.stall_ms = STALL_MS,
+		.tick = reach_tick,
+		.data = b,
+	};
+	int r = open_source(b, sd, SOURCE_MAP_DIRTY, &src, err);
+
+	return r ? r : reader_reach(b->agent->loop, src, &opt, ret_end, err);
 }
 
 /* What a disk begins with. */
@@ -89,6 +126,8 @@ struct base {
 	const struct point *parent;
 	bool known;    /* an earlier point has the disk */
 	uint64_t lost; /* bytes of the bitmap's point, which is why the bitmap is not enough */
+	bool unproved; /* … or that it lost nothing when the disk became smaller could not be told
+			*/
 };
 
 static int describe_reason(struct point_disk *pd, const struct snapshot_disk *sd,
@@ -106,6 +145,9 @@ static int describe_reason(struct point_disk *pd, const struct snapshot_disk *sd
 				   "called clean",
 				   (unsigned long long)pd->audit.differed,
 				   (unsigned long long)audited);
+	if (base->unproved)
+		return text_copy("the repository cannot tell whether the bitmap has lost its end",
+				 &pd->reason, err);
 	size_format(base->lost, lost);
 	if (base->lost)
 		return text_format(&pd->reason, err, "%s of point %.12s are damaged", lost,
@@ -130,11 +172,7 @@ static int describe_disk(struct point_disk *pd, const struct snapshot_disk *sd,
 		r = text_copy(sd->file, &pd->file, err);
 	if (!r && sd->new_bitmap)
 		r = text_copy(sd->new_bitmap, &pd->bitmap, err);
-	if (r)
-		return r;
-	if (base->parent)
-		pd->parent = base->parent->id;
-	return describe_reason(pd, sd, base, forced, err);
+	return r ? r : describe_reason(pd, sd, base, forced, err);
 }
 
 /* By the bitmap; what the point has lost is in none, so then all is compared with the point. */
@@ -252,19 +290,28 @@ static int read_disk(struct backup *b, const struct snapshot_disk *sd, struct po
 	return r;
 }
 
-/* A bitmap that was caught is not used again, and the next rung is taken. */
+/*
+ * A bitmap that was caught is not used again, and the next rung is taken; so it is where the
+ * repository cannot tell.
+ */
 static int audit(struct backup *b, size_t i, struct base *base, struct error *err)
 {
 	const struct snapshot_disk *sd = &snapshot_info(b->snapshot)->disks[i];
 	const struct point_disk *parent = &base->parent->disks[sd->parent_disk];
 	struct point_disk *pd = &b->point->disks[i];
-	int r = audit_disk(b, sd, parent, pd, err);
+	bool proved;
+	int r = audit_disk(b, sd, parent, pd, &proved, err);
 
 	if (r)
 		return r;
 	if (pd->audit.differed) {
 		base->rung = RUNG_HASH_DIFF;
 		return snapshot_void_epoch(b->snapshot, i, err);
+	}
+	if (!proved) {
+		base->rung = RUNG_HASH_DIFF;
+		base->unproved = base->known = true;
+		return 0;
 	}
 	pd->audit.whole_ms = parent->audit.whole_ms;
 	pd->audit.all_data = parent->audit.all_data + pd->audit.data;
@@ -284,6 +331,8 @@ int backup_disk(struct backup *b, size_t i, struct error *err)
 	b->phase = "read";
 	pd->block_size = repo_block_size(b->agent->repo);
 	r = begin_disk(b, sd, &base, &sink, err);
+	if (!r && base.parent)
+		pd->parent = base.parent->id;
 	if (!r && base.rung == RUNG_BITMAP)
 		r = audit(b, i, &base, err);
 	if (base.rung != RUNG_BITMAP)

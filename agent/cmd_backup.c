@@ -313,6 +313,7 @@ static void print_table(const struct backup *b)
 	for (size_t i = 0; i < p->ndisks; i++) {
 		const struct point_disk *d = &p->disks[i];
 		char changed[SIZE_TEXT_MAX], readb[SIZE_TEXT_MAX], stored[SIZE_TEXT_MAX];
+		bool audited = d->rung == RUNG_BITMAP || d->audit.data + d->audit.empty;
 
 		size_format(d->dirty_bytes, changed);
 		size_format(d->read_bytes, readb);
@@ -320,8 +321,7 @@ static void print_table(const struct backup *b)
 		(void)printf("  %s  %-9s  %s%s, read %s%s, stored %s (%s)\n",
 			     shown_column(d->name, width).s, disk_rung_name(d->rung), changed,
 			     d->rung == RUNG_BITMAP ? " changed" : "", readb,
-			     d->audit.data + d->audit.empty ? " with the audit" : "", stored,
-			     shown(d->reason).s);
+			     audited ? " with the audit" : "", stored, shown(d->reason).s);
 	}
 }
 

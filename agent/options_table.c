@@ -72,7 +72,7 @@ const struct option_spec option_specs[] = {
 	{0, "compression", "LEVEL", ON(CMD_BACKUP), NUMBER(compression, 1, 19),
 	 "zstd level, 1 to 19 (default 1)"},
 	{0, "audit", "PERCENT", ON(CMD_BACKUP), SHARE(audit),
-	 "of the clean clusters, compared as well; 0: none (default: up to 64)"},
+	 "of the clean clusters compared as well; 0: one (default: up to 64)"},
 	{0, "dry-run", NULL, ON(CMD_BACKUP) | ON(CMD_REPAIR) | ON(CMD_FORGET) | ON(CMD_PRUNE),
 	 FLAG(dry_run), "say what would be done, change nothing"},
 	{0, "guest", "GUEST", ON(CMD_LIST) | ON(CMD_FORGET), TEXT(guest),

@@ -62,6 +62,19 @@ static int wait_look(struct repo_audit *a, struct error *err)
 	return error_pass(err, a->look_code, &a->look_err);
 }
 
+int audit_look(struct repo_audit *a, int (*how)(struct look *, uint64_t, struct error *),
+	       uint64_t block, struct error *err)
+{
+	int r;
+
+	while ((r = how(&a->look, block, err)) == LOOK_WAIT) {
+		r = wait_look(a, err);
+		if (r < 0)
+			break;
+	}
+	return r;
+}
+
 static bool is_damage(int code)
 {
 	return code == TM_E_CORRUPT || code == TM_E_NOTFOUND || code == TM_E_UNSUPPORTED;
@@ -71,21 +84,15 @@ static bool is_damage(int code)
 static int find_run(struct repo_audit *a, uint64_t block, bool *ret, struct error *err)
 {
 	struct error one = {0};
-	int r;
+	int r = audit_look(a, look_run, block, &one);
 
-	while ((r = look_run(&a->look, block, &one)) == LOOK_WAIT) {
-		r = wait_look(a, &one);
-		if (r < 0)
-			break;
-	}
 	*ret = r == 0;
 	if (r == 0 || is_damage(r))
 		return 0;
 	return error_pass(err, r, &one);
 }
 
-/* Adds a block of the run that was found; a cluster whose content is not known is left out. */
-static int pick(struct repo_audit *a, uint64_t block, struct error *err)
+int audit_pick(struct repo_audit *a, uint64_t block, struct error *err)
 {
 	const struct map_run *run = &a->look.run;
 	struct audit_pick p = {.block = block, .data = run->count > 0 && run->ref != REF_HOLE};
@@ -138,7 +145,7 @@ static int draw(struct repo_audit *a, unsigned *data, unsigned *empty, struct er
 	hole = a->look.run.count == 0 || a->look.run.ref == REF_HOLE;
 	if ((hole ? *empty : *data) == 0 || is_picked(a, block))
 		return 0;
-	r = pick(a, block, err);
+	r = audit_pick(a, block, err);
 	if (r == 0 && a->npicks > before)
 		(*(hole ? empty : data))--;
 	return r;
@@ -185,7 +192,7 @@ static int choose_share(struct repo_audit *a, struct error *err)
 			continue;
 		}
 		for (; a->next < end; a->next++) {
-			r = pick(a, a->next, err);
+			r = audit_pick(a, a->next, err);
 			if (r < 0)
 				return r;
 		}

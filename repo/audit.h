@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The audit of a bitmap as its own files see it: audit.c chooses clusters of the point and
- * learns what they held, audit_compare.c compares them with what is there now.
+ * The audit of a bitmap as its own files see it: audit.c chooses clusters of the point by chance
+ * and learns what they held, audit_highest.c chooses the one that proves the bitmap's end,
+ * audit_compare.c compares them with what is there now.
  */
 #pragma once
 
@@ -36,6 +37,13 @@ struct repo_audit {
 	int code; /* of the first failure */
 	struct error err;
 };
+
+/* ---- audit.c ---- */
+/* Looks up a block by look_run or look_run_until, and waits for it.  Runs the loop. */
+int audit_look(struct repo_audit *a, int (*how)(struct look *, uint64_t, struct error *),
+	       uint64_t block, struct error *err) TM_WUR;
+/* Adds a block of the run that was found; a cluster whose content is not known is left out. */
+int audit_pick(struct repo_audit *a, uint64_t block, struct error *err) TM_WUR;
 
 /* ---- audit_compare.c ---- */
 int audit_put(struct piece_sink *sink, struct piece *piece, struct error *err);

@@ -82,14 +82,35 @@ static int supply(struct look *l, struct error *err)
 	return LOOK_WAIT;
 }
 
+static bool in_run(const struct look *l, uint64_t block)
+{
+	return block >= l->run.block && block - l->run.block < l->run.count;
+}
+
 int look_run(struct look *l, uint64_t block, struct error *err)
 {
 	int r;
 
-	if (block >= l->run.block && block - l->run.block < l->run.count)
+	if (in_run(l, block))
 		return 0;
 	map_cursor_seek(&l->cursor, block);
 	while ((r = map_cursor_next(&l->cursor, &l->run, err)) == MAP_NEED) {
+		l->run.count = 0;
+		r = supply(l, err);
+		if (r != 0)
+			return r;
+	}
+	return r;
+}
+
+int look_run_until(struct look *l, uint64_t block, struct error *err)
+{
+	int r;
+
+	if (in_run(l, block))
+		return 0;
+	map_cursor_seek(&l->cursor, block);
+	while ((r = map_cursor_until(&l->cursor, &l->run)) == MAP_NEED) {
 		l->run.count = 0;
 		r = supply(l, err);
 		if (r != 0)

@@ -37,6 +37,8 @@ void look_done(struct look *l); /* nothing may be waiting */
 
 /* The run around block, in l->run (count 0: behind the end).  0, LOOK_WAIT or an error. */
 int look_run(struct look *l, uint64_t block, struct error *err) TM_WUR;
+/* The run that ends with block, or one around it; block is inside the point's disk. */
+int look_run_until(struct look *l, uint64_t block, struct error *err) TM_WUR;
 /*
  * The content id of the cluster that ref refers to, valid until the next call; NULL when it is
  * not known: it was removed or is lost, or its tables are damaged.

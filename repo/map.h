@@ -83,6 +83,9 @@ void map_cursor_init(struct map_cursor *c, const struct map_root *root);
 void map_cursor_seek(struct map_cursor *c, uint64_t block);
 /* The next run, never empty; one of count 0 at the end.  0, MAP_NEED or an error. */
 int map_cursor_next(struct map_cursor *c, struct map_run *ret, struct error *err) TM_WUR;
+/* The run that ends with the block sought, which has to be inside the disk; not moved on.  0 or
+ * MAP_NEED. */
+int map_cursor_until(struct map_cursor *c, struct map_run *ret) TM_WUR;
 /* The reference of the leaf that holds the block sought, without reading it; REF_HOLE or REF_LOST
  * where there is none.  0 or MAP_NEED. */
 int map_cursor_leaf(struct map_cursor *c, uint64_t *ret) TM_WUR;

@@ -87,6 +87,33 @@ int map_cursor_next(struct map_cursor *c, struct map_run *ret, struct error *err
 	return 0;
 }
 
+int map_cursor_until(struct map_cursor *c, struct map_run *ret)
+{
+	uint64_t ref = REF_HOLE, unit, first, before;
+	const struct node *n;
+	unsigned level = 0;
+	int r;
+
+	*ret = (struct map_run){.count = c->next + 1, .ref = ref};
+	if (c->root.ref == REF_HOLE)
+		return 0;
+	r = descend(c, 0, &level, &ref);
+	if (r != 0)
+		return r;
+	n = &c->path[level].node;
+	unit = entry_blocks(level);
+	first = c->next / unit;
+	for (; first % node_entries(level) > 0; first--) {
+		before = n->e[first % node_entries(level) - 1];
+		if (is_plain(before) ? before != ref : before + 1 != ref)
+			break;
+		ref = before;
+	}
+	*ret = (struct map_run){
+		.block = first * unit, .count = c->next + 1 - first * unit, .ref = ref};
+	return 0;
+}
+
 int map_cursor_leaf(struct map_cursor *c, uint64_t *ret)
 {
 	unsigned level;

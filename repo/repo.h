@@ -551,6 +551,11 @@ TM_CLEANUP(struct repo_session, repo_session_free)
  *	repo_audit_choose()   clusters; none: the sample is complete
  *	  … read those of them that are clean, as pieces into repo_audit_sink()
  *
+ * and, whatever that found, the one cluster that proves that the disk did not lose its end:
+ *
+ *	repo_audit_highest()  none: there is nothing to prove
+ *	  … read it likewise
+ *
  * Needs no key that can read data.
  */
 struct repo_audit;
@@ -579,6 +584,17 @@ int repo_audit_begin(struct repo *repo, const struct point_disk *disk,
 /* Chooses the next clusters (*ret is overwritten); all pieces of those before are back.  Runs the
  * loop. */
 int repo_audit_choose(struct repo_audit *a, struct extents *ret, struct error *err) TM_WUR;
+/* *ret_end: where the last of those clusters of part ends that are clean; 0: none is. */
+typedef int repo_audit_reach_fn(void *data, const struct extents *part, uint64_t *ret_end,
+				struct error *err);
+/*
+ * Chooses the highest cluster that has data in the point and is clean (*ret is overwritten); all
+ * pieces are back.  Asks `reach` about more and more of the point's data, from above, while all of
+ * it is dirty; its failures are passed on.  TM_E_NOTFOUND: the repository does not know any more
+ * what that cluster held.  Runs the loop.
+ */
+int repo_audit_highest(struct repo_audit *a, repo_audit_reach_fn *reach, void *data,
+		       struct extents *ret, struct error *err) TM_WUR;
 /* Pieces are given back when they have been compared; blocks that were not chosen are ignored. */
 struct piece_sink *repo_audit_sink(struct repo_audit *a);
 /* What was compared so far; or the first failure. */

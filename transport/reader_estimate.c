@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* How much there is to report or read: the mapping alone. */
+/* How much there is to report or read, and how far it reaches: the mapping alone. */
 #include "alive.h"
 #include "mapper.h"
 
@@ -47,12 +47,18 @@ static int tick(const struct mapper *m, const struct reader_options *opt, struct
 	return !r && opt->tick ? opt->tick(opt->data, &counts, err) : r;
 }
 
-static int estimate(struct loop *loop, struct mapper *m, const struct reader_options *opt,
-		    uint64_t *ret_bytes, struct error *err)
+struct estimate {
+	uint64_t bytes;
+	uint64_t end; /* of the last range */
+};
+
+static int run_mapper(struct loop *loop, struct mapper *m, const struct reader_options *opt,
+		      struct estimate *ret, struct error *err)
 {
-	uint64_t bytes = 0, now_ms = clock_monotonic_ms(&clock_system), tick_at = now_ms + TICK_MS;
+	uint64_t now_ms = clock_monotonic_ms(&clock_system), tick_at = now_ms + TICK_MS;
 	struct alive alive = {.at_ms = now_ms};
 
+	*ret = (struct estimate){0};
 	for (;;) {
 		struct map_range range;
 		enum mapper_state state;
@@ -64,10 +70,12 @@ static int estimate(struct loop *loop, struct mapper *m, const struct reader_opt
 		}
 		state = mapper_next(m, &range);
 		if (state == MAPPER_END)
-			break;
+			return 0;
 		if (state == MAPPER_RANGE) {
-			if (!range.zero || opt->map == SOURCE_MAP_DIRTY)
-				bytes += range.length;
+			if (range.zero && opt->map == SOURCE_MAP_DATA)
+				continue;
+			ret->bytes += range.length;
+			ret->end = range.offset + range.length;
 			continue;
 		}
 		r = loop_run_once(loop, TICK_MS, err);
@@ -79,12 +87,10 @@ static int estimate(struct loop *loop, struct mapper *m, const struct reader_opt
 		if (r)
 			return r;
 	}
-	*ret_bytes = bytes;
-	return 0;
 }
 
-int reader_estimate(struct loop *loop, struct block_source *src, const struct reader_options *opt,
-		    uint64_t *ret_bytes, struct error *err)
+static int estimate(struct loop *loop, struct block_source *src, const struct reader_options *opt,
+		    struct estimate *ret, struct error *err)
 {
 	struct mapper *m;
 	int r = reader_check(src, opt, err);
@@ -97,7 +103,7 @@ int reader_estimate(struct loop *loop, struct block_source *src, const struct re
 	mapper_init(m, src, opt);
 	if (opt->map == SOURCE_MAP_DIRTY)
 		m->refine = false; /* zero or not, it is dirty */
-	r = estimate(loop, m, opt, ret_bytes, err);
+	r = run_mapper(loop, m, opt, ret, err);
 	if (r && m->running) {
 		mapper_stop(m);
 		src->ops->abort(src);
@@ -108,5 +114,27 @@ int reader_estimate(struct loop *loop, struct block_source *src, const struct re
 	}
 	mapper_done(m);
 	free(m);
+	return r;
+}
+
+int reader_estimate(struct loop *loop, struct block_source *src, const struct reader_options *opt,
+		    uint64_t *ret_bytes, struct error *err)
+{
+	struct estimate e;
+	int r = estimate(loop, src, opt, &e, err);
+
+	if (!r)
+		*ret_bytes = e.bytes;
+	return r;
+}
+
+int reader_reach(struct loop *loop, struct block_source *src, const struct reader_options *opt,
+		 uint64_t *ret_end, struct error *err)
+{
+	struct estimate e;
+	int r = estimate(loop, src, opt, &e, err);
+
+	if (!r)
+		*ret_end = e.end;
 	return r;
 }

@@ -173,6 +173,13 @@ int reader_run(struct loop *loop, struct block_source *src, struct piece_sink *s
 int reader_estimate(struct loop *loop, struct block_source *src, const struct reader_options *opt,
 		    uint64_t *ret_bytes, struct error *err) TM_WUR;
 
+/*
+ * Where the last block ends that reader_run would report (DIRTY) or read (DATA); 0: none.
+ * Otherwise like reader_estimate.
+ */
+int reader_reach(struct loop *loop, struct block_source *src, const struct reader_options *opt,
+		 uint64_t *ret_end, struct error *err) TM_WUR;
+
 /* ---- sinks: a disk to write to, as a piece_sink ---- */
 
 struct disk_sink;

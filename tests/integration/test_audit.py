@@ -106,7 +106,8 @@ def without_an_audit_it_would_not_be_noticed(scratch):
     qemu_io(path, "write -P 77 3M 128k")
     tamper(path, 7)
     disk, = tidemark("backup", target, "--audit", "0").json["disks"]
-    check(disk["source"] == "bitmap" and disk["read_bytes"] == disk["dirty_bytes"] == 2 * CLUSTER, disk)
+    check(disk["source"] == "bitmap" and disk["dirty_bytes"] == 2 * CLUSTER, disk)
+    check(disk["read_bytes"] == 3 * CLUSTER, disk)  # one proves the bitmap's end (test_shrink)
     check(disk["audit"]["data_clusters"] == disk["audit"]["empty_clusters"] == 0, disk)
     # It does not heal by itself: a later audit finds it.
     point = tidemark("backup", target, "--audit", "100", expect=3).json
@@ -123,7 +124,7 @@ def the_default_finds_what_is_widespread_in_data_and_in_holes(scratch):
     disk, = tidemark("backup", target).json["disks"]
     audit = disk["audit"]
     check(audit["data_clusters"] == 48 and audit["empty_clusters"] == 16, disk)
-    check(disk["read_bytes"] <= 64 * CLUSTER, disk)
+    check(disk["read_bytes"] <= 65 * CLUSTER, disk)
     # Restored from elsewhere, with a bitmap that knows nothing of it.
     qemu_io(path, *[f"write -P 201 {n * CLUSTER} 512" for n in range(0, DATA, 3)])
     name, = ours(path)

@@ -119,7 +119,8 @@ def run_epochs(rig, epochs):
             audited = disk["audit"]["data_clusters"] + disk["audit"]["empty_clusters"]
             if disk["audit"]["differed"] or (share == "0" and audited):
                 raise HarnessError(f"epoch {number}, audit of {share}: {disk}")
-            if number and disk["read_bytes"] > disk["dirty_bytes"] + audited * 65536:
+            # and one that proves the bitmap's end
+            if number and disk["read_bytes"] > disk["dirty_bytes"] + (audited + 1) * 65536:
                 raise HarnessError(f"epoch {number} read more than was dirty: {disk}")
         rig.changes(2)
         rig.assert_point(point, refs)

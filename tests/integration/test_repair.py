@@ -213,7 +213,7 @@ def a_running_guest_gives_back_what_was_lost(scratch):
         check(not tidemark("verify", "latest", "--read-data").json["damaged"], "the newest is damaged")
         vm.write("disk", 6 * CLUSTER, CLUSTER, 79 + meets)
         disk, = backup().json["disks"]
-        check(disk["source"] == "bitmap" and disk["read_bytes"] == CLUSTER, f"{disk}")
+        check(disk["source"] == "bitmap" and disk["dirty_bytes"] == CLUSTER, f"{disk}")
     vm.terminate()
     made, = tidemark("restore", "latest", "--to", scratch.dir("r")).json["disks"]
     image.assert_same(path, made["to"])

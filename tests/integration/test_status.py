@@ -99,7 +99,7 @@ def images_at_rest_are_counted_too(scratch):
         check(disk["epoch"]["dirty_bytes"] == disk["would_read_bytes"] == clusters * CLUSTER, disk)
         check(f"reads {clusters * 64}" in text, text)
         made, = tidemark("backup", target, "--audit", "0").json["disks"]
-        check(made["source"] == "bitmap" and made["read_bytes"] == clusters * CLUSTER, made)
+        check(made["source"] == "bitmap" and made["dirty_bytes"] == clusters * CLUSTER, made)
     # A run that failed leaves a second bitmap, which a backup merges: they may name the same.
     write(1)
     tidemark("backup", target, expect=-9, env={"TIDEMARK_DEBUG_KILL_AT": "frozen"})
@@ -108,7 +108,7 @@ def images_at_rest_are_counted_too(scratch):
     disk = outlook(tidemark, target)
     check(2 * CLUSTER <= disk["would_read_bytes"] <= 3 * CLUSTER, disk)
     made, = tidemark("backup", target, "--audit", "0").json["disks"]
-    check(made["source"] == "bitmap" and made["read_bytes"] == 2 * CLUSTER, made)
+    check(made["source"] == "bitmap" and made["dirty_bytes"] == 2 * CLUSTER, made)
 
 
 @case
@@ -125,7 +125,7 @@ def two_repositories_have_a_cursor_each(scratch):
         check(disk["epoch"]["point"] == point["point"], disk)
         check(disk["would_read_bytes"] == clusters * CLUSTER, disk)
         made, = tidemark("backup", vm.target(), "--quiesce", "never", "--audit", "0").json["disks"]
-        check(made["source"] == "bitmap" and made["read_bytes"] == clusters * CLUSTER, made)
+        check(made["source"] == "bitmap" and made["dirty_bytes"] == clusters * CLUSTER, made)
     vm.terminate()
     for tidemark in (one, two):
         disk, = tidemark("restore", "latest", "--to", scratch.dir("r"), "--force").json["disks"]

@@ -273,6 +273,199 @@ static void a_repository_that_fails_is_no_mismatch(void **state)
 	rig_down(&rig);
 }
 
+/* ---- the highest cluster ---- */
+
+struct bits {
+	const struct image *im; /* its dirty is the bitmap */
+	unsigned asked;
+	int fail;
+};
+
+static int reach(void *data, const struct extents *part, uint64_t *ret_end, struct error *err)
+{
+	struct bits *bits = data;
+	const struct image *im = bits->im;
+
+	bits->asked++;
+	*ret_end = 0;
+	assert_true(part->n > 0);
+	for (uint64_t b = 0; b < im->blocks; b++) {
+		if (extents_contain(part, b * BS) && !im->dirty[b])
+			*ret_end = (b + 1) * BS < im->size ? (b + 1) * BS : im->size;
+	}
+	return bits->fail ? error_set(err, bits->fail, "the disk fails") : 0;
+}
+
+/* Chooses, reads what was chosen, and gives its block; UINT64_MAX: none. */
+static uint64_t highest(struct rig *rig, const struct point *p, const struct image *im,
+			struct bits *bits, bool *ret_same)
+{
+	const struct repo_audit_options opt = {.size = im->size, .pool = rig->pool};
+	auto_clean(repo_audit_free) struct repo_audit *a = NULL;
+	auto_extents struct extents e = {0};
+	struct repo_audit_counts c = {0};
+	uint64_t block;
+
+	assert_int_equal(repo_audit_begin(rig->repo, &p->disks[0], &opt, &a, NULL), 0);
+	assert_int_equal(repo_audit_highest(a, reach, bits, &e, NULL), 0);
+	if (!e.n)
+		return UINT64_MAX;
+	block = e.v[0].offset / BS;
+	assert_true(e.n == 1 && e.v[0].offset % BS == 0);
+	assert_int_equal(e.v[0].length, im->size - block * BS < BS ? im->size - block * BS : BS);
+	put_run(rig, a, im, block, 1, 0);
+	while (!c.data) {
+		assert_int_equal(repo_audit_counts(a, &c, NULL), 0);
+		if (!c.data)
+			assert_int_equal(loop_run_once(rig->loop, 1000, NULL), 0);
+	}
+	*ret_same = !c.differed;
+	return block;
+}
+
+/* Compared with a walk over all blocks. */
+static void check_highest(struct rig *rig, const struct point *p, const struct image *then,
+			  const struct image *now)
+{
+	struct bits bits = {.im = now};
+	uint64_t want = UINT64_MAX, got;
+	bool same = false;
+
+	for (uint64_t b = 0; b < then->blocks; b++)
+		if (!block_is_zero(then, b) && !now->dirty[b])
+			want = b;
+	got = highest(rig, p, now, &bits, &same);
+	assert_true(got == want);
+	if (got != UINT64_MAX)
+		assert_true(same == (memcmp(then->data + got * BS, now->data + got * BS, BS) == 0));
+}
+
+static void the_highest_clean_cluster_with_data_is_chosen(void **state)
+{
+	enum { BLOCKS = 20000 };
+	struct image im, now;
+	struct point *p;
+	struct rig rig;
+	bool same;
+
+	(void)state;
+	rig_up(&rig, BS, test_seed());
+	image_init(&im, BLOCKS * (uint64_t)BS + 77, BS); /* and a ragged one */
+	/* so many runs that one part does not hold them */
+	for (uint64_t b = 0; b < im.blocks; b++) {
+		im.dirty[b] = true;
+		if (b % 3 == 0 && b != 300)
+			memset(im.data + b * BS, (int)(b % 255) + 1, 77);
+	}
+	memset(im.data + BLOCKS * (uint64_t)BS, 1, 77);
+	p = make_point(&rig, &im);
+	image_copy(&im, &now);
+	memset(now.dirty, 0, now.blocks);
+	check_highest(&rig, p, &im, &now); /* the ragged end is clean */
+	for (uint64_t b = BLOCKS; b > BLOCKS - 700; b--) {
+		now.dirty[b] = true;
+		if (b % 97 == 0)
+			check_highest(&rig, p, &im, &now);
+	}
+	/* all but one are dirty: with data, a hole, none at all */
+	for (uint64_t only = 297; only <= 303; only += 3) {
+		memset(now.dirty, 1, now.blocks);
+		now.dirty[only] = false;
+		check_highest(&rig, p, &im, &now);
+	}
+	memset(now.dirty, 1, now.blocks);
+	check_highest(&rig, p, &im, &now);
+	/* grown, and what is clean reads as zeroes from some place on */
+	image_resize(&now, now.size + 300 * (uint64_t)BS);
+	memset(now.dirty, 0, now.blocks);
+	memset(now.dirty + 9000, 1, now.blocks - 9000);
+	for (uint64_t cut = 8990; cut < 9001; cut++) {
+		struct bits bits = {.im = &now};
+
+		memcpy(now.data, im.data, im.size);
+		memset(now.data + cut * BS, 0, now.size - cut * BS);
+		assert_int_equal(highest(&rig, p, &now, &bits, &same), 8997);
+		assert_int_equal(same, cut > 8997);
+	}
+	point_free(p);
+	image_done(&now);
+	image_done(&im);
+	rig_down(&rig);
+}
+
+static void the_common_case_asks_once(void **state)
+{
+	struct bits bits = {0};
+	struct image im;
+	struct point *p;
+	struct rig rig;
+	bool same;
+
+	(void)state;
+	rig_up(&rig, BS, test_seed());
+	image_init(&im, 3000 * (uint64_t)BS, BS);
+	fill(&im);
+	p = make_point(&rig, &im);
+	memset(im.dirty, 0, im.blocks);
+	bits.im = &im;
+	assert_int_equal(highest(&rig, p, &im, &bits, &same), 2999);
+	assert_true(same && bits.asked == 1);
+	/* scattered ones that are dirty change nothing: the gap between them ends it */
+	for (uint64_t b = 1; b < im.blocks; b += 2)
+		im.dirty[b] = true;
+	bits.asked = 0;
+	assert_int_equal(highest(&rig, p, &im, &bits, &same), 2998);
+	assert_true(same && bits.asked == 1);
+	point_free(p);
+	image_done(&im);
+	rig_down(&rig);
+}
+
+/* Any read of the repository may fail, and the disk: an error, never "nothing to prove". */
+static void what_cannot_be_looked_up_is_an_error(void **state)
+{
+	auto_clean(repo_audit_free) struct repo_audit *a = NULL;
+	struct repo_audit_options opt = {0};
+	auto_extents struct extents e = {0};
+	struct bits bits = {0};
+	struct image im;
+	struct point *p;
+	struct rig rig;
+	unsigned n = 0;
+	int r;
+
+	(void)state;
+	rig_up(&rig, BS, test_seed());
+	image_init(&im, 3000 * (uint64_t)BS, BS);
+	fill(&im);
+	p = make_point(&rig, &im);
+	memset(im.dirty, 0, im.blocks);
+	memset(im.dirty + 1000, 1, im.blocks - 1000);
+	bits.im = &im;
+	opt = (struct repo_audit_options){.size = im.size, .pool = rig.pool};
+	do {
+		struct error err = {0};
+
+		cache_drop(rig.repo->cache);
+		rig.store->calls = 0;
+		rig.store->fail_at = ++n;
+		repo_audit_free(tm_steal(a));
+		assert_int_equal(repo_audit_begin(rig.repo, &p->disks[0], &opt, &a, NULL), 0);
+		r = repo_audit_highest(a, reach, &bits, &e, &err);
+		if (r)
+			assert_non_null(strstr(err.text, "fails for the test"));
+	} while (r);
+	assert_true(n > 2 && e.n == 1);
+	assert_int_equal(e.v[0].offset / BS, 999);
+	rig.store->fail_at = 0;
+	bits.fail = TM_E_PEER;
+	assert_int_equal(repo_audit_highest(a, reach, &bits, &e, NULL), TM_E_PEER);
+	repo_audit_free(tm_steal(a));
+	point_free(p);
+	image_done(&im);
+	rig_down(&rig);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -281,6 +474,9 @@ int main(void)
 		cmocka_unit_test(the_choice_is_uniform),
 		cmocka_unit_test(a_share_that_is_wrong_is_found_as_often_as_promised),
 		cmocka_unit_test(a_repository_that_fails_is_no_mismatch),
+		cmocka_unit_test(the_highest_clean_cluster_with_data_is_chosen),
+		cmocka_unit_test(the_common_case_asks_once),
+		cmocka_unit_test(what_cannot_be_looked_up_is_an_error),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

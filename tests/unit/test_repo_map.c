@@ -103,6 +103,33 @@ static void compare(const struct nodes *all, const struct map_root *root, const 
 	assert_true(at == root->blocks);
 }
 
+/* From the end down: runs that end where the one before began, or inside it. */
+static void compare_backwards(const struct nodes *all, const struct map_root *root,
+			      const uint64_t *shadow, uint64_t *random)
+{
+	uint64_t end = root->blocks;
+	struct map_cursor c;
+	struct map_run run;
+
+	map_cursor_init(&c, root);
+	while (end > 0) {
+		int r;
+
+		map_cursor_seek(&c, end - 1);
+		while ((r = map_cursor_until(&c, &run)) == MAP_NEED) {
+			const struct stored *s = find(all, c.need.ref);
+
+			assert_int_equal(map_cursor_supply(&c, s->bytes, s->len, NULL), 0);
+		}
+		assert_int_equal(r, 0);
+		assert_true(run.count > 0 && run.block + run.count == end);
+		for (uint64_t i = 0; i < run.count; i++)
+			assert_true(shadow[run.block + i] ==
+				    (run.ref == REF_HOLE ? REF_HOLE : run.ref + i));
+		end = run.block + (test_below(random, 4) ? 0 : test_below(random, run.count));
+	}
+}
+
 static uint64_t some_size(uint64_t *random)
 {
 	static const uint64_t edges[] = {1,         127,           128,          129, 128 * 256 - 1,
@@ -161,6 +188,7 @@ static void writer_and_cursor_agree_with_a_flat_map(void **state)
 			root.ref = end(&w, &all);
 			root.nsessions = epoch + 1;
 			compare(&all, &root, shadow);
+			compare_backwards(&all, &root, shadow, &random);
 			if (root.ref == parent.ref && root.blocks == parent.blocks)
 				assert_int_equal(all.n, before);
 		}

@@ -416,6 +416,18 @@ static void make_sample(struct extents *ret, uint64_t size, unsigned *state)
 	}
 }
 
+/* The end of the last block that came. */
+static void check_reach(const struct fake_sink *s, uint64_t reach)
+{
+	uint64_t size = s->f->src.size, end = 0;
+
+	for (uint64_t b = 0; b * BLOCK < size; b++) {
+		if (s->seen[b])
+			end = min_u64((b + 1) * BLOCK, size);
+	}
+	assert_int_equal(reach, end);
+}
+
 static void of_a_sample_what_is_clean_comes_once(void **unused)
 {
 	unsigned state = seed_of_run();
@@ -432,14 +444,17 @@ static void of_a_sample_what_is_clean_comes_once(void **unused)
 		struct error err = {0};
 		struct reader_counts c;
 		struct fake_sink s;
+		uint64_t reach;
 
 		make_sample(&sample, size, &state);
 		sink_init(&s, f);
 		s.keep = round % 3;
 		f->max_map = round % 4 ? UINT64_MAX : 5 * GRAIN;
 		f->src.has_data = round % 5 != 0;
+		assert_int_equal(reader_reach(loop, &f->src, &opt, &reach, &err), 0);
 		assert_int_equal(reader_run(loop, &f->src, &s.sink, &opt, &c, &err), 0);
 		check_sample(&s, &sample, &c);
+		check_reach(&s, reach);
 		sink_done(&s);
 		block_source_free(&f->src);
 	}
