@@ -430,47 +430,90 @@ static int void_lines(const struct journal_disk *jd, int code, const struct erro
 		     : 0;
 }
 
-static int void_disk(struct guest *g, const struct guest_disk *d, const struct journal_disk *jd,
+static int void_disk(struct guest *g, const struct guest_disk *d, struct journal_disk *jd,
 		     struct text_list *lines, struct error *err)
 {
 	struct error e = {0};
 	bool there = false;
+	int r = 0;
 
 	for (size_t i = 0; i < d->nbitmaps; i++)
 		there |= strcmp(d->bitmaps[i].name, jd->old_bitmap) == 0;
-	if (!there)
-		return 0;
-	return void_lines(jd, remove_bitmap(g, d, jd->old_bitmap, &e), &e, lines, err);
+	if (there)
+		r = void_lines(jd, remove_bitmap(g, d, jd->old_bitmap, &e), &e, lines, err);
+	if (!r)
+		jd->void_epoch = false;
+	return r;
 }
 
-int epochs_void(struct guest *g, const struct journal *j, struct text_list *lines,
-		struct error *err)
+/* Its device is gone, or the guest was off: QEMU may have the image open all the same. */
+static int void_node(struct guest *g, struct journal_disk *jd, struct text_list *lines,
+		     struct error *err)
 {
-	bool any = false;
-	int r = 0;
+	auto_graph struct block_graph graph = {0};
+	int r = block_graph_load(g->qmp, &graph, err);
 
-	for (size_t i = 0; i < j->ndisks; i++)
-		any |= j->disks[i].void_epoch;
-	if (any)
-		r = guest_refresh(g, err);
+	for (size_t i = 0; !r && i < graph.nnodes; i++) {
+		const struct block_node *n = &graph.nodes[i];
+		struct guest_disk *d;
+
+		if (block_node_format(n) != n || !same_file(block_node_storage(n)->file, jd->base))
+			continue;
+		r = disks_from_node(n, &d, err);
+		if (r)
+			return r;
+		r = void_disk(g, d, jd, lines, err);
+		guest_disks_free(d, 1);
+		return r;
+	}
+	return r ? r : epochs_void_file(jd, lines, err);
+}
+
+int epochs_void(struct guest *g, struct journal *j, struct text_list *lines, struct error *err)
+{
+	int r = epochs_any_void(j) ? guest_refresh(g, err) : 0;
+
 	for (size_t i = 0; !r && i < j->ndisks; i++) {
-		const struct journal_disk *jd = &j->disks[i];
+		struct journal_disk *jd = &j->disks[i];
 		const struct guest_disk *d = find_disk(g, jd);
 
-		if (!d) /* unplugged */
-			r = epochs_void_file(jd, lines, err);
-		else if (jd->void_epoch && jd->old_bitmap && !d->empty)
+		if (!jd->void_epoch || !jd->old_bitmap)
+			continue;
+		if (d && !d->empty)
 			r = void_disk(g, d, jd, lines, err);
+		else
+			r = g->qmp ? void_node(g, jd, lines, err)
+				   : epochs_void_file(jd, lines, err);
 	}
 	return r;
 }
 
-int epochs_void_file(const struct journal_disk *jd, struct text_list *lines, struct error *err)
+int epochs_void_file(struct journal_disk *jd, struct text_list *lines, struct error *err)
 {
-	const struct guest_disk d = {.file = jd->base, .format = jd->format};
 	struct error e = {0};
+	int r = 0;
 
-	if (!jd->void_epoch || !jd->old_bitmap || strcmp(jd->format, "qcow2") != 0)
+	if (!jd->void_epoch || !jd->old_bitmap)
 		return 0;
-	return void_lines(jd, image_bitmap_remove(&d, jd->old_bitmap, &e), &e, lines, err);
+	if (strcmp(jd->format, "qcow2") == 0 && access(jd->base, F_OK) == 0) {
+		struct guest_disk *look = calloc(1, sizeof(*look));
+
+		if (!look)
+			return error_nomem(err);
+		r = image_look(jd->base, jd->format, look, &e);
+		r = r ? void_lines(jd, r, &e, lines, err) : void_disk(NULL, look, jd, lines, err);
+		guest_disks_free(look, 1);
+	}
+	if (!r)
+		jd->void_epoch = false;
+	return r;
+}
+
+bool epochs_any_void(const struct journal *j)
+{
+	for (size_t i = 0; i < j->ndisks; i++) {
+		if (j->disks[i].void_epoch && j->disks[i].old_bitmap)
+			return true;
+	}
+	return false;
 }

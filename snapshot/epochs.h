@@ -11,13 +11,15 @@ int epochs_finish(struct guest *g, const struct journal *j, bool committed, stru
 
 /*
  * What needs no repository: the old bitmaps that the run found wrong are removed, so that nobody
- * takes them for epochs.  Refreshes g.
+ * takes them for epochs; what is gone is marked in j no more.  Refreshes g.
  */
-int epochs_void(struct guest *g, const struct journal *j, struct text_list *lines,
+int epochs_void(struct guest *g, struct journal *j, struct text_list *lines,
 		struct error *err) TM_WUR;
 /* The same of one disk in its file, when QEMU is gone. */
-int epochs_void_file(const struct journal_disk *jd, struct text_list *lines,
-		     struct error *err) TM_WUR;
+int epochs_void_file(struct journal_disk *jd, struct text_list *lines, struct error *err) TM_WUR;
+
+/* Is one left?  Then the journal stays, for it alone says that the bitmap is wrong. */
+bool epochs_any_void(const struct journal *j);
 
 /*
  * QEMU makes no image larger that has an inconsistent bitmap: removes the dead ones (settle.h) of

@@ -86,6 +86,8 @@ static int settle(const struct recovery *v, struct error *err)
 	int r;
 
 	r = epochs_void(v->g, v->j, v->lines, &e);
+	if (r && v->opt->committed)
+		return error_set(err, TM_E_STALE, "%s", e.text);
 	if (!r && !v->opt->committed)
 		return 0;
 	if (!r)
@@ -129,6 +131,8 @@ static int run_recovery(const struct recovery *v, bool alive, struct error *err)
 	}
 	if (!r)
 		r = collapse_note_moved(v->j, err);
+	if (!r && epochs_any_void(v->j)) /* no reason to keep the guest from starting */
+		return journal_write(v->j, JOURNAL_SETTLING, err);
 	if (!r)
 		r = journal_remove(v->j, err);
 	if (!r)

@@ -490,11 +490,20 @@ int snapshot_collapse(struct snapshot *s, struct error *err)
 	return r;
 }
 
+static int settle_once(struct snapshot *s, bool committed, struct error *err)
+{
+	struct error e = {0};
+	int r = epochs_finish(s->g, s->j, committed, NULL, err);
+	int rv = epochs_void(s->g, s->j, NULL, &e);
+
+	return r || !rv ? r : error_pass(err, rv, &e);
+}
+
 /* It looks before it acts, so it can be repeated when an answer was lost. */
 static int settle(struct snapshot *s, bool committed, struct error *err)
 {
 	struct error e = {0};
-	int r = epochs_finish(s->g, s->j, committed, NULL, &e);
+	int r = settle_once(s, committed, &e);
 
 	if (!r)
 		return 0;
@@ -503,7 +512,7 @@ static int settle(struct snapshot *s, bool committed, struct error *err)
 		r = collapse_reconnect(s->g, err);
 	else
 		r = 0;
-	return r ? r : epochs_finish(s->g, s->j, committed, NULL, err);
+	return r ? r : settle_once(s, committed, err);
 }
 
 int snapshot_finish(struct snapshot *s, bool committed, struct error *err)
@@ -525,7 +534,7 @@ int snapshot_finish(struct snapshot *s, bool committed, struct error *err)
 			rs = settle(s, committed, &e);
 		/* Bitmaps that could not be settled now are settled by the next run. */
 		r = collapse_note_moved(s->j, err);
-		if (!r)
+		if (!r && !epochs_any_void(s->j))
 			r = journal_remove(s->j, err);
 	}
 	if (!r && rs)

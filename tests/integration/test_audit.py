@@ -5,6 +5,7 @@ right all the same."""
 
 import json
 import os
+import shutil
 
 from harness import HarnessError, Tidemark, Vm, assert_clean, image, make_rng, note_baseline, run
 from harness.cases import case, main
@@ -203,6 +204,28 @@ def nor_when_the_guest_died_as_well(scratch):
     vm.kill()
     tidemark("recover", f"image:{path}", "--before-start")
     point = tidemark("backup", f"image:{path},name=vm", "--audit", "0", expect=3).json
+    check(point["disks"][0]["source"] == "hash-diff", point)
+    same(scratch, tidemark, point, path)
+
+
+@case
+def a_bitmap_that_was_caught_is_not_used_when_it_could_not_be_removed(scratch):
+    path, tidemark = setup(scratch)
+    target = f"image:{path},name=off"
+    tidemark("backup", target)
+    tamper(path, 9)
+    tool = scratch.dir("bin") / "qemu-img"
+    tool.write_text('#!/bin/sh\ncase " $* " in *" --remove "*) echo "Failed to get lock" >&2; exit 1;; esac\n'
+                    f'exec {shutil.which("qemu-img")} "$@"\n')
+    tool.chmod(0o755)
+    env = {"PATH": f"{tool.parent}:{os.environ['PATH']}"}
+    result = tidemark("backup", target, "--audit", "100", expect=5, env=env)
+    check("the point is stored" in result.err, result.err)
+    # As if the point had never come to be: nothing but the journal knows that the bitmap is wrong.
+    tidemark("forget", result.json["point"])
+    result = tidemark("backup", target, "--audit", "0", expect=5, env=env)
+    check("found to be wrong" in result.err, result.err)
+    point = tidemark("backup", target, "--audit", "0", expect=(0, 3)).json
     check(point["disks"][0]["source"] == "hash-diff", point)
     same(scratch, tidemark, point, path)
 
