@@ -360,7 +360,9 @@ static int wind_up(struct backup *b, int r, enum exit_status *status, struct err
 		*status = EXIT_RECOVERY;
 	} else if (rf) {
 		*status = EXIT_RECOVERY;
-		say_warning(b->agent, "%s; 'tidemark recover' or the next backup puts it right",
+		say_warning(b->agent,
+			    "%s; the next backup puts it right; 'tidemark recover' does at once, "
+			    "but for bitmaps that no journal tells of",
 			    finish_err.text);
 	}
 	if (!r && b->committed)

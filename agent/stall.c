@@ -19,7 +19,9 @@ _Noreturn static void give_up(struct stall_guard *g, uint64_t idle_ms, struct er
 	loop_set_watch(g->agent->loop, NULL);
 	progress_end(g->agent);
 	if (snapshot_finish(*g->snapshot, false, &finish_err)) {
-		say_warning(g->agent, "%s; 'tidemark recover' or the next backup puts it right",
+		say_warning(g->agent,
+			    "%s; the next backup puts it right; 'tidemark recover' does at once, "
+			    "but for bitmaps that no journal tells of",
 			    finish_err.text);
 		status = EXIT_RECOVERY;
 		had_snapshot = false;

@@ -235,9 +235,10 @@ static int check_frozen(struct snapshot *s, struct error *err)
 				      jd->name, jd->overlay);
 		else if (!v.base->ro) /* its bitmaps are not in its file, and it may change */
 			r = error_set(err, TM_E_UNSUPPORTED,
-				      "QEMU left %s writable below its overlay, as it does with "
-				      "copy-on-read=on: start the guest without that, or leave out "
-				      "disk %s (--exclude-disk)",
+				      "QEMU left %s writable below its overlay.  It does with "
+				      "copy-on-read=on (start the guest without that, or leave out "
+				      "disk %s with --exclude-disk), and when it cannot write the "
+				      "image's bitmaps: its log tells",
 				      jd->base, jd->name);
 		else if (v.active->size != jd->size || v.base->size != jd->size)
 			r = error_set(err, TM_E_STALE, "disk %s was resized while it was frozen",
