@@ -114,19 +114,21 @@ static int tell_wrong(struct backup *b, const struct snapshot_disk *sd, const st
 		      struct error *err)
 {
 	struct repo_audit_counts c;
+	uint64_t all;
 	int r = repo_audit_counts(a, &c, err);
 
-	if (!r)
-		say_warning(
-			b->agent,
-			"disk %s: ITS BITMAP IS WRONG: %llu of %llu clusters that it calls "
-			"clean have changed, the first at offset %llu: the image was changed "
-			"behind QEMU's back, or made smaller and larger again. The disk is read "
-			"whole and compared now, so that this point is right; points of this "
-			"disk since it was last read whole may lack such changes",
-			sd->name, (unsigned long long)c.differed,
-			(unsigned long long)(c.data + c.empty), (unsigned long long)c.first);
-	return r;
+	if (r)
+		return r;
+	all = c.data + c.empty;
+	say_warning(b->agent,
+		    "disk %s: ITS BITMAP IS WRONG: %llu of %llu clusters that it calls "
+		    "clean have changed, the first at offset %llu: the image was changed "
+		    "behind QEMU's back, or made smaller and larger again. The disk is read "
+		    "whole and compared now, so that this point is right; points of this "
+		    "disk since it was last read whole may lack such changes",
+		    sd->name, (unsigned long long)c.differed, (unsigned long long)all,
+		    (unsigned long long)c.first);
+	return 0;
 }
 
 int audit_disk(struct backup *b, const struct snapshot_disk *sd, const struct point_disk *parent,
