@@ -320,6 +320,24 @@ static struct guest_disk *find_disk(const struct guest *g, const struct journal_
 	return NULL;
 }
 
+/* *ret_any: there was a bitmap of the run. */
+static int finish_disk(struct guest *g, const struct guest_disk *d, struct verdict *v,
+		       bool *ret_any, struct error *err)
+{
+	auto_settlement struct settlement s = {0};
+	const struct only only = {v->jd->old_bitmap, v->jd->new_bitmap};
+	int r;
+
+	*ret_any = false;
+	if (rival_began(d, v->j, v->jd)) { /* the next run sees what became of both */
+		log_debug("disk %s: left alone, another run has begun a bitmap", v->jd->name);
+		return 0;
+	}
+	r = decide(d, &v->j->repo, &only, run_knows, v, &s, err);
+	*ret_any = s.n != 0;
+	return r || !s.n ? r : apply(g, d, &s, err);
+}
+
 int epochs_finish(struct guest *g, const struct journal *j, bool committed, struct text_list *lines,
 		  struct error *err)
 {
@@ -328,26 +346,19 @@ int epochs_finish(struct guest *g, const struct journal *j, bool committed, stru
 	int r = guest_refresh(g, err);
 
 	for (size_t i = 0; !r && i < j->ndisks; i++) {
-		auto_settlement struct settlement s = {0};
 		const struct journal_disk *jd = &j->disks[i];
-		const struct only only = {jd->old_bitmap, jd->new_bitmap};
 		const struct guest_disk *d = find_disk(g, jd);
 		struct error e = {0};
+		bool any;
 		int rd;
 
 		if (!d || d->empty)
 			continue;
-		if (rival_began(d, j, jd)) { /* the next run sees what became of both */
-			log_debug("disk %s: left alone, another run has begun a bitmap", jd->name);
-			continue;
-		}
 		verdict.jd = jd;
-		rd = decide(d, &j->repo, &only, run_knows, &verdict, &s, &e);
-		if (!rd && s.n)
-			rd = apply(g, d, &s, &e);
+		rd = finish_disk(g, d, &verdict, &any, &e);
 		if (rd && !first.code)
 			first = e; /* what is left is settled by the next run */
-		if (!rd && s.n && lines)
+		if (!rd && any && lines)
 			r = text_list_add(lines, err, "disk %s: bitmap of point %.8s %s", d->name,
 					  id_text(&j->point).s, committed ? "kept" : "taken back");
 	}
