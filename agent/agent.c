@@ -51,8 +51,7 @@ void agent_stop(struct agent *a)
 	json_decref(a->warnings);
 	free(a->state_dir);
 	free(a->repo_url);
-	if (!a->hung)
-		secrets_stop(a);
+	secrets_stop(a);
 }
 
 /* "sftp:host:/x": somebody means a kind of repository that is kept elsewhere. */

@@ -156,6 +156,10 @@ int main(int argc, char **argv)
 		} else if (status == EXIT_DONE && a.warned) {
 			status = EXIT_WARNED;
 		}
+		if (a.hung) { /* a thread that never came back uses what would be freed */
+			(void)fflush(stdout);
+			_exit((int)status);
+		}
 		agent_stop(&a);
 	}
 	options_done(&a.opt);
