@@ -8,9 +8,10 @@ from .checks import assert_clean, note_baseline
 from .console import Console
 from .journal import GuestLog, judge_tree
 from .qmp import Agent, Qmp, QmpError
-from .tidemark import Result, Tidemark
+from .tidemark import Result, Tidemark, says
 from .vm import Disk, Vm, guest_image
 
 __all__ = ["Agent", "Console", "Disk", "GuestLog", "HarnessError", "Qmp", "QmpError", "ROOT",
            "Result", "Scratch", "Sub", "Tidemark", "Vm", "assert_clean", "guest_image", "image",
-           "journal", "judge_tree", "make_rng", "note_baseline", "reap", "run", "spawn", "wait_for"]
+           "journal", "judge_tree", "make_rng", "note_baseline", "reap", "run", "says", "spawn",
+           "wait_for"]

@@ -159,3 +159,12 @@ class Tidemark:
     def __call__(self, *args, expect=0, timeout=120.0, json_output=True, env=None):
         """Runs a command to its end and returns a Result."""
         return self.start(*args, json_output=json_output, env=env).finish(expect, timeout)
+
+
+def says(result, *words):
+    """An error that has all of these in its text, and no result beside it."""
+    for word in words:
+        if str(word) not in result.err:
+            raise HarnessError(f"'{word}' is missing from: {result.err}")
+    if result.out.strip():
+        raise HarnessError(f"an error printed a result: {result.out}")

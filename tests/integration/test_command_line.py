@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 
-from harness import HarnessError, Tidemark, image, run
+from harness import HarnessError, Tidemark, image, run, says
 from harness.cases import case, main
 
 SIZE = 8 * image.MIB
@@ -21,14 +21,6 @@ def setup(scratch, *names):
         paths.append(image.create(scratch.dir("disks") / f"{name}.qcow2", SIZE))
         run(["qemu-io", "-c", f"write -P {i + 1} 0 1M", paths[-1]])
     return tidemark, paths
-
-
-def says(result, *words):
-    for word in words:
-        if str(word) not in result.err:
-            raise HarnessError(f"'{word}' is missing from: {result.err}")
-    if result.out.strip():
-        raise HarnessError(f"an error printed a result: {result.out}")
 
 
 def encrypted(path):

@@ -5,7 +5,7 @@
 import os
 import signal
 
-from harness import HarnessError, Tidemark, Vm, assert_clean, image, make_rng, note_baseline, run
+from harness import HarnessError, Tidemark, Vm, assert_clean, image, make_rng, note_baseline, run, says
 from harness.cases import case, main
 from harness.vm import Disk
 
@@ -16,12 +16,6 @@ EPOCHS = int(os.environ.get("DOMAIN_EPOCHS", "4"))
 def check(ok, what):
     if not ok:
         raise HarnessError(what)
-
-
-def says(result, *words):
-    for word in words:
-        check(str(word) in result.err, f"'{word}' is missing from: {result.err}")
-    check(not result.out.strip(), f"an error printed a result: {result.out}")
 
 
 def tenants(scratch, *names):

@@ -10,7 +10,7 @@ import threading
 import time
 from pathlib import Path
 
-from harness import HarnessError, Tidemark, Vm, assert_clean, image, note_baseline, run, wait_for
+from harness import HarnessError, Tidemark, Vm, assert_clean, image, note_baseline, run, says, wait_for
 from harness.base import reap, spawn
 from harness.cases import case, main
 from harness.qmp import Qmp
@@ -30,14 +30,6 @@ def running(scratch, make=True):
     tidemark = Tidemark(scratch)
     tidemark("init")
     return vm, tidemark
-
-
-def says(result, *words):
-    for word in words:
-        if str(word) not in result.err:
-            raise HarnessError(f"'{word}' is missing from: {result.err}")
-    if result.out.strip():
-        raise HarnessError(f"an error printed a result: {result.out}")
 
 
 @case

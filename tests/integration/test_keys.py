@@ -11,19 +11,11 @@ import stat
 import subprocess
 import time
 
-from harness import HarnessError, Tidemark, image, run, wait_for
+from harness import HarnessError, Tidemark, image, run, says, wait_for
 from harness.cases import case, main
 
 SIZE = 4 * image.MIB
 DATA = b"the quick brown fox jumps over the lazy dog. "
-
-
-def says(result, *words):
-    for word in words:
-        if str(word) not in result.err:
-            raise HarnessError(f"'{word}' is missing from: {result.err}")
-    if result.out.strip():
-        raise HarnessError(f"an error printed a result: {result.out}")
 
 
 def check(ok, what):

@@ -88,28 +88,26 @@ def finish_first(rig, run):
     return run.finish().json
 
 
-@case
-def a_bitmap_that_another_run_has_ended_is_not_read(scratch):
+def late_behind(scratch, phase, *words):
+    """A run that has settled before another one froze, and goes on when that is in `phase`."""
     rig = Rig(scratch)
     late = rig.hold("block-dirty-bitmap-remove")
     rig.hide_journal()
-    first = rig.stop_at("settling")
-    rig.vm.write("vda", 2 * image.MIB, 65536, 7, rig.shadow)  # recorded by the first run's bitmap alone
-    rig.refused(late, "another tidemark", "Try again")
+    first = rig.stop_at(phase)
+    rig.vm.write("vda", 2 * image.MIB, 65536, 7, rig.shadow)  # the first run's bitmap alone records it
+    rig.refused(late, *words)
     finish_first(rig, first)
     rig.assert_next()
+
+
+@case
+def a_bitmap_that_another_run_has_ended_is_not_read(scratch):
+    late_behind(scratch, "settling", "another tidemark", "Try again")
 
 
 @case
 def a_disk_that_another_run_has_frozen_is_not_frozen_again(scratch):
-    rig = Rig(scratch)
-    late = rig.hold("block-dirty-bitmap-remove")
-    rig.hide_journal()
-    first = rig.stop_at("frozen")
-    rig.vm.write("vda", 2 * image.MIB, 65536, 7, rig.shadow)
-    rig.refused(late, "is not on its file", "Try again")
-    finish_first(rig, first)
-    rig.assert_next()
+    late_behind(scratch, "frozen", "is not on its file", "Try again")
 
 
 @case

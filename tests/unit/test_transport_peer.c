@@ -355,21 +355,31 @@ static void fill_disk(uint64_t *state)
 		peer->disk[i] = (uint8_t)(1 + test_below(state, 255));
 }
 
+/* A server of random bytes, and who reads from it. */
+static pid_t start_with_disk(uint64_t *state, struct block_source **ret)
+{
+	const struct nbd_address addr = address();
+	struct error err = {0};
+	pid_t pid;
+
+	offer_to_all((struct offer){SIZE, 1, 1 << 20, ABLE});
+	fill_disk(state);
+	pid = start();
+	if (nbd_source_open(loop, &addr, 1, START_MS, ret, &err))
+		fail_msg("%s", err.text);
+	return pid;
+}
+
 static void parts_come_in_any_order(void **unused)
 {
 	uint64_t state = test_seed() * 2 + 1;
-	const struct nbd_address addr = address();
 	auto_free uint8_t *buf = malloc(BLOCK);
 	struct block_source *src;
 	struct error err = {0};
 	pid_t pid;
 
 	(void)unused;
-	offer_to_all((struct offer){SIZE, 1, 1 << 20, ABLE});
-	fill_disk(&state);
-	pid = start();
-	if (nbd_source_open(loop, &addr, 1, START_MS, &src, &err))
-		fail_msg("%s", err.text);
+	pid = start_with_disk(&state, &src);
 	for (unsigned i = 0; i < 200; i++) {
 		uint64_t offset = test_below(&state, SIZE / BLOCK) * BLOCK;
 
@@ -412,18 +422,13 @@ static const char *spoil(uint64_t *state, unsigned how)
 static void parts_that_overlap_or_lack_are_refused(void **unused)
 {
 	uint64_t state = test_seed() * 2 + 1;
-	const struct nbd_address addr = address();
 	auto_free uint8_t *buf = malloc(BLOCK);
 	struct block_source *src;
 	struct error err = {0};
 	pid_t pid;
 
 	(void)unused;
-	offer_to_all((struct offer){SIZE, 1, 1 << 20, ABLE});
-	fill_disk(&state);
-	pid = start();
-	if (nbd_source_open(loop, &addr, 1, START_MS, &src, &err))
-		fail_msg("%s", err.text);
+	pid = start_with_disk(&state, &src);
 	for (unsigned i = 0; i < 200; i++) {
 		uint64_t offset = test_below(&state, SIZE / BLOCK) * BLOCK;
 		const char *what;
