@@ -126,8 +126,7 @@ struct base {
 	const struct point *parent;
 	bool known;    /* an earlier point has the disk */
 	uint64_t lost; /* bytes of the bitmap's point, which is why the bitmap is not enough */
-	bool unproved; /* … or that it lost nothing when the disk became smaller could not be told
-			*/
+	bool unproved; /* that it has lost no bits could not be told, another reason */
 };
 
 static int describe_reason(struct point_disk *pd, const struct snapshot_disk *sd,

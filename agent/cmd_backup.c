@@ -360,10 +360,7 @@ static int wind_up(struct backup *b, int r, enum exit_status *status, struct err
 		*status = EXIT_RECOVERY;
 	} else if (rf) {
 		*status = EXIT_RECOVERY;
-		say_warning(b->agent,
-			    "%s; the next backup puts it right; 'tidemark recover' does at once, "
-			    "but for bitmaps that no journal tells of",
-			    finish_err.text);
+		say_unfinished(b->agent, &finish_err);
 	}
 	if (!r && b->committed)
 		r = print_point(b, err);

@@ -10,6 +10,14 @@
 /* For tests: the limit in milliseconds. */
 #define DEBUG_LIMIT "TIDEMARK_DEBUG_STALL_MS"
 
+void say_unfinished(struct agent *a, const struct error *why)
+{
+	say_warning(a,
+		    "%s; the next backup puts it right; 'tidemark recover' does at once, but for "
+		    "bitmaps that no journal tells of",
+		    why->text);
+}
+
 _Noreturn static void give_up(struct stall_guard *g, uint64_t idle_ms, struct error err)
 {
 	enum exit_status status = agent_interrupted ? EXIT_INTERRUPTED : EXIT_FAILED;
@@ -19,10 +27,7 @@ _Noreturn static void give_up(struct stall_guard *g, uint64_t idle_ms, struct er
 	loop_set_watch(g->agent->loop, NULL);
 	progress_end(g->agent);
 	if (snapshot_finish(*g->snapshot, false, &finish_err)) {
-		say_warning(g->agent,
-			    "%s; the next backup puts it right; 'tidemark recover' does at once, "
-			    "but for bitmaps that no journal tells of",
-			    finish_err.text);
+		say_unfinished(g->agent, &finish_err);
 		status = EXIT_RECOVERY;
 		had_snapshot = false;
 	}

@@ -20,3 +20,6 @@ struct stall_guard {
 /* From now on until stall_disarm(); g and *snapshot must stay where they are. */
 void stall_arm(struct stall_guard *g, struct agent *a, struct snapshot **snapshot);
 void stall_disarm(struct stall_guard *g);
+
+/* A warning of what keeps the guest from being in order, and who puts it right. */
+void say_unfinished(struct agent *a, const struct error *why);
